@@ -1,0 +1,15 @@
+//! Compiles the wire messages with protox: no protoc binary is needed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "proto/istio/workload.proto",
+        "proto/istio/authorization.proto",
+        "proto/istio/ca.proto",
+        "proto/envoy/discovery.proto",
+        "proto/undermesh/node.proto",
+    ];
+    let descriptors = protox::compile(files, ["proto"])?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    println!("cargo::rerun-if-changed=proto");
+    Ok(())
+}

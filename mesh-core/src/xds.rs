@@ -1,0 +1,11 @@
+//! The wire API between control plane and nodes: Istio's workload API over delta ADS, and the CA service.
+
+pub mod proto;
+
+/// Type URL of [`proto::workload::Address`] resources (workloads and services).
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of [`proto::security::Authorization`] resources (L4 policies).
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Name of the [`proto::workload::Extension`] by which our control plane asks a node to enrol a pod that is
+/// not yet announced as reachable by HBONE. The extension carries no config.
+pub const ENROL_EXTENSION: &str = "undermesh.io/enrol";

@@ -1,0 +1,31 @@
+//! Generated wire messages; the sources are `mesh-core/proto/**.proto`.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::use_self,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+/// `istio.workload`: addresses of the mesh.
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+}
+/// `istio.security`: L4 authorization policies.
+pub mod security {
+    tonic::include_proto!("istio.security");
+}
+/// `istio.v1.auth`: the certificate authority.
+pub mod ca {
+    tonic::include_proto!("istio.v1.auth");
+}
+/// `envoy.service.discovery.v3`: delta ADS.
+pub mod discovery {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}
+/// `undermesh.node.v1`: enrolment reports.
+pub mod node {
+    tonic::include_proto!("undermesh.node.v1");
+}
