@@ -1,1 +1,36 @@
-fn main() {}
+//! `mesh-node`: command line only; what it does is in the library.
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "mesh-node",
+    version,
+    about = "The per-node agent of the mesh: capture, tunnel, L4 policy, DNS"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the agent until it is told to drain (SIGTERM, SIGINT).
+    Run(Box<mesh_node::config::RunArgs>),
+    /// Prints the version.
+    Version,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run(args) => {
+            let config = args.load()?;
+            println!("{}", serde_json::to_string_pretty(&config)?);
+            Ok(())
+        }
+        Command::Version => {
+            println!("mesh-node {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! What an operator can set, as typed sections.
+//!
+//! Sources, the later winning: defaults, the YAML file of `--config`, environment, flags. Environment names are
+//! those of Istio's node proxy where the meaning is the same, so that an existing manifest keeps working.
+
+mod args;
+#[cfg(test)]
+mod tests;
+
+pub use args::RunArgs;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything the agent is told before it starts.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// Who this node is.
+    pub node: Node,
+    /// The control plane's workload feed.
+    pub xds: Upstream,
+    /// The certificate authority; an empty address means the one of `xds`.
+    pub ca: Ca,
+    /// Kernel capture and where pods are found.
+    pub capture: Capture,
+    /// The data path.
+    pub proxy: Proxy,
+    /// Admin, metrics, readiness.
+    pub admin: Admin,
+    /// How the agent leaves.
+    pub drain: Drain,
+}
+
+/// Who this node is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Node {
+    /// The Kubernetes node name; workloads with this `node` are ours.
+    pub name: String,
+    /// Id of the cluster, as Istio's `CLUSTER_ID`.
+    pub cluster_id: String,
+    /// DNS suffix of services.
+    pub cluster_domain: String,
+    /// Id of the network that this node's pods share an address space with; empty for a single network.
+    pub network: String,
+    /// Namespace of the agent's service account (node metadata `NAMESPACE`).
+    pub namespace: String,
+    /// Service account of the agent (node metadata).
+    pub service_account: String,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            cluster_id: "Kubernetes".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            network: String::new(),
+            namespace: "istio-system".to_owned(),
+            service_account: "mesh-node".to_owned(),
+        }
+    }
+}
+
+/// A gRPC server to connect to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Upstream {
+    /// `https://host:port`, or `http://host:port` for plaintext.
+    pub address: String,
+    /// PEM file with the roots that the server must chain to (https only).
+    pub root_cert: Option<PathBuf>,
+    /// File with the bearer token; read again for each stream.
+    pub token: Option<PathBuf>,
+    /// Name that the server's certificate must carry, if not the host of `address`.
+    pub alt_hostname: Option<String>,
+}
+
+/// The certificate authority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Ca {
+    /// As [`Upstream::address`]; empty means the address of `xds`.
+    pub address: String,
+    /// As [`Upstream::root_cert`]; none means the one of `xds`.
+    pub root_cert: Option<PathBuf>,
+    /// As [`Upstream::alt_hostname`]; none means the one of `xds`.
+    pub alt_hostname: Option<String>,
+    /// Lifetime that is asked for; the authority may shorten it.
+    #[serde(with = "duration")]
+    pub secret_ttl: Duration,
+    /// PEM file of revocation lists, watched.
+    pub crl: Option<PathBuf>,
+}
+
+impl Default for Ca {
+    fn default() -> Self {
+        Self {
+            address: String::new(),
+            root_cert: None,
+            alt_hostname: None,
+            secret_ttl: Duration::from_secs(86_400),
+            crl: None,
+        }
+    }
+}
+
+/// What happens to enrolled pods' traffic while no agent is alive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FailMode {
+    /// Connections outside the mesh: plaintext, without policy.
+    Open,
+    /// Connections are refused.
+    #[default]
+    Closed,
+}
+
+/// How two pods of this node talk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SameNode {
+    /// Over plain kernel TCP once policy allowed the pair.
+    #[default]
+    Fast,
+    /// Always through the tunnel.
+    Tunnel,
+}
+
+/// Kernel capture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Capture {
+    /// Directory with one JSON file per pod of this node.
+    pub pods_dir: PathBuf,
+    /// cgroup2 directory that holds every process of the node; empty means the mount point.
+    pub host_cgroup: PathBuf,
+    /// cgroup2 directory that holds the pods; empty means `host_cgroup`.
+    pub pods_cgroup: PathBuf,
+    /// bpffs directory for pins; empty means `/sys/fs/bpf/undermesh/<node>`.
+    pub pin_dir: PathBuf,
+    /// The compiled programs, if not the ones that were embedded at build time.
+    pub bpf_object: Option<PathBuf>,
+    /// While no agent is alive.
+    pub fail: FailMode,
+    /// Whether pods' DNS queries are answered by the agent.
+    pub dns: bool,
+    /// How long a pod stays captured after the control plane no longer wants it.
+    #[serde(with = "duration")]
+    pub linger: Duration,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            pods_dir: PathBuf::from("/run/undermesh/pods"),
+            host_cgroup: PathBuf::new(),
+            pods_cgroup: PathBuf::new(),
+            pin_dir: PathBuf::new(),
+            bpf_object: None,
+            fail: FailMode::Closed,
+            dns: true,
+            linger: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The data path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Proxy {
+    /// Data worker threads; 0 means one per core.
+    pub workers: usize,
+    /// The mesh-wide default for traffic within the node.
+    pub same_node: SameNode,
+    /// Per dial, TCP only.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// How long a connection waits for its pod's workload and certificate.
+    #[serde(with = "duration")]
+    pub workload_wait: Duration,
+    /// Open connections of all pods together; more are refused. 0 means as many as the limit of open files lets.
+    pub max_connections: usize,
+    /// Open connections of one pod; more are refused. 0 means no own limit.
+    pub max_connections_per_pod: usize,
+    /// Streams per tunnel, at most.
+    pub pool_max_streams: usize,
+    /// A tunnel without streams is closed after this long.
+    #[serde(with = "duration")]
+    pub pool_unused_release: Duration,
+    /// Whether a CONNECT's 200 describes the destination workload to the source node.
+    pub response_baggage: bool,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            same_node: SameNode::Fast,
+            connect_timeout: Duration::from_secs(10),
+            workload_wait: Duration::from_secs(5),
+            max_connections: 0,
+            max_connections_per_pod: 0,
+            pool_max_streams: 100,
+            pool_unused_release: Duration::from_secs(300),
+            response_baggage: true,
+        }
+    }
+}
+
+/// Admin, metrics, readiness.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Admin {
+    /// Directory of `admin.sock` and of the files by which agents of one node know each other.
+    pub run_dir: PathBuf,
+    /// Admin over TCP; loopback only.
+    pub address: SocketAddr,
+    /// Prometheus.
+    pub metrics: SocketAddr,
+    /// `GET /healthz/ready`.
+    pub readiness: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            run_dir: PathBuf::from("/run/undermesh"),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 15_000)),
+            metrics: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15_020)),
+            readiness: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15_021)),
+        }
+    }
+}
+
+/// How the agent leaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Drain {
+    /// Connections that are still open after this long are cut.
+    #[serde(with = "duration")]
+    pub limit: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { limit: Duration::from_secs(3_600) }
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file of `--config` could not be read.
+    #[error("cannot read the config file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file of `--config` is no configuration.
+    #[error("config file {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, field and what is wrong.
+        message: String,
+    },
+    /// A value is missing or makes no sense.
+    #[error("{field}: {problem}; {fix}")]
+    Invalid {
+        /// Section and field as in the file, with the flag.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What would be right.
+        fix: &'static str,
+    },
+}
+
+impl Config {
+    /// Fills what depends on other fields and refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] names the first field that is wrong.
+    pub fn complete(mut self) -> Result<Self, ConfigError> {
+        if self.node.name.is_empty() {
+            return Err(invalid("node.name (--node)", "is empty", "give the name of this node"));
+        }
+        if self.node.name.contains('/') {
+            return Err(invalid("node.name (--node)", "contains '/'", "give the plain node name"));
+        }
+        check_address("xds.address (--xds)", &self.xds.address)?;
+        if self.ca.address.is_empty() {
+            self.ca.address.clone_from(&self.xds.address);
+        }
+        check_address("ca.address (--ca)", &self.ca.address)?;
+        if self.ca.root_cert.is_none() {
+            self.ca.root_cert.clone_from(&self.xds.root_cert);
+        }
+        if self.ca.alt_hostname.is_none() {
+            self.ca.alt_hostname.clone_from(&self.xds.alt_hostname);
+        }
+        if self.capture.pin_dir.as_os_str().is_empty() {
+            self.capture.pin_dir = PathBuf::from("/sys/fs/bpf/undermesh").join(&self.node.name);
+        }
+        if !self.admin.address.ip().is_loopback() {
+            return Err(invalid(
+                "admin.address (--admin)",
+                "is not a loopback address",
+                "admin has no authentication: use 127.0.0.1 or the unix socket",
+            ));
+        }
+        if self.proxy.workers == 0 {
+            self.proxy.workers = std::thread::available_parallelism().map_or(2, usize::from);
+        }
+        if self.proxy.workers > 256 {
+            return Err(invalid("proxy.workers (--workers)", "is more than 256", "use at most one per core"));
+        }
+        if self.proxy.pool_max_streams < 2 {
+            return Err(invalid("proxy.poolMaxStreams", "is less than 2", "the reference value is 100"));
+        }
+        for (field, value) in [
+            ("proxy.connectTimeout", self.proxy.connect_timeout),
+            ("proxy.poolUnusedRelease", self.proxy.pool_unused_release),
+            ("ca.secretTtl (--secret-ttl)", self.ca.secret_ttl),
+        ] {
+            if value.is_zero() {
+                return Err(invalid(field, "is zero", "give a positive duration such as 10s"));
+            }
+        }
+        Ok(self)
+    }
+}
+
+fn invalid(field: &'static str, problem: &str, fix: &'static str) -> ConfigError {
+    ConfigError::Invalid { field, problem: problem.to_owned(), fix }
+}
+
+fn check_address(field: &'static str, address: &str) -> Result<(), ConfigError> {
+    let fix = "give https://host:port, or http://host:port for plaintext";
+    let uri: http::Uri =
+        address.parse().map_err(|e| invalid(field, &format!("{address:?} is no URI ({e})"), fix))?;
+    match (uri.scheme_str(), uri.host(), uri.port_u16()) {
+        (Some("http" | "https"), Some(_), Some(_)) => Ok(()),
+        _ => Err(invalid(field, &format!("{address:?} lacks scheme, host or port"), fix)),
+    }
+}
+
+/// Durations in files are written as people write them: `10s`, `1h 30m`.
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&humantime::format_duration(*value))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_duration(&text)
+            .map_err(|e| serde::de::Error::custom(format_args!("{text:?} is no duration such as 10s: {e}")))
+    }
+}
