@@ -1,0 +1,186 @@
+//! The test groups, from fast to real, each closed by one summary line.
+
+use crate::build::Built;
+use crate::{build, paths, run, setup, testbed};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+/// Which tests to run.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The group; every group by default
+    #[arg(value_enum, default_value_t = Group::All)]
+    group: Group,
+    /// Passed on: a name filter for cargo's tests or for the scenarios
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    filter: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Everything without a kernel or a network
+    Pure,
+    /// The kernel programs on the running kernel (root)
+    Kernel,
+    /// Whole-mesh scenarios on real traffic (root)
+    Testbed,
+    /// All of them, in this order
+    All,
+}
+
+/// What a group's run amounted to.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    /// A reason to fail that is not a counted test: a crash, a build error.
+    broken: Option<String>,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)?;
+        self.broken.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
+    }
+}
+
+/// Runs the groups asked for; an error if anything failed.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::run()?;
+    let built = build::run(false)?;
+    let wanted = |group| args.group == Group::All || args.group == group;
+    let mut lines = Vec::new();
+    let mut failed = false;
+    let mut close = |name: &str, tally: Tally| {
+        failed |= tally.failed > 0 || tally.broken.is_some();
+        lines.push(format!("{name}: {tally}"));
+        println!("{name}: {tally}");
+    };
+    if wanted(Group::Pure) {
+        close("pure", pure(&built, &args.filter)?);
+    }
+    if wanted(Group::Kernel) && !run::interrupted() {
+        close("kernel", kernel(&built, &args.filter)?);
+    }
+    if wanted(Group::Testbed) && !run::interrupted() {
+        close("testbed", scenarios(&built, &args.filter)?);
+    }
+    println!("\n{}", lines.join("\n"));
+    if run::interrupted() {
+        bail!("interrupted");
+    }
+    if failed {
+        bail!("some tests failed");
+    }
+    Ok(())
+}
+
+/// Integration tests of every crate, by file name; the kernel group's files start with `kernel`.
+fn integration_tests() -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(paths::root()).context("cannot list the workspace")? {
+        let dir = entry?.path();
+        let package = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let Ok(tests) = std::fs::read_dir(dir.join("tests")) else { continue };
+        for file in tests {
+            let file = file?.path();
+            let (Some(stem), Some("rs")) = (file.file_stem(), file.extension().and_then(|e| e.to_str()))
+            else {
+                continue;
+            };
+            found.push((package.clone(), stem.to_string_lossy().into_owned()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn pure(built: &Built, filter: &[String]) -> Result<Tally> {
+    run::step("pure tests");
+    let mut cargo = build::cargo(&built.object)?;
+    cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    for (_, name) in integration_tests()?.iter().filter(|(_, name)| !name.starts_with("kernel")) {
+        cargo.args(["--test", name]);
+    }
+    cargo.arg("--").args(filter);
+    counted(&mut cargo)
+}
+
+fn kernel(built: &Built, filter: &[String]) -> Result<Tally> {
+    run::step("kernel tests");
+    let names: Vec<_> =
+        integration_tests()?.into_iter().filter(|(_, name)| name.starts_with("kernel")).collect();
+    if names.is_empty() {
+        return Ok(Tally { broken: Some("no kernel tests found".to_owned()), ..Tally::default() });
+    }
+    let mut cargo = build::cargo(&built.object)?;
+    cargo.args(["test", "--no-fail-fast"]);
+    for (package, name) in &names {
+        cargo.args(["-p", package, "--test", name]);
+    }
+    cargo.arg("--").args(filter);
+    counted(&mut cargo)
+}
+
+fn scenarios(built: &Built, filter: &[String]) -> Result<Tally> {
+    run::step("testbed scenarios");
+    let mut command = testbed::mesh_tests(built)?;
+    counted(command.arg("run").args(filter))
+}
+
+/// Runs a test command, shows its output, and adds up its closing lines (`test result: ok. 3 passed; 0 failed; …`).
+fn counted(command: &mut Command) -> Result<Tally> {
+    let line = run::shown(command);
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let mut tally = Tally::default();
+    if let Some(stdout) = child.stdout.take() {
+        for text in BufReader::new(stdout).lines() {
+            let text = text.context("the tests' output is not text")?;
+            println!("{text}");
+            add(&mut tally, &text);
+        }
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
+    if !status.success() && tally.failed == 0 {
+        tally.broken = Some(format!("`{line}` ended with {status}"));
+    }
+    Ok(tally)
+}
+
+fn add(tally: &mut Tally, line: &str) {
+    let Some(rest) = line.strip_prefix("test result: ") else { return };
+    for part in rest.split(['.', ';']) {
+        let mut words = part.split_whitespace();
+        let (Some(Ok(count)), Some(kind)) = (words.next().map(str::parse::<u64>), words.next()) else {
+            continue;
+        };
+        match kind {
+            "passed" => tally.passed += count,
+            "failed" => tally.failed += count,
+            "ignored" | "skipped" => tally.skipped += count,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_several_binaries_add_up() {
+        let mut tally = Tally::default();
+        add(
+            &mut tally,
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.1s",
+        );
+        add(&mut tally, "test result: FAILED. 2 passed; 3 failed; 0 skipped");
+        add(&mut tally, "test result_of_something ... ok");
+        assert_eq!((tally.passed, tally.failed, tally.skipped), (14, 3, 1));
+    }
+}

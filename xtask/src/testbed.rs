@@ -1,0 +1,33 @@
+//! Commands that run on the testbed: they build, make sure that the machine is ready, and hand over to `mesh-tests`.
+
+use crate::build::Built;
+use crate::{build, paths, run, setup};
+use anyhow::Result;
+use std::process::Command;
+
+/// A `mesh-tests` command that knows where the product's binaries are.
+pub(crate) fn mesh_tests(built: &Built) -> Result<Command> {
+    let mut command = Command::new(built.bin.join("mesh-tests"));
+    command
+        .current_dir(paths::root())
+        .env("UM_BIN", &built.bin)
+        .env("UM_BPF_OBJECT", &built.object)
+        // It cleans up when we are gone, see `run`.
+        .env("UM_PARENT", std::process::id().to_string())
+        .env("PATH", paths::path_with_tools()?);
+    Ok(command)
+}
+
+/// The demo, with optimised binaries.
+pub(crate) fn demo(args: &[String]) -> Result<()> {
+    setup::run()?;
+    let built = build::run(true)?;
+    run::check(mesh_tests(&built)?.arg("demo").args(args))
+}
+
+/// A bench, with optimised binaries.
+pub(crate) fn bench(args: &[String]) -> Result<()> {
+    setup::run()?;
+    let built = build::run(true)?;
+    run::check(mesh_tests(&built)?.arg("bench").args(args))
+}
