@@ -2,6 +2,7 @@
 //!
 //! | module | for |
 //! |---|---|
+//! | [`admin`] | what a node's admin endpoint answers, as types |
 //! | [`error`] | stable codes: side, retry, fix |
 //! | [`hbone`] | the tunnel: CONNECT over HTTP/2, both sides, and the copy loop |
 //! | [`identity`] | SPIFFE identities and trust domains |
@@ -9,9 +10,11 @@
 //! | [`route`] | where a connection goes: pure decisions over the model |
 //! | [`state`] | the model of the mesh: workloads, services, policies; its builder and its snapshots |
 //! | [`tls`] | mutual TLS with SPIFFE identities |
+//! | [`why`] | why a connection is allowed, denied or lost, and what decides |
 //! | [`xds`] | the wire messages (workload API, ADS, CA) and the delta client |
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod error;
 pub mod hbone;
 pub mod identity;
@@ -19,4 +22,5 @@ pub mod policy;
 pub mod route;
 pub mod state;
 pub mod tls;
+pub mod why;
 pub mod xds;
