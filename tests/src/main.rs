@@ -1,0 +1,60 @@
+//! `mesh-tests`: the runner of scenarios, demo and benches, and the small programs that pods run.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use mesh_tests::{bed, bench, demo, scenarios, tools};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "mesh-tests", about = "Scenarios, demo and benches of the mesh on one machine", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run scenarios: all, or those whose name contains a filter
+    Run(scenarios::RunArgs),
+    /// List the scenarios
+    List,
+    /// Show the mesh at work, step by step
+    Demo(demo::Args),
+    /// Measure
+    Bench(bench::Args),
+    /// Remove what runs left behind whose process is gone
+    Clean,
+    /// Run a program in a network namespace and a cgroup
+    #[command(hide = true)]
+    In(bed::launch::Args),
+    /// The small programs that pods run
+    #[command(subcommand, hide = true)]
+    Tool(tools::Tool),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::In(args) => bed::launch::exec(&args).map(|()| true),
+        Command::Tool(tool) => tools::run(&tool).map(|()| true),
+        Command::List => {
+            scenarios::list();
+            Ok(true)
+        }
+        Command::Clean => bed::leftovers::clean().map(|()| true),
+        Command::Run(args) => bed::run::guarded(|| scenarios::run(&args)),
+        Command::Demo(args) => bed::run::guarded(|| demo::run(&args)),
+        Command::Bench(args) => bed::run::guarded(|| bench::run(&args)),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(_) if bed::run::cancelled() => {
+            eprintln!("interrupted");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

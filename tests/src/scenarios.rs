@@ -1,0 +1,119 @@
+//! The scenarios: whole-mesh tests whose names are sentences.
+//!
+//! Each gets a deadline and builds its own testbed, so that none depends on another. A scenario's assertions read a
+//! side that the product does not write: a packet capture, the kernel's socket tables, a server's own log, what a
+//! client got.
+
+mod plain;
+
+use crate::bed::run as this_run;
+use anyhow::Result;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// How a scenario ends early without having failed.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// An error that makes the running scenario count as skipped, with the reason.
+pub fn skip(reason: impl Into<String>) -> anyhow::Error {
+    Skip(reason.into()).into()
+}
+
+/// A scenario.
+pub struct Scenario {
+    /// The behaviour, as a sentence.
+    pub name: &'static str,
+    /// How long it may take.
+    pub deadline: Duration,
+    /// The test.
+    pub run: fn() -> Result<()>,
+}
+
+/// Builds a table entry.
+pub const fn scenario(name: &'static str, seconds: u64, run: fn() -> Result<()>) -> Scenario {
+    Scenario { name, deadline: Duration::from_secs(seconds), run }
+}
+
+/// Which scenarios.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Words that a name must contain, all of them
+    filter: Vec<String>,
+    /// Stop after the first failure
+    #[arg(long)]
+    fail_fast: bool,
+}
+
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    [plain::SCENARIOS].into_iter().flatten()
+}
+
+/// Prints every name.
+pub fn list() {
+    for scenario in all() {
+        println!("{}", scenario.name);
+    }
+}
+
+/// Runs the scenarios that match, one after the other; whether all passed.
+///
+/// # Errors
+/// The run was interrupted.
+pub fn run(args: &RunArgs) -> Result<bool> {
+    let chosen: Vec<_> = all()
+        .filter(|scenario| args.filter.iter().all(|word| scenario.name.contains(word.as_str())))
+        .collect();
+    println!("running {} scenarios", chosen.len());
+    let begin = Instant::now();
+    let (mut passed, mut failures, mut skipped) = (0, Vec::new(), Vec::new());
+    for scenario in chosen {
+        this_run::check()?;
+        let start = Instant::now();
+        this_run::set_deadline(Some(start + scenario.deadline));
+        let result = (scenario.run)();
+        this_run::set_deadline(None);
+        this_run::check()?;
+        let took = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("test {} ... ok ({took:.1} s)", scenario.name);
+            }
+            Err(error) => match error.downcast_ref::<Skip>() {
+                Some(reason) => {
+                    println!("test {} ... skipped: {reason}", scenario.name);
+                    skipped.push(scenario.name);
+                }
+                None => {
+                    println!("test {} ... FAILED ({took:.1} s)\n  {error:#}", scenario.name);
+                    failures.push(scenario.name);
+                    if args.fail_fast {
+                        break;
+                    }
+                }
+            },
+        }
+    }
+    for (what, names) in [("failed", &failures), ("skipped", &skipped)] {
+        if !names.is_empty() {
+            println!("\n{what}:\n  {}", names.join("\n  "));
+        }
+    }
+    let word = if failures.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {} failed; {} skipped; finished in {:.0}s",
+        failures.len(),
+        skipped.len(),
+        begin.elapsed().as_secs_f64()
+    );
+    Ok(failures.is_empty())
+}

@@ -1,0 +1,50 @@
+//! Small programs that run inside pods, as subcommands of `mesh-tests tool`.
+//!
+//! They are plain clients and servers on blocking sockets or one epoll loop, know nothing of the mesh, and report what
+//! they see of their connections; that makes them witnesses.
+
+pub mod call;
+pub mod dns;
+pub mod load;
+pub mod relay;
+pub mod serve;
+pub mod web;
+
+use anyhow::Result;
+
+/// The programs.
+#[derive(clap::Subcommand)]
+pub enum Tool {
+    /// TCP servers: echo, greeting, sink, source
+    Serve(serve::Args),
+    /// One TCP connection; prints what it saw as JSON
+    Call(call::Args),
+    /// Load of one shape; prints its figures as JSON
+    Load(load::Args),
+    /// A tiny HTTP service that may call another
+    Web(web::Args),
+    /// A bare copy relay
+    Relay(relay::Args),
+    /// A DNS server with fixed names
+    Dns(dns::Args),
+    /// Burns cycles that nobody else wants, so that a virtual CPU never halts
+    Spin,
+}
+
+/// Runs one.
+///
+/// # Errors
+/// Its own.
+pub fn run(tool: &Tool) -> Result<()> {
+    match tool {
+        Tool::Serve(args) => serve::run(args),
+        Tool::Call(args) => call::run(args),
+        Tool::Load(args) => load::run(args),
+        Tool::Web(args) => web::run(args),
+        Tool::Relay(args) => relay::run(args),
+        Tool::Dns(args) => dns::run(args),
+        Tool::Spin => loop {
+            std::hint::spin_loop();
+        },
+    }
+}
