@@ -9,6 +9,7 @@
 //! | [`policy`] | L4 authorization: policies and their pure evaluation |
 //! | [`route`] | where a connection goes: pure decisions over the model |
 //! | [`state`] | the model of the mesh: workloads, services, policies; its builder and its snapshots |
+//! | [`telemetry`] | metrics, access log, logging |
 //! | [`tls`] | mutual TLS with SPIFFE identities |
 //! | [`why`] | why a connection is allowed, denied or lost, and what decides |
 //! | [`xds`] | the wire messages (workload API, ADS, CA) and the delta client |
@@ -21,6 +22,7 @@ pub mod identity;
 pub mod policy;
 pub mod route;
 pub mod state;
+pub mod telemetry;
 pub mod tls;
 pub mod why;
 pub mod xds;

@@ -1,0 +1,39 @@
+//! Metrics, access logs and logging, with the names, labels and line layout that tools of the Istio ecosystem read.
+//!
+//! The data path asks [`TcpMetrics::handle`] once per connection (one lookup in a cache of its own) and then only adds
+//! to plain atomics; labels are built when a pair of peers is seen for the first time, log lines are formatted on a
+//! thread of their own ([`AccessLog`]).
+//!
+//! | module | for |
+//! |---|---|
+//! | `labels` | what is known of a connection, and the label set that it becomes |
+//! | `connection` | `istio_tcp_*`: families, cached handles, one recorder per connection |
+//! | `access_log` | the access log: records, layout, writer thread |
+//! | `logging` | log lines of the programs themselves; level changes at run time |
+//! | `node` | every other metric of the node agent |
+//! | `exposition` | the text of a scrape |
+//! | `process` | `process_*` from `/proc/self` |
+
+mod access_log;
+mod connection;
+mod exposition;
+mod labels;
+mod logging;
+mod node;
+mod process;
+#[cfg(test)]
+mod tests;
+
+pub use access_log::{AccessLog, AccessRecord, Direction, Event, Failure};
+pub use connection::{ConnectionMetrics, HandleCache, Opened, Recorder, TcpMetrics, Telemetry};
+pub use exposition::{OPENMETRICS_TYPE, TEXT_TYPE, scrape};
+pub use labels::{Connection, ConnectionLabels, Peer, Reporter, SecurityPolicy, infer_service};
+pub use logging::{InvalidLogSettings, LogFormat, LogSettings, Logging};
+pub use node::{
+    BuildLabels, DnsLabels, NodeMetrics, OnDemandDnsLabels, ReporterLabels, TerminationReason, UrlLabels,
+    register_build,
+};
+pub use process::ProcessCollector;
+
+/// What a label says when nothing is known.
+pub const UNKNOWN: &str = "unknown";
