@@ -13,12 +13,21 @@
 //! knows the whole mesh, but capture, certificates and failures only of its own pods; `meshctl why` asks every node
 //! and lets [`merge`] put the answers of the source's and the destination's node together.
 
+mod credentials;
+mod enrolment;
+mod history;
+mod judge;
 mod merge;
 mod name;
 mod suggest;
+#[cfg(test)]
+mod tests;
 mod types;
+mod walk;
+mod way;
 
 pub use merge::merge;
 pub use name::{NameError, Question, QuestionError};
 pub use suggest::suggest;
 pub use types::{CertificateFact, Explanation, Facts, Object, Outcome, Path, Stage, Step, Verdict};
+pub use walk::explain;

@@ -1,6 +1,6 @@
 //! One answer from the views of several nodes.
 
-use super::types::{Explanation, Outcome, Stage};
+use super::types::{Explanation, Outcome, Stage, Step};
 
 /// Puts the views of several nodes on one question together: the source's node knows whether the source is captured
 /// and has a certificate, and what failed when it left; the destination's node knows the same of the destination.
@@ -21,10 +21,11 @@ pub fn merge(views: Vec<Explanation>) -> Option<Explanation> {
             None => merged.steps.push(theirs.clone()),
         }
     }
-    let theirs =
-        far.steps.iter().filter(|step| step.stage == Stage::LastFailure && step.outcome == Outcome::Warn);
-    for step in theirs {
-        merged.steps.push(step.clone());
+    let failed = |step: &&Step| step.stage == Stage::LastFailure && step.outcome == Outcome::Warn;
+    if let Some(theirs) = far.steps.iter().find(failed) {
+        // "None that we know of" is no news next to one that they know of; two failures are told both.
+        merged.steps.retain(|step| step.stage != Stage::LastFailure || step.outcome == Outcome::Warn);
+        merged.steps.push(theirs.clone());
     }
     merged.steps.sort_by_key(|step| step.stage);
     merged.conclude();

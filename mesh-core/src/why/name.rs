@@ -196,15 +196,15 @@ pub(super) fn destination(state: &MeshState, text: &str, client: &Workload) -> R
     }
     let reference = Reference::read(text);
     let namespace = reference.namespace.unwrap_or(&client.namespace);
-    if reference.only != Only::Workload {
-        if let Some(service) = service(state, &reference, namespace, client) {
-            return Ok(Target::Service(service.clone()));
-        }
+    if reference.only != Only::Workload
+        && let Some(service) = service(state, &reference, namespace, client)
+    {
+        return Ok(Target::Service(service.clone()));
     }
-    if reference.only != Only::Service {
-        if let Some(workload) = pods(state, Some(namespace), reference.name).first() {
-            return Ok(Target::Workload((*workload).clone()));
-        }
+    if reference.only != Only::Service
+        && let Some(workload) = pods(state, Some(namespace), reference.name).first()
+    {
+        return Ok(Target::Workload((*workload).clone()));
     }
     let what = match reference.only {
         Only::Any => "service or workload",

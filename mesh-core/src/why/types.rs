@@ -22,6 +22,8 @@ pub struct Facts {
     pub certificates: HashMap<SpiffeId, CertificateFact>,
     /// The last real failures on this node, newest first.
     pub failures: Vec<admin::Failure>,
+    /// Ports of the mesh's own listeners.
+    pub illegal_ports: Vec<u16>,
     /// The workload feed: without it the state may be old.
     pub xds: admin::Upstream,
     /// The moment to which certificates are compared.
@@ -110,6 +112,8 @@ pub struct Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stage {
+    /// What the answering node knows.
+    View,
     /// Who connects.
     Source,
     /// To whom.
@@ -135,6 +139,7 @@ impl Stage {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::View => "view",
             Self::Source => "source",
             Self::Destination => "destination",
             Self::SourceEnrolment => "source enrolment",
