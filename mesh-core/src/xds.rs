@@ -1,5 +1,17 @@
 //! The wire API between control plane and nodes: Istio's workload API over delta ADS, and the CA service.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`proto`] | generated messages, clients and servers |
+//! | [`channel`] | connections to the control plane: TLS, tokens, keepalive |
+//! | [`delta`] | the client's side of delta ADS as pure state |
+//! | [`client`] | the loop around it: streams, backoff, status |
+//! | [`ca`] | certificate signing |
 
+pub mod ca;
+pub mod channel;
+pub mod client;
+pub mod delta;
 pub mod proto;
 
 /// Type URL of [`proto::workload::Address`] resources (workloads and services).
