@@ -3,9 +3,19 @@
 //! | module | for |
 //! |---|---|
 //! | [`config`] | what an operator can set: flags, environment, YAML file |
+//! | [`certs`] | certificates of this node's pods: fetched ahead, renewed at half of their life |
+//! | [`proxy`] | the data path: workers, outbound, inbound, tunnels |
+//! | [`fastpath`] | pairs of pods of this node that may talk without the agent |
 //! | [`dns`] | the DNS proxy for the names of the mesh |
+//! | [`admin`] | what the agent says about itself: admin, metrics, readiness |
+//! | [`generations`] | how old and new agents of a node know each other |
 //!
 //! Threads, ports, files and signals: `ARCHITECTURE.md`.
 
+pub mod admin;
+pub mod certs;
 pub mod config;
 pub mod dns;
+pub mod fastpath;
+pub mod generations;
+pub mod proxy;

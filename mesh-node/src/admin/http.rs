@@ -1,0 +1,196 @@
+//! A small HTTP/1.1 server for people and scrapers: one handler per port, on the control runtime.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+/// What a handler gives back.
+pub(crate) type Reply = Response<Full<Bytes>>;
+
+/// Method, path, query and the `Accept` header of a request; bodies are not read.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    query: String,
+    pub(crate) accept: String,
+}
+
+impl Ask {
+    fn new(request: &Request<Incoming>) -> Self {
+        let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok());
+        Self {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            accept: accept.unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The decoded value of a query parameter.
+    pub(crate) fn parameter(&self, name: &str) -> Option<String> {
+        parameter(&self.query, name)
+    }
+}
+
+fn parameter(query: &str, name: &str) -> Option<String> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| percent_decode(value))
+    })
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        match (first, tail) {
+            (b'%', [a, b, after @ ..]) if hex(a).is_some() && hex(b).is_some() => {
+                bytes.push(hex(a).unwrap_or_default() << 4 | hex(b).unwrap_or_default());
+                rest = after;
+            }
+            (b'+', _) => {
+                bytes.push(b' ');
+                rest = tail;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A JSON document.
+pub(crate) fn json(value: &impl serde::Serialize) -> Reply {
+    match serde_json::to_vec_pretty(value) {
+        Ok(body) => reply(StatusCode::OK, "application/json", body),
+        Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write the answer as JSON: {e}\n")),
+    }
+}
+
+/// A line for people.
+pub(crate) fn text(status: StatusCode, body: impl Into<Vec<u8>>) -> Reply {
+    reply(status, "text/plain; charset=utf-8", body)
+}
+
+/// Any document.
+pub(crate) fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body.into())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    reply
+}
+
+/// What answers the requests of one port.
+pub(crate) type Handler = Rc<dyn Fn(Ask) -> LocalBoxFuture<'static, Reply>>;
+
+/// Binds a TCP port that an older and a newer agent can hold at once.
+///
+/// # Errors
+/// The address cannot be bound.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(128)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Binds a unix socket, replacing what a dead process left at `path`; only root may connect.
+///
+/// # Errors
+/// The path cannot be bound.
+pub(crate) fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers on `listener` until `stop`.
+pub(crate) async fn serve_tcp(listener: TcpListener, handler: Handler, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => drop(tokio::task::spawn_local(connection(stream, Rc::clone(&handler)))),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// As [`serve_tcp`].
+pub(crate) async fn serve_unix(listener: UnixListener, handler: Handler, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => drop(tokio::task::spawn_local(connection(stream, Rc::clone(&handler)))),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn pause(error: &std::io::Error) {
+    tracing::warn!(%error, "cannot accept an admin connection");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, handler: Handler) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = handler(Ask::new(&request));
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_values_are_decoded() {
+        let query = "src=shop%2Fcart&dst=10.0.0.1:80&flag&plus=a+b&bad=%zz%2";
+        assert_eq!(parameter(query, "src").as_deref(), Some("shop/cart"));
+        assert_eq!(parameter(query, "dst").as_deref(), Some("10.0.0.1:80"));
+        assert_eq!(parameter(query, "flag").as_deref(), Some(""));
+        assert_eq!(parameter(query, "plus").as_deref(), Some("a b"));
+        assert_eq!(parameter(query, "bad").as_deref(), Some("%zz%2"));
+        assert_eq!(parameter(query, "none"), None);
+    }
+}

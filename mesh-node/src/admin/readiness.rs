@@ -1,0 +1,54 @@
+//! What must have happened before the agent is ready.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// The list of what is pending: name and, if it failed, why.
+#[derive(Debug)]
+pub struct Readiness(Mutex<BTreeMap<String, Option<String>>>);
+
+impl Readiness {
+    /// Not ready until each of `pending` is done.
+    pub fn new(pending: &[&str]) -> Self {
+        Self(Mutex::new(pending.iter().map(|name| ((*name).to_owned(), None)).collect()))
+    }
+
+    /// Marks `name` as done.
+    pub fn done(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// Marks `name` as not done, with the reason if there is one.
+    pub fn pending(&self, name: &str, reason: Option<String>) {
+        self.lock().insert(name.to_owned(), reason);
+    }
+
+    /// One line per pending item; empty when ready.
+    #[must_use]
+    pub fn list(&self) -> Vec<String> {
+        let line = |(name, reason): (&String, &Option<String>)| match reason {
+            Some(reason) => format!("{name}: {reason}"),
+            None => name.clone(),
+        };
+        self.lock().iter().map(line).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_when_nothing_is_pending() {
+        let readiness = Readiness::new(&["workloads", "policies"]);
+        readiness.done("workloads");
+        readiness.pending("policies", Some("refused".to_owned()));
+        assert_eq!(readiness.list(), ["policies: refused"]);
+        readiness.done("policies");
+        assert!(readiness.list().is_empty());
+    }
+}

@@ -1,0 +1,187 @@
+//! How the agents of one node know each other: one file per live agent in the run directory.
+//!
+//! During an upgrade the old agent drains while the new one serves; `meshctl status` lists both from these files, and
+//! an agent that is told to leave looks here whether a successor has taken its pods over.
+//! `admin.sock` is a symbolic link to the socket of the newest agent.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use mesh_core::admin::{Agent, Phase};
+
+use crate::proxy::failures::now_ms;
+
+/// This agent's file and socket in the run directory; removed on drop.
+#[derive(Debug)]
+pub struct Registration {
+    run_dir: PathBuf,
+    me: Agent,
+}
+
+impl Registration {
+    /// Creates the run directory if needed and writes this agent's file.
+    ///
+    /// # Errors
+    /// The directory or file cannot be written.
+    pub fn new(run_dir: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let agents = run_dir.join("agents");
+        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&agents)?;
+        let now = now_ms();
+        let me = Agent {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: now,
+            phase: Phase::Starting,
+            since_ms: now,
+            connections: 0,
+        };
+        let registration = Self { run_dir: run_dir.to_owned(), me };
+        registration.write()?;
+        Ok(registration)
+    }
+
+    /// Where this agent's admin socket is.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agents").join(format!("{}.sock", self.me.pid))
+    }
+
+    /// Points `admin.sock` at this agent.
+    ///
+    /// # Errors
+    /// The link cannot be made.
+    pub fn link_socket(&self) -> io::Result<()> {
+        let temporary = self.run_dir.join(format!(".admin.sock.{}", self.me.pid));
+        let target = PathBuf::from("agents").join(format!("{}.sock", self.me.pid));
+        remove(&temporary)?;
+        std::os::unix::fs::symlink(target, &temporary)?;
+        std::fs::rename(&temporary, self.run_dir.join("admin.sock"))
+    }
+
+    /// Says what this agent is doing now.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn update(&mut self, phase: Phase, connections: usize) -> io::Result<()> {
+        if self.me.phase != phase {
+            self.me.phase = phase;
+            self.me.since_ms = now_ms();
+        }
+        self.me.connections = connections;
+        self.write()
+    }
+
+    /// Whether an agent that started later serves the node.
+    #[must_use]
+    pub fn has_successor(&self) -> bool {
+        list(&self.run_dir)
+            .iter()
+            .any(|g| g.pid != self.me.pid && g.phase == Phase::Serving && g.started_ms >= self.me.started_ms)
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let path = self.run_dir.join("agents").join(format!("{}.json", self.me.pid));
+        let temporary = path.with_extension("json.new");
+        std::fs::write(&temporary, serde_json::to_vec(&self.me)?)?;
+        std::fs::rename(&temporary, &path)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let agents = self.run_dir.join("agents");
+        // What cannot be removed is skipped by readers: its process is gone.
+        let _ = remove(&agents.join(format!("{}.json", self.me.pid)));
+        let _ = remove(&self.socket());
+        let link = self.run_dir.join("admin.sock");
+        if std::fs::read_link(&link).is_ok_and(|t| t.ends_with(format!("{}.sock", self.me.pid))) {
+            let _ = remove(&link);
+        }
+    }
+}
+
+/// The agents that are alive, oldest first. Files of dead ones are removed.
+#[must_use]
+pub fn list(run_dir: &Path) -> Vec<Agent> {
+    let Ok(files) = std::fs::read_dir(run_dir.join("agents")) else { return Vec::new() };
+    let mut alive: Vec<Agent> = files
+        .flatten()
+        .filter(|f| f.path().extension().is_some_and(|e| e == "json"))
+        .filter_map(|f| {
+            let generation: Agent = serde_json::from_slice(&std::fs::read(f.path()).ok()?).ok()?;
+            if Path::new("/proc").join(generation.pid.to_string()).exists() {
+                return Some(generation);
+            }
+            let _ = remove(&f.path());
+            let _ = remove(&f.path().with_extension("sock"));
+            None
+        })
+        .collect();
+    alive.sort_by_key(|g| (g.started_ms, g.pid));
+    alive
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, pid: u32, phase: Phase, started_ms: u64) {
+        let g = Agent { pid, version: "0".into(), started_ms, phase, since_ms: 0, connections: 0 };
+        std::fs::write(dir.join(format!("agents/{pid}.json")), serde_json::to_vec(&g).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn an_agent_lists_itself_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut me = Registration::new(dir.path()).unwrap();
+        me.link_socket().unwrap();
+        me.update(Phase::Draining, 7).unwrap();
+        let listed = list(dir.path());
+        assert_eq!(
+            (listed[0].pid, listed[0].phase, listed[0].connections),
+            (std::process::id(), Phase::Draining, 7)
+        );
+        drop(me);
+        assert!(list(dir.path()).is_empty());
+        assert!(std::fs::symlink_metadata(dir.path().join("admin.sock")).is_err());
+    }
+
+    #[test]
+    fn a_serving_agent_that_started_later_is_the_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = Registration::new(dir.path()).unwrap();
+        let other = std::os::unix::process::parent_id();
+        write(dir.path(), other, Phase::Starting, me.me.started_ms + 1);
+        assert!(!me.has_successor(), "it does not serve yet");
+        write(dir.path(), other, Phase::Serving, me.me.started_ms + 1);
+        assert!(me.has_successor());
+        write(dir.path(), other, Phase::Serving, 1);
+        assert!(!me.has_successor(), "it is an older one");
+    }
+
+    #[test]
+    fn a_dead_agent_is_not_listed_and_its_file_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let _me = Registration::new(dir.path()).unwrap();
+        write(dir.path(), u32::MAX, Phase::Serving, 1);
+        assert_eq!(list(dir.path()).len(), 1);
+        assert!(!dir.path().join("agents").join(format!("{}.json", u32::MAX)).exists());
+    }
+
+    #[test]
+    fn an_older_agent_that_leaves_keeps_the_link_of_the_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = Registration::new(dir.path()).unwrap();
+        std::os::unix::fs::symlink("agents/1.sock", dir.path().join("admin.sock")).unwrap();
+        drop(me);
+        assert!(std::fs::symlink_metadata(dir.path().join("admin.sock")).is_ok());
+    }
+}

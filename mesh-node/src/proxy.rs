@@ -1,0 +1,144 @@
+//! The data path: from an accepted socket to the last byte, on one worker thread.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`worker`] | the threads, what the control runtime tells them, listeners and accepting |
+//! | [`outbound`] | connections of the pod's application |
+//! | [`inbound`] | tunnels from peers |
+//! | [`plaintext`] | connections from peers without a tunnel |
+//! | [`dial`] | sockets, TLS and HTTP/2 towards a peer or the application |
+//! | [`pool`] | which tunnel a stream uses |
+//! | [`live`] | inbound connections that are evaluated again when policy changes |
+//! | [`session`] | metrics, access log and failures of one connection |
+//! | [`limits`] | how many connections at once |
+//! | [`net`] | how sockets enter and leave a pod; the seam to the kernel |
+
+pub mod dial;
+pub mod failed;
+pub mod failures;
+mod inbound;
+pub mod limits;
+pub mod live;
+pub mod net;
+mod outbound;
+mod plaintext;
+pub(crate) mod pool;
+mod proxy_header;
+mod session;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use mesh_core::error::Code;
+use mesh_core::state::{LocalWorkload, MeshState, Workload};
+use mesh_core::telemetry::{NodeMetrics, Telemetry};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::certs::Certificates;
+use crate::config::Config;
+use failed::Failed;
+use failures::Failures;
+use limits::Gauge;
+use net::PodNet;
+
+/// Ports of the mesh itself; a tunnel must not lead to them (HBONE reference, inbound step 5).
+pub const OWN_PORTS: [u16; 4] = [15_001, 15_006, 15_008, 15_080];
+
+/// A socket address as policies, keys and logs have it: IPv4-mapped IPv6 is IPv4.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// What every worker and the control runtime share. Nothing in it is locked on the path of a byte.
+pub struct Shared {
+    /// Settings.
+    pub config: Config,
+    /// The newest snapshot of the mesh.
+    pub state: ArcSwap<MeshState>,
+    /// Counts snapshots, for those who wait for one.
+    pub published: watch::Sender<u64>,
+    /// Certificates of this node's pods.
+    pub certificates: Certificates,
+    /// Metrics and access log.
+    pub telemetry: Telemetry,
+    /// The other metrics.
+    pub metrics: NodeMetrics,
+    /// Connections of all pods.
+    pub gauge: Arc<Gauge>,
+    /// The last failures.
+    pub failures: Failures,
+    /// Connections within the node that worked through the tunnel: candidates for the fast path.
+    pub candidates: mpsc::Sender<crate::fastpath::Candidate>,
+    /// Told when the agent takes no new connections.
+    pub drain: CancellationToken,
+}
+
+impl Shared {
+    /// Makes `state` the snapshot that connections see from now on.
+    pub fn publish(&self, state: MeshState) {
+        self.state.store(Arc::new(state));
+        self.published.send_modify(|n| *n += 1);
+    }
+}
+
+/// A pod of this node whose traffic is captured.
+pub struct Pod {
+    /// Kubernetes uid of the pod.
+    pub uid: String,
+    /// Namespace, name, service account, node.
+    pub local: LocalWorkload,
+    /// `namespace/name`, for logs.
+    pub label: String,
+    /// Its network.
+    pub net: Box<dyn PodNet>,
+    /// Its connections.
+    pub gauge: Arc<Gauge>,
+    /// Told when the pod is gone or no longer enrolled.
+    pub gone: CancellationToken,
+}
+
+impl Pod {
+    /// The pod's workload, waiting up to `patience` for the control plane to announce it.
+    ///
+    /// # Errors
+    /// [`Code::WorkloadUnknown`] if it does not.
+    pub async fn workload(
+        &self,
+        shared: &Shared,
+        patience: Duration,
+    ) -> Result<(Arc<MeshState>, Arc<Workload>), Failed> {
+        let look = || {
+            let state = shared.state.load_full();
+            let workload = state.local_workload(&self.local).cloned();
+            workload.map(|w| (state, w))
+        };
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        let mut published = shared.published.subscribe();
+        let arrival = async {
+            loop {
+                if let Some(found) = look() {
+                    return Some(found);
+                }
+                published.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(patience, arrival).await.ok().flatten().ok_or_else(|| {
+            Failed::new(
+                Code::WorkloadUnknown,
+                format!(
+                    "failed to fetch information about local workload: {} is not known after {patience:?}",
+                    self.label
+                ),
+            )
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! Connecting: sockets, then TLS and HTTP/2 for a tunnel.
+//!
+//! Socket options cost a system call each. Listeners carry them for what they accept (Linux copies them), tunnels are
+//! few, and a connection to the application never leaves the machine: it gets TCP_NODELAY only, since a dead peer on
+//! the same kernel is noticed without keepalive.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mesh_core::error::Code;
+use mesh_core::hbone::io::ReadAhead;
+use mesh_core::hbone::{ClientConnection, Settings};
+use mesh_core::identity::SpiffeId;
+use mesh_core::tls::{self, TlsError};
+use socket2::{SockRef, Socket, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::failed::Failed;
+use super::pool::{Key, Tunnel};
+use super::worker::PodProxy;
+
+/// HBONE reference §3: 180 s, 180 s, 9 probes.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(180))
+    .with_interval(Duration::from_secs(180))
+    .with_retries(9);
+
+/// An open tunnel as the pool holds it.
+#[derive(Clone)]
+pub(super) struct TunnelHandle {
+    /// For opening streams.
+    pub(super) connection: ClientConnection,
+    /// Who the peer proved to be.
+    pub(super) peer: SpiffeId,
+}
+
+impl Tunnel for TunnelHandle {
+    fn max_streams(&self) -> usize {
+        self.connection.max_streams()
+    }
+
+    fn is_open(&self) -> bool {
+        !self.connection.is_closed()
+    }
+}
+
+/// What a dial is for; it decides what a timeout most likely means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A peer's tunnel port.
+    Tunnel,
+    /// A peer without a tunnel.
+    Plain,
+    /// The pod's own application.
+    Application,
+}
+
+/// Sets the options that sockets accepted from `listener` inherit.
+///
+/// # Errors
+/// The kernel refuses an option.
+pub fn prepare_listener(listener: &std::net::TcpListener) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)
+}
+
+/// Connects a socket that [`super::net::PodNet`] made.
+pub(super) async fn connect(
+    socket: io::Result<Socket>,
+    to: SocketAddr,
+    purpose: Purpose,
+    timeout: Duration,
+) -> Result<TcpStream, Failed> {
+    let prepare = |socket: Socket| {
+        socket.set_tcp_nodelay(true)?;
+        if purpose != Purpose::Application {
+            socket.set_tcp_keepalive(&KEEPALIVE)?;
+        }
+        Ok::<_, io::Error>(TcpSocket::from_std_stream(socket.into()))
+    };
+    let socket = socket.and_then(prepare).map_err(|e| failed_dial(to, &e))?;
+    match tokio::time::timeout(timeout, socket.connect(to)).await {
+        Ok(connected) => connected.map_err(|e| failed_dial(to, &e)),
+        Err(_) if purpose == Purpose::Tunnel => Err(Failed::new(
+            Code::TunnelTimeout,
+            format!(
+                "connection timed out, maybe a NetworkPolicy is blocking HBONE port {}: {to} did not answer within {timeout:?}",
+                to.port()
+            ),
+        )),
+        Err(_) => Err(Failed::new(
+            Code::DialTimeout,
+            format!("connection timed out: {to} did not answer within {timeout:?}"),
+        )),
+    }
+}
+
+fn failed_dial(to: SocketAddr, error: &io::Error) -> Failed {
+    let code = match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => Code::Overloaded,
+        Some(libc::ENOENT | libc::ENODEV) => Code::PodGone,
+        Some(libc::ETIMEDOUT) => Code::DialTimeout,
+        _ => Code::DialFailed,
+    };
+    Failed::new(code, format!("connection failed: {to}: {error}"))
+}
+
+/// Opens a tunnel for `key`. Its driver runs until the connection ends or the pod is gone.
+pub(super) async fn tunnel(proxy: Rc<PodProxy>, key: Key) -> Result<TunnelHandle, Failed> {
+    let shared = proxy.shared();
+    let socket = proxy.pod.net.outbound_socket(key.destination);
+    let timeout = shared.config.proxy.connect_timeout;
+    let tcp = connect(socket, key.destination, Purpose::Tunnel, timeout).await?;
+    secure(&proxy, ReadAhead::new(tcp), &key).await
+}
+
+/// TLS and HTTP/2 as `key` says, over a connection that is open: a socket, or a stream of an outer tunnel.
+pub(super) async fn secure<IO>(proxy: &Rc<PodProxy>, io: IO, key: &Key) -> Result<TunnelHandle, Failed>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let shared = proxy.shared();
+    let certificate = shared.certificates.wait(&key.source, shared.config.proxy.workload_wait).await?;
+    let config = certificate
+        .client_config(&key.expected)
+        .map_err(|e| Failed::new(e.code(), format!("identity error: {e}")))?;
+    let (tls, peer) = tls::connect(config, io).await.map_err(|e| tls_failed(&e))?;
+    let settings = Settings { streams: streams(shared.config.proxy.pool_max_streams), ..Settings::client() };
+    let (connection, driver) = ClientConnection::handshake(tls, &settings)
+        .await
+        .map_err(|e| Failed::new(e.code(), format!("http2 handshake failed: {e}")))?;
+    let gone = proxy.pod.gone.clone();
+    tokio::task::spawn_local(async move {
+        tokio::select! {
+            ended = driver => if let Err(error) = ended {
+                tracing::debug!(%error, code = error.code().code(), "a tunnel ended");
+            },
+            () = gone.cancelled() => {}
+        }
+    });
+    Ok(TunnelHandle { connection, peer: peer.identity })
+}
+
+fn streams(limit: usize) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
+}
+
+/// A failed handshake in the words of Istio's node proxy.
+pub(super) fn tls_failed(error: &TlsError) -> Failed {
+    Failed::new(error.code(), format!("tls error: {error}"))
+}
+
+/// Makes dropping `stream` send RST: the client must not take a failure for the end of the data.
+pub(super) fn reset_on_close(stream: &TcpStream) {
+    // A socket that is already gone needs no RST.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

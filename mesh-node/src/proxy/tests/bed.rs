@@ -1,0 +1,338 @@
+//! The test bed: pods with loopback addresses of their own, two agents, an application.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use mesh_core::hbone::{ClientConnection, Settings};
+use mesh_core::state::{LocalWorkload, MeshOptions, MeshState, StateIndex};
+use mesh_core::telemetry::{AccessLog, LogFormat, NodeMetrics, TcpMetrics, Telemetry};
+use mesh_core::tls::testing::{Leaf, TestCa};
+use mesh_core::tls::{KeyAndCsr, Revocations, WorkloadCertificate};
+use mesh_core::xds::proto::security::Authorization;
+use mesh_core::xds::proto::workload as wire;
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::certs::{Authority, Certificates};
+use crate::config::Config;
+use crate::proxy::limits::Gauge;
+use crate::proxy::net::PodNet;
+use crate::proxy::worker::{Command, Kind, Listeners, Worker};
+use crate::proxy::{Pod, Shared};
+
+/// A pod address of its own for each test: 127.64.0.0/10.
+pub(in crate::proxy) fn fresh_ip() -> IpAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let base = (std::process::id() & 0x3FFF) << 8;
+    let n = base.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) & 0x3F_FFFF;
+    Ipv4Addr::from(0x7F40_0000 | n).into()
+}
+
+/// The kernel's part: sources are bound, original destinations are what the test says.
+pub(in crate::proxy) struct Loopback {
+    ip: IpAddr,
+    original: Arc<Mutex<Option<SocketAddr>>>,
+}
+
+fn bound(source: IpAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    Ok(socket)
+}
+
+impl PodNet for Loopback {
+    fn original_destination(&self, _: SocketAddr, _: SocketAddr) -> Option<SocketAddr> {
+        *self.original.lock().unwrap()
+    }
+
+    fn outbound_socket(&self, _: SocketAddr) -> io::Result<Socket> {
+        bound(self.ip)
+    }
+
+    fn application_socket(&self, source: IpAddr, _: SocketAddr) -> io::Result<Socket> {
+        bound(source)
+    }
+}
+
+/// Signs for everybody.
+pub(in crate::proxy) struct Signer {
+    pub(in crate::proxy) ca: Arc<TestCa>,
+    /// What leaves are to say, where it is not the usual.
+    pub(in crate::proxy) leaf: fn(&mesh_core::identity::SpiffeId) -> Leaf,
+}
+
+impl Authority for Signer {
+    fn fetch(
+        &self,
+        identity: &mesh_core::identity::SpiffeId,
+    ) -> futures_util::future::LocalBoxFuture<'_, Result<WorkloadCertificate, String>> {
+        let key = KeyAndCsr::generate(identity).unwrap();
+        let chain = self.ca.sign(key.csr_pem(), &(self.leaf)(identity));
+        let made = WorkloadCertificate::new(key, &chain, &Revocations::default());
+        Box::pin(async move { made.map_err(|e| e.to_string()) })
+    }
+}
+
+/// One pod with its agent.
+pub(in crate::proxy) struct Node {
+    pub(in crate::proxy) ip: IpAddr,
+    pub(in crate::proxy) shared: Arc<Shared>,
+    pub(in crate::proxy) pod: Arc<Pod>,
+    pub(in crate::proxy) worker: Worker,
+    original: Arc<Mutex<Option<SocketAddr>>>,
+    outbound: SocketAddr,
+    plaintext: SocketAddr,
+    pub(in crate::proxy) candidates: mpsc::Receiver<crate::fastpath::Candidate>,
+}
+
+/// What both nodes know: pod `shop/a` on `n1`, `shop/b` on `n2`.
+pub(in crate::proxy) fn mesh(a: IpAddr, b: IpAddr, change: impl FnOnce(&mut StateIndex)) -> MeshState {
+    let mut index = StateIndex::new(MeshOptions::default());
+    for (name, ip, node) in [("a", a, "n1"), ("b", b, "n2")] {
+        let workload = workload(name, ip, node);
+        index.apply_address(&workload.uid.clone(), &address(workload)).unwrap();
+    }
+    change(&mut index);
+    MeshState::clone(&index.snapshot())
+}
+
+pub(in crate::proxy) fn workload(name: &str, ip: IpAddr, node: &str) -> wire::Workload {
+    let IpAddr::V4(v4) = ip else { unreachable!("the bed is IPv4") };
+    wire::Workload {
+        uid: format!("Kubernetes//Pod/shop/{name}"),
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        addresses: vec![v4.octets().to_vec().into()],
+        tunnel_protocol: wire::TunnelProtocol::Hbone as i32,
+        service_account: name.to_owned(),
+        canonical_name: name.to_owned(),
+        workload_name: name.to_owned(),
+        node: node.to_owned(),
+        ..Default::default()
+    }
+}
+
+pub(in crate::proxy) fn address(workload: wire::Workload) -> wire::Address {
+    wire::Address { r#type: Some(wire::address::Type::Workload(workload)) }
+}
+
+/// A policy in `shop` for everybody there.
+pub(in crate::proxy) fn policy(
+    name: &str,
+    action: i32,
+    rules: Vec<mesh_core::xds::proto::security::Rule>,
+) -> Authorization {
+    Authorization {
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        scope: mesh_core::xds::proto::security::Scope::Namespace as i32,
+        action,
+        rules,
+        ..Default::default()
+    }
+}
+
+/// A pod without listeners.
+pub(in crate::proxy) fn pod(name: &str, ip: IpAddr, node: &str) -> Arc<Pod> {
+    pod_with(name, node, Loopback { ip, original: Arc::default() }, 0)
+}
+
+fn pod_with(name: &str, node: &str, net: Loopback, limit: usize) -> Arc<Pod> {
+    Arc::new(Pod {
+        uid: name.to_owned(),
+        local: LocalWorkload::new("shop", name, name, node),
+        label: format!("shop/{name}"),
+        net: Box::new(net),
+        gauge: Gauge::new(limit),
+        gone: CancellationToken::new(),
+    })
+}
+
+fn listen(ip: IpAddr, port: u16) -> std::net::TcpListener {
+    let listener = std::net::TcpListener::bind((ip, port)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+impl Node {
+    /// Starts an agent for one pod.
+    pub(in crate::proxy) fn start(
+        name: &str,
+        node: &str,
+        ip: IpAddr,
+        state: MeshState,
+        signer: Signer,
+        config: Config,
+    ) -> Self {
+        let certificates = certificates(signer, &format!("spiffe://cluster.local/ns/shop/sa/{name}"));
+        let (offered, candidates) = mpsc::channel(16);
+        let mut config = config;
+        node.clone_into(&mut config.node.name);
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = NodeMetrics::register(&mut registry);
+        let dropped = metrics.access_log_dropped.clone();
+        let access_log = AccessLog::start(LogFormat::Text, Box::new(io::sink()), dropped).unwrap();
+        let shared = Arc::new(Shared {
+            state: ArcSwap::from_pointee(state),
+            published: watch::channel(0).0,
+            certificates,
+            telemetry: Telemetry { tcp: TcpMetrics::register(&mut registry), access_log },
+            metrics,
+            gauge: Gauge::new(config.proxy.max_connections),
+            failures: Default::default(),
+            candidates: offered,
+            drain: CancellationToken::new(),
+            config,
+        });
+        let original = Arc::<Mutex<Option<SocketAddr>>>::default();
+        let net = Loopback { ip, original: Arc::clone(&original) };
+        let pod = pod_with(name, node, net, shared.config.proxy.max_connections_per_pod);
+        let (outbound, plaintext, hbone) = (listen(ip, 0), listen(ip, 0), listen(ip, 15_008));
+        let addresses = (outbound.local_addr().unwrap(), plaintext.local_addr().unwrap());
+        let worker = Worker::start(0, Arc::clone(&shared)).unwrap();
+        let sockets = vec![(Kind::Outbound, outbound), (Kind::Plaintext, plaintext), (Kind::Hbone, hbone)];
+        worker.tell(Command::Add(Arc::clone(&pod), Listeners { sockets }));
+        Self { ip, shared, pod, worker, original, outbound: addresses.0, plaintext: addresses.1, candidates }
+    }
+
+    /// The application of this pod connects to `to`, captured.
+    pub(in crate::proxy) async fn connect(&self, to: SocketAddr) -> TcpStream {
+        self.try_connect(to).await.unwrap()
+    }
+
+    /// As [`Node::connect`], for a connection that may be reset before `connect` has returned.
+    pub(in crate::proxy) async fn try_connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        *self.original.lock().unwrap() = Some(to);
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(self.ip, 0)).unwrap();
+        socket.connect(self.outbound).await
+    }
+
+    /// A tunnel from this pod to a peer, made by hand, for requests that our own proxy never sends.
+    pub(in crate::proxy) async fn tunnel(&self, peer: IpAddr, expected: &str) -> ClientConnection {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/{}", self.pod.uid).parse().unwrap();
+        let certificate =
+            self.shared.certificates.wait(&id, std::time::Duration::from_secs(5)).await.unwrap();
+        let config = certificate.client_config(&[expected.parse().unwrap()]).unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(self.ip, 0)).unwrap();
+        let tcp = socket.connect(SocketAddr::new(peer, 15_008)).await.unwrap();
+        let (tls, _) = mesh_core::tls::connect(config, tcp).await.unwrap();
+        let (connection, driver) = ClientConnection::handshake(tls, &Settings::client()).await.unwrap();
+        tokio::spawn(driver);
+        connection
+    }
+
+    /// Somebody outside the mesh connects to this pod's plaintext listener.
+    pub(in crate::proxy) async fn plaintext(&self) -> io::Result<TcpStream> {
+        TcpStream::connect(self.plaintext).await
+    }
+
+    /// Codes of the failures so far, newest first.
+    pub(in crate::proxy) fn codes(&self) -> Vec<String> {
+        self.shared.failures.newest().into_iter().map(|f| f.code).collect()
+    }
+
+    /// Makes a new snapshot the current one and lets live connections be evaluated again.
+    pub(in crate::proxy) fn publish(&self, state: MeshState) {
+        self.shared.publish(state);
+        self.worker.tell(Command::Reevaluate);
+    }
+}
+
+/// A certificate store on a thread of its own, as in the agent.
+fn certificates(signer: Signer, identity: &str) -> Certificates {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (certificates, task) = crate::certs::store(signer);
+        sender.send(certificates).unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, task);
+    });
+    let certificates = receiver.recv().unwrap();
+    certificates.need(std::collections::BTreeSet::from([identity.parse().unwrap()]));
+    certificates
+}
+
+/// Two nodes that know each other, and a running echo server in pod `b`.
+pub(in crate::proxy) struct Bed {
+    pub(in crate::proxy) a: Node,
+    pub(in crate::proxy) b: Node,
+    pub(in crate::proxy) echo: SocketAddr,
+}
+
+impl Bed {
+    pub(in crate::proxy) async fn new() -> Self {
+        Self::with(Config::default(), |_| ()).await
+    }
+
+    pub(in crate::proxy) async fn with(config: Config, change: impl FnOnce(&mut StateIndex)) -> Self {
+        let ca = Arc::new(TestCa::new());
+        Self::signed_by(Arc::clone(&ca), ca, Leaf::of, config, change).await
+    }
+
+    pub(in crate::proxy) async fn signed_by(
+        ca_a: Arc<TestCa>,
+        ca_b: Arc<TestCa>,
+        leaf_b: fn(&mesh_core::identity::SpiffeId) -> Leaf,
+        config: Config,
+        change: impl FnOnce(&mut StateIndex),
+    ) -> Self {
+        let (ip_a, ip_b) = (fresh_ip(), fresh_ip());
+        let state = mesh(ip_a, ip_b, change);
+        let signer_a = Signer { ca: ca_a, leaf: Leaf::of };
+        let signer_b = Signer { ca: ca_b, leaf: leaf_b };
+        let a = Node::start("a", "n1", ip_a, state.clone(), signer_a, config.clone());
+        let b = Node::start("b", "n2", ip_b, state, signer_b, config);
+        let echo = echo_server(ip_b).await;
+        Self { a, b, echo }
+    }
+}
+
+/// Echoes what it gets and ends when the client ends; the first bytes are the client's address as it sees it.
+pub(in crate::proxy) async fn echo_server(ip: IpAddr) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, peer)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(format!("{}\n", peer.ip()).as_bytes()).await.ok();
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await.ok();
+                write.shutdown().await.ok();
+            });
+        }
+    });
+    address
+}
+
+/// Sends `data`, ends the sending side, and returns what came back: the address line and the echo.
+pub(in crate::proxy) async fn exchange(mut stream: TcpStream, data: &[u8]) -> io::Result<(String, Vec<u8>)> {
+    let (mut read, mut write) = stream.split();
+    let send = async {
+        write.write_all(data).await?;
+        write.shutdown().await
+    };
+    let mut received = Vec::new();
+    let (sent, _) = tokio::join!(send, read.read_to_end(&mut received)).into();
+    sent?;
+    let line = received.iter().position(|b| *b == b'\n').unwrap_or(received.len());
+    let echo = received.split_off(line);
+    Ok((String::from_utf8_lossy(&received).into_owned(), echo.get(1..).unwrap_or_default().to_vec()))
+}
+
+/// Waits until `done` holds.
+pub(in crate::proxy) async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,140 @@
+use std::time::Duration;
+
+use mesh_core::xds::proto::security;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::bed::*;
+use crate::config::Config;
+
+#[tokio::test]
+async fn an_application_reaches_another_pod_through_the_tunnel_and_is_seen_with_its_own_address() {
+    let bed = Bed::new().await;
+    let (seen, echo) = exchange(bed.a.connect(bed.echo).await, b"hello").await.unwrap();
+    assert_eq!(seen, bed.a.ip.to_string());
+    assert_eq!(echo, b"hello");
+    let described = bed.a.worker.describe().await;
+    assert_eq!(described[0].tunnels, 1, "it went through a tunnel");
+}
+
+#[tokio::test]
+async fn megabytes_arrive_as_they_were_sent() {
+    let bed = Bed::new().await;
+    let data: Vec<u8> = (0..8_000_000_u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let (_, echo) = exchange(bed.a.connect(bed.echo).await, &data).await.unwrap();
+    assert!(echo == data, "{} of {} bytes", echo.len(), data.len());
+}
+
+#[tokio::test]
+async fn many_connections_share_tunnels() {
+    let bed = Bed::new().await;
+    let mut open = Vec::new();
+    for _ in 0..150 {
+        let mut stream = bed.a.connect(bed.echo).await;
+        stream.read_u8().await.unwrap();
+        open.push(stream);
+    }
+    let described = &bed.a.worker.describe().await[0];
+    assert_eq!((described.tunnels, described.streams), (2, 150));
+}
+
+#[tokio::test]
+async fn a_workload_without_a_tunnel_is_reached_in_plaintext() {
+    let bed = Bed::new().await;
+    let outside = fresh_ip();
+    let echo = echo_server(outside).await;
+    let (seen, data) = exchange(bed.a.connect(echo).await, b"plain").await.unwrap();
+    assert_eq!((seen, data.as_slice()), (bed.a.ip.to_string(), &b"plain"[..]));
+    assert_eq!(bed.a.worker.describe().await[0].tunnels, 0);
+}
+
+#[tokio::test]
+async fn a_waiting_connection_goes_on_when_its_workload_is_announced() {
+    let bed = Bed::new().await;
+    let full = mesh_core::state::MeshState::clone(&bed.a.shared.state.load());
+    bed.a.publish(mesh_core::state::MeshState::clone(
+        &mesh_core::state::StateIndex::new(Default::default()).snapshot(),
+    ));
+    let stream = bed.a.connect(bed.echo).await;
+    let exchange = tokio::spawn(exchange(stream, b"late"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!exchange.is_finished());
+    bed.a.publish(full);
+    assert_eq!(exchange.await.unwrap().unwrap().1, b"late");
+}
+
+#[tokio::test]
+async fn a_policy_change_ends_the_connections_that_it_no_longer_allows() {
+    let bed = Bed::new().await;
+    let mut stream = bed.a.connect(bed.echo).await;
+    stream.read_u8().await.unwrap();
+    bed.b.publish(mesh(bed.a.ip, bed.b.ip, |index| {
+        let everything = security::Rule { clauses: vec![] };
+        index.apply_policy(&policy("no", security::Action::Deny as i32, vec![everything])).unwrap();
+    }));
+    let mut rest = Vec::new();
+    let ended = stream.read_to_end(&mut rest).await;
+    assert!(ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "the client sees RST");
+    until("the failure names the policy", || {
+        let failures = bed.b.shared.failures.newest();
+        failures.iter().any(|f| f.code == "M0402" && f.decided_by.as_deref() == Some("shop/no"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_policy_change_leaves_the_connections_that_it_allows() {
+    let bed = Bed::new().await;
+    let mut stream = bed.a.connect(bed.echo).await;
+    stream.read_u8().await.unwrap();
+    bed.b.publish(mesh(bed.a.ip, bed.b.ip, |index| {
+        let principals = vec![security::StringMatch {
+            match_type: Some(security::string_match::MatchType::Exact(
+                "cluster.local/ns/shop/sa/a".to_owned(),
+            )),
+        }];
+        let matches = vec![security::Match { principals, ..Default::default() }];
+        let rule = security::Rule { clauses: vec![security::Clause { matches }] };
+        index.apply_policy(&policy("only-a", security::Action::Allow as i32, vec![rule])).unwrap();
+    }));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stream.write_all(b"still here").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.ends_with("still here"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_draining_agent_lets_open_connections_go_on() {
+    let bed = Bed::new().await;
+    let mut stream = bed.a.connect(bed.echo).await;
+    stream.read_u8().await.unwrap();
+    bed.b.shared.drain.cancel();
+    bed.a.shared.drain.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stream.write_all(b"bye").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.ends_with("bye"), "{rest}");
+}
+
+#[tokio::test]
+async fn two_pods_of_one_node_are_offered_for_the_fast_path_once_the_tunnel_worked() {
+    let ca = std::sync::Arc::new(mesh_core::tls::testing::TestCa::new());
+    let leaf = mesh_core::tls::testing::Leaf::of;
+    let (ip_a, ip_b) = (fresh_ip(), fresh_ip());
+    let mut index = mesh_core::state::StateIndex::new(Default::default());
+    for (name, ip) in [("a", ip_a), ("b", ip_b)] {
+        let workload = workload(name, ip, "n1");
+        index.apply_address(&workload.uid.clone(), &address(workload)).unwrap();
+    }
+    let state = mesh_core::state::MeshState::clone(&index.snapshot());
+    let signer = || Signer { ca: std::sync::Arc::clone(&ca), leaf };
+    let mut a = Node::start("a", "n1", ip_a, state.clone(), signer(), Config::default());
+    let _b = Node::start("b", "n1", ip_b, state, signer(), Config::default());
+    let echo = echo_server(ip_b).await;
+    exchange(a.connect(echo).await, b"x").await.unwrap();
+    let offered = a.candidates.recv().await.unwrap();
+    assert_eq!((offered.source, offered.destination), (ip_a, echo));
+}
