@@ -4,11 +4,13 @@
 //!   that the control plane's directory source reads, and runs the mesh and unmodified programs in them.
 //! - [`tools`] are small programs that run inside pods: servers, clients, load.
 //! - [`scenarios`] are the tests: each a sentence, each looking at a side that the product does not write.
+//! - [`peer`] runs stock ztunnel beside us, where its binary is given.
 //! - [`demo`] tells the story to a person; [`bench`] measures it.
 #![forbid(unsafe_code)]
 
 pub mod bed;
 pub mod bench;
 pub mod demo;
+pub mod peer;
 pub mod scenarios;
 pub mod tools;

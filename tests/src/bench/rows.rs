@@ -1,0 +1,159 @@
+//! Rows of a bench: a promise, its figure, and whether it holds.
+
+use super::stats::Estimate;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// What a row promises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Bar {
+    /// At least.
+    AtLeast(f64),
+    /// At most.
+    AtMost(f64),
+    /// Nothing: for information.
+    None,
+}
+
+impl Bar {
+    fn text(self) -> Option<String> {
+        match self {
+            Self::AtLeast(bar) => Some(format!(">= {bar}")),
+            Self::AtMost(bar) => Some(format!("<= {bar}")),
+            Self::None => None,
+        }
+    }
+
+    fn holds(self, value: f64) -> Option<bool> {
+        match self {
+            Self::AtLeast(bar) => Some(value >= bar),
+            Self::AtMost(bar) => Some(value <= bar),
+            Self::None => None,
+        }
+    }
+
+    /// How far the value is from the bar, or the bar from "the same", whichever is more.
+    fn margin(self, value: f64) -> f64 {
+        match self {
+            Self::AtLeast(bar) | Self::AtMost(bar) => (value - bar).abs().max((1.0 - bar).abs()),
+            Self::None => f64::INFINITY,
+        }
+    }
+}
+
+/// One row.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Row {
+    /// As in SPECIFICATION.md.
+    pub(super) name: String,
+    /// The median, or nothing when skipped.
+    pub(super) value: Option<f64>,
+    /// 95 % interval of the median.
+    pub(super) interval: Option<(f64, f64)>,
+    /// `ratio`, `ms`, `MiB`, …
+    pub(super) unit: &'static str,
+    /// The promise.
+    pub(super) bar: Option<String>,
+    /// Whether it holds; nothing when it is skipped, too noisy or promises nothing.
+    pub(super) ok: Option<bool>,
+    /// Why there is no verdict.
+    pub(super) skipped: Option<String>,
+    /// Every run.
+    pub(super) runs: Vec<f64>,
+}
+
+impl Row {
+    /// A row of paired ratios; `noise` is the A/A interval that ran alongside.
+    #[must_use]
+    pub(super) fn ratio(name: &str, bar: Bar, runs: Vec<f64>, noise: Option<Estimate>) -> Self {
+        let mut row = Self::of(name, "ratio", bar, runs);
+        if let (Some(value), Some(noise)) = (row.value, noise)
+            && noise.high - noise.low > bar.margin(value) / 2.0
+        {
+            row.ok = None;
+            row.skipped = Some(format!("too noisy: A/A {:.3} .. {:.3}", noise.low, noise.high));
+        }
+        row
+    }
+
+    /// A row of any unit.
+    #[must_use]
+    pub(super) fn of(name: &str, unit: &'static str, bar: Bar, runs: Vec<f64>) -> Self {
+        let estimate = Estimate::of(&runs);
+        let value = estimate.map(|estimate| estimate.median);
+        Self {
+            name: name.to_owned(),
+            value,
+            interval: estimate.map(|estimate| (estimate.low, estimate.high)),
+            unit,
+            bar: bar.text(),
+            ok: value.and_then(|value| bar.holds(value)),
+            skipped: value.is_none().then(|| "no run gave a figure".to_owned()),
+            runs,
+        }
+    }
+
+    /// A row that could not run.
+    #[must_use]
+    pub(super) fn skipped(name: &str, unit: &'static str, bar: Bar, why: &str) -> Self {
+        Self { skipped: Some(why.to_owned()), ok: None, ..Self::of(name, unit, bar, Vec::new()) }
+    }
+}
+
+/// All rows and the machine they are of.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// Kernel, CPU, load.
+    pub(super) machine: serde_json::Value,
+    /// The rows.
+    pub(super) rows: Vec<Row>,
+}
+
+impl Report {
+    /// For people.
+    #[must_use]
+    pub(super) fn table(&self) -> String {
+        let mut text =
+            format!("{:<36} {:>10} {:>19}  {:<8} {:<8} verdict\n", "row", "value", "95 %", "unit", "bar");
+        for row in &self.rows {
+            let value = row.value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+            let interval =
+                row.interval.map_or("-".to_owned(), |(low, high)| format!("{low:.3} .. {high:.3}"));
+            let verdict = match (row.ok, &row.skipped) {
+                (Some(true), _) => "ok".to_owned(),
+                (Some(false), _) => "NOT MET".to_owned(),
+                (None, Some(why)) => why.clone(),
+                (None, None) => "for information".to_owned(),
+            };
+            let bar = row.bar.as_deref().unwrap_or("");
+            let _ = writeln!(
+                text,
+                "{:<36} {value:>10} {interval:>19}  {:<8} {bar:<8} {verdict}",
+                row.name, row.unit
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_the_noise_swallows_has_no_verdict() {
+        let noise = Estimate { median: 1.0, low: 0.9, high: 1.1 };
+        let row = Row::ratio("x", Bar::AtLeast(1.0), vec![1.05; 15], Some(noise));
+        assert_eq!((row.ok, row.skipped.is_some()), (None, true));
+        let row = Row::ratio("x", Bar::AtLeast(1.0), vec![2.0; 15], Some(noise));
+        assert_eq!(row.ok, Some(true));
+        let row = Row::ratio("x", Bar::AtMost(0.5), vec![2.0; 15], Some(noise));
+        assert_eq!(row.ok, Some(false));
+    }
+
+    #[test]
+    fn a_row_without_runs_is_skipped_and_never_ok() {
+        let row = Row::ratio("x", Bar::AtLeast(1.0), Vec::new(), None);
+        assert_eq!((row.ok, row.skipped.as_deref()), (None, Some("no run gave a figure")));
+    }
+}
