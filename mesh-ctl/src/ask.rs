@@ -1,0 +1,242 @@
+//! HTTP over TCP and unix sockets. Every endpoint is asked at once; one that does not answer costs the others
+//! nothing and comes back as an error that says what to do.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::endpoint::Endpoint;
+
+/// A dump of ten thousand workloads is some ten megabytes; more than this is no admin endpoint.
+const MAX_BODY: usize = 256 << 20;
+
+/// Who answers at an endpoint; decides on what is to be done when nobody does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// A node agent.
+    Node,
+    /// The control plane.
+    Control,
+}
+
+/// Why an endpoint gave no usable answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AskError {
+    /// Where.
+    pub endpoint: String,
+    /// Who should have answered.
+    pub role: Role,
+    /// What happened.
+    pub problem: String,
+    /// What to do.
+    pub fix: String,
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who = match self.role {
+            Role::Node => "the node agent",
+            Role::Control => "the control plane",
+        };
+        write!(f, "cannot ask {who} at {}: {}\n  fix: {}", self.endpoint, self.problem, self.fix)
+    }
+}
+
+impl std::error::Error for AskError {}
+
+/// Status and body of an answer.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// Body, complete.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// The body as text, for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim().to_owned()
+    }
+}
+
+/// Answers of several endpoints, in their order.
+#[derive(Debug)]
+pub struct Asked<T> {
+    /// Those that answered.
+    pub answers: Vec<(Endpoint, T)>,
+    /// Those that did not.
+    pub errors: Vec<AskError>,
+}
+
+/// One server and how long to wait for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'a> {
+    /// Where.
+    pub endpoint: &'a Endpoint,
+    /// Who.
+    pub role: Role,
+    /// Patience for the whole exchange.
+    pub timeout: Duration,
+}
+
+impl Server<'_> {
+    fn error(&self, problem: impl Into<String>, fix: impl Into<String>) -> AskError {
+        AskError {
+            endpoint: self.endpoint.to_string(),
+            role: self.role,
+            problem: problem.into(),
+            fix: fix.into(),
+        }
+    }
+
+    /// `GET path`.
+    ///
+    /// # Errors
+    /// Nobody listens, it is not allowed, or the answer is late or no HTTP.
+    pub async fn get(&self, path: &str) -> Result<Reply, AskError> {
+        match tokio::time::timeout(self.timeout, self.exchange(path)).await {
+            Ok(result) => result,
+            Err(_) => {
+                let waited = humantime::format_duration(self.timeout);
+                Err(self.error(
+                    format!("no answer within {waited}"),
+                    "it may be overloaded; allow more with --timeout",
+                ))
+            }
+        }
+    }
+
+    /// `GET path`, whose answer must be a success and JSON of that shape.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; another status, or another shape.
+    pub async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        let reply = self.get(path).await?;
+        self.parse(path, &reply)
+    }
+
+    /// Reads a reply as JSON of some shape.
+    ///
+    /// # Errors
+    /// Another status than 200, or another shape.
+    pub fn parse<T: DeserializeOwned>(&self, path: &str, reply: &Reply) -> Result<T, AskError> {
+        let versions = "compare the versions with `meshctl version`";
+        if reply.status != StatusCode::OK {
+            let text: String = reply.text().chars().take(200).collect();
+            return Err(self.error(format!("GET {path} was answered with {} {text}", reply.status), versions));
+        }
+        serde_json::from_slice(&reply.body).map_err(|e| {
+            self.error(format!("GET {path} was answered with other JSON than expected: {e}"), versions)
+        })
+    }
+
+    async fn exchange(&self, path: &str) -> Result<Reply, AskError> {
+        match self.endpoint {
+            Endpoint::Unix(file) => {
+                let stream = UnixStream::connect(file).await.map_err(|e| self.no_connection(&e))?;
+                self.request(stream, "localhost", path).await
+            }
+            Endpoint::Tcp(host, port) => {
+                let address = (host.as_str(), *port);
+                let stream = TcpStream::connect(address).await.map_err(|e| self.no_connection(&e))?;
+                self.request(stream, host, path).await
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        host: &str,
+        path: &str,
+    ) -> Result<Reply, AskError> {
+        let broken = |what: &str, e: &dyn fmt::Display| {
+            self.error(format!("{what}: {e}"), "is it the admin port? it must speak HTTP/1.1")
+        };
+        let request = Request::get(path)
+            .header(header::HOST, host)
+            .header(header::ACCEPT, "application/json, text/plain")
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| broken("cannot make the request", &e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken("no HTTP", &e))?;
+        // Its errors reach the request, too.
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(|e| broken("no HTTP answer", &e))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+        let body = body.map_err(|e| broken("the answer broke off", &e))?.to_bytes();
+        Ok(Reply { status, body })
+    }
+
+    fn no_connection(&self, error: &io::Error) -> AskError {
+        let fix = match (error.kind(), self.role, self.endpoint) {
+            (io::ErrorKind::PermissionDenied, ..) => "run meshctl as root: the socket belongs to root",
+            (_, Role::Node, Endpoint::Unix(_)) => {
+                "is the agent running (mesh-node run)? name its socket with --node unix:PATH"
+            }
+            (_, Role::Node, Endpoint::Tcp(..)) => {
+                "run meshctl on the node, or name the agent with --node or UM_NODE_ADMIN"
+            }
+            (_, Role::Control, _) => {
+                "is the control plane running (mesh-control run)? name it with --control or UM_CONTROL"
+            }
+        };
+        self.error(error.to_string(), fix)
+    }
+}
+
+/// Asks every node for the same JSON.
+pub async fn nodes<T: DeserializeOwned>(endpoints: &[Endpoint], path: &str, timeout: Duration) -> Asked<T> {
+    let results = join_all(endpoints.iter().map(|endpoint| async move {
+        let server = Server { endpoint, role: Role::Node, timeout };
+        (endpoint.clone(), server.json(path).await)
+    }));
+    let mut asked = Asked { answers: Vec::new(), errors: Vec::new() };
+    for (endpoint, result) in results.await {
+        match result {
+            Ok(answer) => asked.answers.push((endpoint, answer)),
+            Err(error) => asked.errors.push(error),
+        }
+    }
+    asked
+}
+
+/// A value for a query string: everything but RFC 3986's unreserved characters is percent-encoded.
+#[must_use]
+pub fn query_value(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_values_carry_any_reference() {
+        assert_eq!(query_value("shop/front end-1.x~_&=%"), "shop%2Ffront%20end-1.x~_%26%3D%25");
+        assert_eq!(query_value("fd00::1"), "fd00%3A%3A1");
+    }
+}
