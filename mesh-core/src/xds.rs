@@ -21,3 +21,7 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 /// Name of the [`proto::workload::Extension`] by which our control plane asks a node to enrol a pod that is
 /// not yet announced as reachable by HBONE. The extension carries no config.
 pub const ENROL_EXTENSION: &str = "undermesh.io/enrol";
+/// Name of the [`proto::workload::Extension`] that carries the mesh settings of one workload, when they are not
+/// the defaults: a `google.protobuf.Struct` with the keys of the ConfigMap's `undermesh` part (`sameNode`:
+/// "fast" or "tunnel", `failOpen`, `excludedCIDRs`, `excludedPorts`, `captureOutside`, `dnsCapture`).
+pub const SETTINGS_EXTENSION: &str = "undermesh.io/settings";

@@ -1,0 +1,180 @@
+//! Objects to wire resources, as pure functions: what a node needs to know, exactly as Istio's workload and
+//! security APIs say it.
+//!
+//! Where Istio's conversion lets a predicate vanish, this one makes the policy stricter and says so in a
+//! [`Condition`].
+
+mod endpoints;
+mod enrol;
+mod entry;
+mod peer;
+mod policy;
+mod service;
+mod waypoint;
+mod workload;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::xds::proto::security::Authorization;
+use mesh_core::xds::proto::workload::{Address, address};
+
+use crate::model::mesh::Undermesh;
+use crate::model::{Condition, Objects};
+
+/// What holds for the whole mesh: command-line defaults, overridden by the mesh settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// Cluster id, first part of workload uids.
+    pub cluster_id: String,
+    /// DNS suffix of services, `cluster.local`.
+    pub cluster_domain: String,
+    /// Trust domain of the mesh.
+    pub trust_domain: String,
+    /// Further trust domains that mean the mesh.
+    pub trust_domain_aliases: Vec<String>,
+    /// Namespace of mesh-wide policies.
+    pub root_namespace: String,
+    /// Our own settings.
+    pub undermesh: Undermesh,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            cluster_id: "Kubernetes".into(),
+            cluster_domain: "cluster.local".into(),
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".into(),
+            undermesh: Undermesh::default(),
+        }
+    }
+}
+
+impl Mesh {
+    /// These defaults with the mesh settings of `objects` on top.
+    #[must_use]
+    pub fn with_settings(&self, objects: &Objects) -> Self {
+        let mut mesh = self.clone();
+        if let Some(settings) = &objects.settings {
+            if let Some(domain) = &settings.trust_domain {
+                mesh.trust_domain.clone_from(domain);
+            }
+            if let Some(namespace) = &settings.root_namespace {
+                mesh.root_namespace.clone_from(namespace);
+            }
+            mesh.trust_domain_aliases.clone_from(&settings.trust_domain_aliases);
+            mesh.undermesh.clone_from(&settings.undermesh);
+        }
+        mesh
+    }
+
+    /// Host name of a Kubernetes service.
+    #[must_use]
+    pub fn hostname(&self, namespace: &str, service: &str) -> String {
+        format!("{service}.{namespace}.svc.{}", self.cluster_domain)
+    }
+}
+
+/// Pods that their node has under capture: node name to workload uids.
+pub type Captured = BTreeMap<String, BTreeSet<String>>;
+
+/// One address resource.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddressResource {
+    /// Workload or service.
+    pub address: Address,
+    /// Other names that an on-demand client may ask by: `<network>/<ip>`.
+    pub aliases: Vec<String>,
+}
+
+/// Everything that nodes are told, by resource name, and what there is to say about the objects.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Resources {
+    /// Workloads and services.
+    pub addresses: BTreeMap<String, AddressResource>,
+    /// L4 policies.
+    pub authorizations: BTreeMap<String, Authorization>,
+    /// Status conditions, sorted by object.
+    pub conditions: Vec<Condition>,
+}
+
+/// What the parts of the conversion share.
+struct Context<'a> {
+    objects: &'a Objects,
+    mesh: &'a Mesh,
+    captured: &'a Captured,
+    waypoints: waypoint::Waypoints,
+    peers: peer::PeerPolicies,
+    policies: policy::SelectorPolicies,
+    services: entry::ServiceIndex<'a>,
+    /// Network id of this cluster.
+    network: String,
+    conditions: Vec<Condition>,
+}
+
+impl Context<'_> {
+    /// Keys of the policies that a workload lists.
+    fn policies_of(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<String> {
+        let mut keys = self.policies.of(namespace, labels);
+        keys.extend(self.peers.of(namespace, labels));
+        keys
+    }
+}
+
+/// Converts all objects. `mesh` has the settings of `objects` applied.
+#[must_use]
+pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources {
+    let mut resources = Resources::default();
+    let mut conditions = Vec::new();
+    settings_conditions(objects, mesh, &mut conditions);
+    let policies = policy::convert(objects, mesh, &mut resources.authorizations, &mut conditions);
+    let peers = peer::convert(objects, mesh, &mut resources.authorizations, &mut conditions);
+    let network = objects
+        .namespace_label(&mesh.root_namespace, "topology.istio.io/network")
+        .unwrap_or_default()
+        .to_owned();
+    let waypoints = waypoint::Waypoints::new(objects, mesh, &network, &mut conditions);
+    let services = entry::ServiceIndex::new(objects, mesh, &mut conditions);
+    let mut context =
+        Context { objects, mesh, captured, waypoints, peers, policies, services, network, conditions };
+    service::convert(&mut context, &mut resources);
+    workload::convert(&mut context, &mut resources);
+    entry::convert(&mut context, &mut resources);
+    resources.conditions = context.conditions;
+    resources.conditions.sort();
+    resources.conditions.dedup();
+    resources
+}
+
+fn settings_conditions(objects: &Objects, mesh: &Mesh, conditions: &mut Vec<Condition>) {
+    use crate::model::{Key, Kind, ObjectRef};
+    let Some(settings) = &objects.settings else { return };
+    for field in &settings.unsupported {
+        conditions.push(Condition::new(
+            ObjectRef { kind: Kind::ConfigMap, key: Key::new(&mesh.root_namespace, "istio") },
+            "Accepted",
+            true,
+            "UnsupportedValue",
+            format!("MeshConfig field {field} has no effect on the node's part of the mesh"),
+        ));
+    }
+}
+
+impl Resources {
+    fn add(&mut self, name: String, address: address::Type, aliases: Vec<String>) {
+        let address = Address { r#type: Some(address) };
+        self.addresses.insert(name, AddressResource { address, aliases });
+    }
+}
+
+/// 4 or 16 bytes.
+fn ip_bytes(ip: std::net::IpAddr) -> Vec<u8> {
+    match ip {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Which pods should be in the mesh, and what is announced about them meanwhile.
+
+use mesh_core::xds::proto::workload::{Extension, TunnelProtocol};
+use mesh_core::xds::{ENROL_EXTENSION, SETTINGS_EXTENSION};
+use prost::Message;
+use prost_types::value::Kind as Json;
+use prost_types::{Any, ListValue, Struct, Value};
+
+use super::Context;
+use crate::model::mesh::{SameNode, Undermesh};
+use crate::model::{Condition, Kind, ObjectRef, Pod};
+
+const MODE: &str = "istio.io/dataplane-mode";
+const SAME_NODE: &str = "undermesh.io/same-node";
+/// Namespaces whose pods are never enrolled.
+const EXCLUDED: &[&str] = &["kube-system"];
+
+/// What a pod is announced as.
+pub(super) struct Enrolment {
+    pub(super) tunnel: TunnelProtocol,
+    pub(super) native: bool,
+    pub(super) extensions: Vec<Extension>,
+}
+
+/// Decides by labels whether a pod should be enrolled, and by its node's report whether it is.
+pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, uid: &str) -> Enrolment {
+    let wanted = wanted(context, pod);
+    let annotated = pod.meta.annotation("ambient.istio.io/redirection") == Some("enabled") && !pod.host_network;
+    let native = pod.meta.label("networking.istio.io/tunnel") == Some("http");
+    let captured = context.captured.get(&pod.node).is_some_and(|uids| uids.contains(uid));
+    let tunnel = if annotated || native || (wanted && captured) {
+        TunnelProtocol::Hbone
+    } else {
+        TunnelProtocol::None
+    };
+    let mut extensions = Vec::new();
+    if wanted {
+        extensions.push(Extension { name: ENROL_EXTENSION.to_owned(), config: None });
+        extensions.extend(settings(context, pod));
+    }
+    Enrolment { tunnel, native, extensions }
+}
+
+fn wanted(context: &mut Context<'_>, pod: &Pod) -> bool {
+    let namespace = context.objects.namespace_label(&pod.meta.namespace, MODE) == Some("ambient");
+    let asked = match pod.meta.label(MODE) {
+        Some("none") => return false,
+        Some("ambient") => true,
+        _ => namespace,
+    };
+    if !asked {
+        return false;
+    }
+    let refusal = if EXCLUDED.contains(&pod.meta.namespace.as_str()) {
+        ("ExcludedNamespace", "pods of this namespace are never enrolled")
+    } else if pod.host_network {
+        ("HostNetwork", "a pod on the host's network is never enrolled: its connections cannot be told from the node's")
+    } else if pod.meta.annotation("sidecar.istio.io/status").is_some() {
+        ("Sidecar", "the pod has an injected sidecar, which does the mesh's work itself")
+    } else {
+        return true;
+    };
+    let object = ObjectRef::of(Kind::Pod, &pod.meta);
+    context.conditions.push(Condition::new(object, "undermesh.io/Enrolled", false, refusal.0, refusal.1));
+    false
+}
+
+/// The settings that hold for one pod, when they are not the defaults.
+fn settings(context: &mut Context<'_>, pod: &Pod) -> Option<Extension> {
+    let mut settings = context.mesh.undermesh.clone();
+    let namespace = context.objects.namespaces.get(&pod.meta.namespace);
+    let places = [
+        namespace.and_then(|n| Some((n.meta.annotation(SAME_NODE)?, ObjectRef::of(Kind::Namespace, &n.meta)))),
+        pod.meta.annotation(SAME_NODE).map(|v| (v, ObjectRef::of(Kind::Pod, &pod.meta))),
+    ];
+    for (value, object) in places.into_iter().flatten() {
+        settings.same_node = SameNode::parse(value).or_else(|| {
+            context.conditions.push(Condition::new(
+                object,
+                "Accepted",
+                false,
+                "InvalidValue",
+                format!("annotation {SAME_NODE} is {value:?}; write fast or tunnel (taken as tunnel)"),
+            ));
+            Some(SameNode::Tunnel)
+        });
+    }
+    if settings == Undermesh::default() {
+        return None;
+    }
+    let config = Any {
+        type_url: "type.googleapis.com/google.protobuf.Struct".into(),
+        value: to_struct(&settings).encode_to_vec(),
+    };
+    Some(Extension { name: SETTINGS_EXTENSION.to_owned(), config: Some(config) })
+}
+
+/// The settings by the names of the ConfigMap.
+fn to_struct(settings: &Undermesh) -> Struct {
+    let value = |kind| Value { kind: Some(kind) };
+    let list = |values: Vec<Json>| value(Json::ListValue(ListValue { values: values.into_iter().map(value).collect() }));
+    let mut fields = std::collections::BTreeMap::new();
+    if let Some(same_node) = settings.same_node {
+        fields.insert("sameNode".to_owned(), value(Json::StringValue(same_node.as_str().to_owned())));
+    }
+    if settings.fail_open {
+        fields.insert("failOpen".to_owned(), value(Json::BoolValue(true)));
+    }
+    if let Some(capture) = settings.capture_outside {
+        fields.insert("captureOutside".to_owned(), value(Json::BoolValue(capture)));
+    }
+    if let Some(capture) = settings.dns_capture {
+        fields.insert("dnsCapture".to_owned(), value(Json::BoolValue(capture)));
+    }
+    if !settings.excluded_cidrs.is_empty() {
+        let cidrs = settings.excluded_cidrs.iter().map(|c| Json::StringValue(c.to_string())).collect();
+        fields.insert("excludedCIDRs".to_owned(), list(cidrs));
+    }
+    if !settings.excluded_ports.is_empty() {
+        let ports = settings.excluded_ports.iter().map(|p| Json::NumberValue(f64::from(*p))).collect();
+        fields.insert("excludedPorts".to_owned(), list(ports));
+    }
+    Struct { fields }
+}

@@ -1,0 +1,185 @@
+//! Pods, and endpoints of EndpointSlices that are no pods, as workloads.
+
+use std::collections::BTreeMap;
+
+use mesh_core::identity::DEFAULT_TRUST_DOMAIN;
+use mesh_core::xds::proto::workload::{
+    Locality, NetworkMode, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, address,
+};
+
+use super::endpoints::Slices;
+use super::enrol::enrolment;
+use super::waypoint::{Traffic, bind};
+use super::{Context, Resources, ip_bytes};
+use crate::model::{Condition, Kind, Meta, Node, ObjectRef, Pod};
+
+/// `<cluster>//Pod/<namespace>/<name>`.
+pub(super) fn pod_uid(cluster: &str, meta: &Meta) -> String {
+    format!("{cluster}//Pod/{}/{}", meta.namespace, meta.name)
+}
+
+/// Adds a workload for every pod with an address, and for foreign endpoints.
+pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
+    let objects = context.objects;
+    let slices = Slices::new(objects);
+    let mut owner_of = BTreeMap::new();
+    for pod in objects.pods.values().filter(|p| !p.ips.is_empty() && !p.terminal) {
+        for ip in pod.ips.iter().filter(|_| !pod.host_network) {
+            if let Some(first) = owner_of.insert(*ip, &pod.meta) {
+                context.conditions.push(Condition::new(
+                    ObjectRef::of(Kind::Pod, &pod.meta),
+                    "Accepted",
+                    false,
+                    "DuplicateAddress",
+                    format!("address {ip} is also that of Pod {}; a node can tell only one of them", first.key()),
+                ));
+            }
+        }
+        let workload = pod_workload(context, pod, &slices);
+        let aliases = if pod.host_network {
+            Vec::new()
+        } else {
+            pod.ips.iter().map(|ip| format!("{}/{ip}", workload.network)).collect()
+        };
+        resources.add(workload.uid.clone(), address::Type::Workload(workload), aliases);
+    }
+    foreign_endpoints(context, &slices, resources);
+}
+
+fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> Workload {
+    let objects = context.objects;
+    let mesh = context.mesh;
+    let uid = pod_uid(&mesh.cluster_id, &pod.meta);
+    let enrolment = enrolment(context, pod, &uid);
+    let object = ObjectRef::of(Kind::Pod, &pod.meta);
+    let waypoint = bind(context, &object, &pod.meta, Traffic::Workload).waypoint;
+    let mut services = slices.services_of(objects, pod, |s| mesh.hostname(&s.meta.namespace, &s.meta.name));
+    context.services.select(&pod.meta.namespace, &pod.meta.labels, &BTreeMap::new(), &mut services);
+    let workload_name = workload_name(pod);
+    let healthy = pod.ready && !pod.meta.deleting;
+    let network = pod.meta.label("topology.istio.io/network").unwrap_or(&context.network).to_owned();
+    let network_mode = if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard };
+    Workload {
+        uid,
+        name: pod.meta.name.clone(),
+        namespace: pod.meta.namespace.clone(),
+        addresses: pod.ips.iter().map(|ip| ip_bytes(*ip)).collect(),
+        hostname: String::new(),
+        network,
+        tunnel_protocol: enrolment.tunnel.into(),
+        trust_domain: announced_trust_domain(&mesh.trust_domain),
+        service_account: pod.service_account.clone(),
+        waypoint,
+        network_gateway: None,
+        node: pod.node.clone(),
+        canonical_name: canonical_name(&pod.meta.labels, &workload_name),
+        canonical_revision: canonical_revision(&pod.meta.labels),
+        workload_type: WorkloadType::Pod.into(),
+        workload_name,
+        native_tunnel: enrolment.native,
+        application_tunnel: None,
+        services,
+        authorization_policies: context.policies_of(&pod.meta.namespace, &pod.meta.labels),
+        status: if healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy }.into(),
+        cluster_id: mesh.cluster_id.clone(),
+        locality: locality(&pod.meta.labels, objects.nodes.get(&pod.node).map(|n| &**n)),
+        network_mode: network_mode.into(),
+        extensions: enrolment.extensions,
+        capacity: None,
+    }
+}
+
+/// Endpoints that were written by hand: addresses without identity, reached in plain TCP.
+fn foreign_endpoints(context: &Context<'_>, slices: &Slices<'_>, resources: &mut Resources) {
+    let mesh = context.mesh;
+    for (slice, service, endpoint, ports) in &slices.foreign {
+        let Some(ip) = endpoint.addresses.first() else { continue };
+        let meta = &slice.meta;
+        let uid = format!("{}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}", mesh.cluster_id, meta.namespace, meta.name);
+        let hostname = mesh.hostname(&service.meta.namespace, &service.meta.name);
+        let workload = Workload {
+            uid: uid.clone(),
+            name: format!("{}/{ip}", meta.name),
+            namespace: meta.namespace.clone(),
+            addresses: vec![ip_bytes(*ip)],
+            network: context.network.clone(),
+            tunnel_protocol: TunnelProtocol::None.into(),
+            trust_domain: announced_trust_domain(&mesh.trust_domain),
+            node: endpoint.node.clone(),
+            canonical_name: service.meta.name.clone(),
+            canonical_revision: "latest".into(),
+            workload_type: WorkloadType::Pod.into(),
+            workload_name: service.meta.name.clone(),
+            services: BTreeMap::from([(format!("{}/{hostname}", service.meta.namespace), ports.clone())]),
+            status: if endpoint.ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy }.into(),
+            cluster_id: mesh.cluster_id.clone(),
+            // The address may be that of a workload known under another name; this one must not hide it.
+            network_mode: NetworkMode::HostNetwork.into(),
+            ..Workload::default()
+        };
+        resources.add(uid, address::Type::Workload(workload), Vec::new());
+    }
+}
+
+/// Istio leaves out the default.
+pub(super) fn announced_trust_domain(domain: &str) -> String {
+    if domain == DEFAULT_TRUST_DOMAIN { String::new() } else { domain.to_owned() }
+}
+
+/// The controller that people know: the Deployment of a ReplicaSet, the CronJob of a Job.
+fn workload_name(pod: &Pod) -> String {
+    if let Some(name) = pod.meta.label("service.istio.io/workload-name") {
+        return name.to_owned();
+    }
+    let Some((kind, name)) = &pod.owner else { return pod.meta.name.clone() };
+    let stem = match kind.as_str() {
+        "ReplicaSet" => pod
+            .meta
+            .label("pod-template-hash")
+            .and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-')),
+        // A CronJob's jobs end in the minute (8 digits) or second (10) of their start.
+        "Job" => name.rsplit_once('-').and_then(|(stem, time)| {
+            ((8..=10).contains(&time.len()) && time.bytes().all(|b| b.is_ascii_digit())).then_some(stem)
+        }),
+        _ => None,
+    };
+    stem.filter(|s| !s.is_empty()).unwrap_or(name).to_owned()
+}
+
+fn first(labels: &BTreeMap<String, String>, names: &[&str]) -> Option<String> {
+    names.iter().find_map(|n| labels.get(*n)).filter(|v| !v.is_empty()).cloned()
+}
+
+/// Name of the service in telemetry.
+pub(super) fn canonical_name(labels: &BTreeMap<String, String>, workload_name: &str) -> String {
+    first(labels, &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+        .unwrap_or_else(|| workload_name.to_owned())
+}
+
+/// Revision of the service in telemetry.
+pub(super) fn canonical_revision(labels: &BTreeMap<String, String>) -> String {
+    first(labels, &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
+        .unwrap_or_else(|| "latest".to_owned())
+}
+
+/// From the pod's own label, else from its node's.
+fn locality(labels: &BTreeMap<String, String>, node: Option<&Node>) -> Option<Locality> {
+    let own = labels
+        .get("topology.istio.io/locality")
+        .or_else(|| labels.get("istio-locality"))
+        .map(|text| {
+            let separator = if text.contains('/') { '/' } else { '.' };
+            let mut parts = text.splitn(3, separator).map(str::to_owned);
+            let mut next = || parts.next().unwrap_or_default();
+            Locality { region: next(), zone: next(), subzone: next() }
+        });
+    own.or_else(|| {
+        let label = |name: &str| node.and_then(|n| n.meta.label(name)).unwrap_or_default().to_owned();
+        let locality = Locality {
+            region: label("topology.kubernetes.io/region"),
+            zone: label("topology.kubernetes.io/zone"),
+            subzone: label("topology.istio.io/subzone"),
+        };
+        (locality != Locality::default()).then_some(locality)
+    })
+}

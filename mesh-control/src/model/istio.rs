@@ -1,0 +1,297 @@
+//! Istio's and the Gateway API's kinds, parsed as far as the node's part of the mesh evaluates them.
+//!
+//! Field meaning: `istio.io/api` security/v1, networking/v1; Gateway API v1.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_core::xds::proto::workload::AppProtocol;
+
+use super::{Key, Meta};
+
+/// Mutual TLS mode of a PeerAuthentication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub enum MtlsMode {
+    Unset,
+    Disable,
+    Permissive,
+    Strict,
+}
+
+/// A PeerAuthentication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    /// Metadata.
+    pub meta: Meta,
+    /// `selector.matchLabels`; empty means the whole namespace (or mesh, in the root namespace).
+    pub selector: BTreeMap<String, String>,
+    /// `mtls.mode`.
+    pub mode: MtlsMode,
+    /// `portLevelMtls`, by workload port.
+    pub ports: BTreeMap<u16, MtlsMode>,
+}
+
+/// What an AuthorizationPolicy does when a rule matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub enum Action {
+    Allow,
+    Deny,
+    Audit,
+    Custom,
+}
+
+/// An AuthorizationPolicy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorizationPolicy {
+    /// Metadata.
+    pub meta: Meta,
+    /// `selector.matchLabels`.
+    pub selector: BTreeMap<String, String>,
+    /// Has `targetRef` or `targetRefs`: a waypoint's policy.
+    pub targeted: bool,
+    /// `action`.
+    pub action: Action,
+    /// Annotation `istio.io/dry-run: "true"`.
+    pub dry_run: bool,
+    /// `rules`, OR-ed.
+    pub rules: Vec<Rule>,
+}
+
+/// One rule: all three parts must hold; an empty part always holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// `from[].source`, OR-ed.
+    pub from: Vec<Source>,
+    /// `to[].operation`, OR-ed.
+    pub to: Vec<Operation>,
+    /// `when[]`, AND-ed.
+    pub when: Vec<When>,
+}
+
+/// Positive and negative values of one attribute: one of `any` (when there are some) and none of `not`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "described above")]
+pub struct Values<T> {
+    pub any: Vec<T>,
+    pub not: Vec<T>,
+}
+
+impl<T> Default for Values<T> {
+    fn default() -> Self {
+        Self { any: Vec::new(), not: Vec::new() }
+    }
+}
+
+impl<T> Values<T> {
+    /// Neither positive nor negative values.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.any.is_empty() && self.not.is_empty()
+    }
+}
+
+/// `from[].source`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub struct Source {
+    pub principals: Values<String>,
+    pub namespaces: Values<String>,
+    /// Namespace and name.
+    pub service_accounts: Values<Key>,
+    pub trust_domains: Values<String>,
+    pub ip_blocks: Values<IpNet>,
+    /// Fields that only an L7 proxy can evaluate.
+    pub l7: Vec<String>,
+}
+
+/// `to[].operation`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub struct Operation {
+    pub ports: Values<u16>,
+    /// Fields that only an L7 proxy can evaluate.
+    pub l7: Vec<String>,
+}
+
+/// One entry of `when`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "one variant per key")]
+pub enum When {
+    SourceIp(Values<IpNet>),
+    SourceNamespace(Values<String>),
+    SourcePrincipal(Values<String>),
+    SourceServiceAccount(Values<Key>),
+    SourceTrustDomain(Values<String>),
+    DestinationIp(Values<IpNet>),
+    DestinationPort(Values<u16>),
+    /// A key that only an L7 proxy can evaluate.
+    L7(String),
+}
+
+/// How a ServiceEntry finds its endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub enum Resolution {
+    None,
+    Static,
+    Dns,
+    DnsRoundRobin,
+    DynamicDns,
+}
+
+/// A ServiceEntry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// Metadata.
+    pub meta: Meta,
+    /// `hosts`, each one service.
+    pub hosts: Vec<String>,
+    /// `addresses`: hosts and CIDRs.
+    pub addresses: Vec<IpNet>,
+    /// `ports`.
+    pub ports: Vec<EntryPort>,
+    /// `location: MESH_INTERNAL`.
+    pub internal: bool,
+    /// `resolution`.
+    pub resolution: Resolution,
+    /// `endpoints`.
+    pub endpoints: Vec<EntryEndpoint>,
+    /// `workloadSelector.labels`.
+    pub selector: Option<BTreeMap<String, String>>,
+    /// `subjectAltNames`.
+    pub subject_alt_names: Vec<String>,
+    /// `status.addresses`: host (empty for all) and address.
+    pub assigned: Vec<(String, IpAddr)>,
+    /// Fields that are valid and have no effect here.
+    pub unsupported: Vec<String>,
+}
+
+/// A port of a ServiceEntry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryPort {
+    /// `name`.
+    pub name: String,
+    /// `number`.
+    pub number: u16,
+    /// `targetPort`, `number` when absent.
+    pub target: u16,
+    /// From `protocol`, else the name.
+    pub app_protocol: AppProtocol,
+    /// `protocol: UDP`.
+    pub udp: bool,
+}
+
+/// Where an endpoint is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointAddress {
+    /// An IP address.
+    Ip(IpAddr),
+    /// A host name that the node resolves.
+    Host(String),
+    /// Only reachable through its network's gateway.
+    Empty,
+}
+
+/// `WorkloadEntry.spec`, also inline in a ServiceEntry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub struct EntryEndpoint {
+    pub address: EndpointAddress,
+    pub ports: BTreeMap<String, u16>,
+    pub labels: BTreeMap<String, String>,
+    pub network: String,
+    /// Region, zone, subzone.
+    pub locality: [String; 3],
+    pub weight: Option<u32>,
+    pub service_account: String,
+}
+
+/// A WorkloadEntry: a workload that is no pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// Metadata.
+    pub meta: Meta,
+    /// `spec`; its labels hold the labels of metadata as well, as Istio merges them.
+    pub spec: EntryEndpoint,
+    /// Condition `Healthy` is `False`.
+    pub unhealthy: bool,
+}
+
+/// A Gateway of the Gateway API, as far as it makes a waypoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// Metadata.
+    pub meta: Meta,
+    /// `spec.gatewayClassName`.
+    pub class: String,
+    /// Listeners.
+    pub listeners: Vec<Listener>,
+    /// `status.addresses`, or `spec.addresses` where nothing has written a status.
+    pub addresses: Vec<GatewayHost>,
+}
+
+/// An address of a Gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum GatewayHost {
+    Ip(IpAddr),
+    Hostname(String),
+}
+
+/// A listener of a Gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub struct Listener {
+    pub name: String,
+    pub port: u16,
+    pub protocol: String,
+    pub allowed: AllowedNamespaces,
+}
+
+/// `allowedRoutes.namespaces`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub enum AllowedNamespaces {
+    Same,
+    All,
+    Selector(LabelSelector),
+}
+
+/// `metav1.LabelSelector`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LabelSelector {
+    /// `matchLabels`.
+    pub labels: BTreeMap<String, String>,
+    /// `matchExpressions`: key, operator, values.
+    pub expressions: Vec<(String, SelectorOperator, Vec<String>)>,
+}
+
+/// Operator of a match expression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the API's own")]
+pub enum SelectorOperator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+impl LabelSelector {
+    /// True when the labels satisfy every requirement.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        super::selects(&self.labels, labels)
+            && self.expressions.iter().all(|(key, operator, values)| {
+                let value = labels.get(key);
+                match operator {
+                    SelectorOperator::In => value.is_some_and(|v| values.contains(v)),
+                    SelectorOperator::NotIn => value.is_none_or(|v| !values.contains(v)),
+                    SelectorOperator::Exists => value.is_some(),
+                    SelectorOperator::DoesNotExist => value.is_none(),
+                }
+            })
+    }
+}

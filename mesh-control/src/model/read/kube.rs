@@ -1,0 +1,278 @@
+//! Readers of Kubernetes' own kinds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use mesh_core::xds::proto::workload::IpFamilies;
+
+use super::super::{
+    Distribution, Endpoint, EndpointSlice, Namespace, Node, Object, Pod, Service, ServiceAccount, ServicePort,
+    SlicePort, TargetPort, Transport, app_protocol,
+};
+use super::{Check, Document, FieldError, meta, shape};
+
+pub(super) fn namespace(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    let object: core::Namespace = shape(doc)?;
+    let mut check = Check::new(doc);
+    check.label("metadata.name", &doc.key.name);
+    let meta = meta(doc, object.metadata, &mut check);
+    check.finish(Object::Namespace(Arc::new(Namespace { meta })))
+}
+
+pub(super) fn node(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    let object: core::Node = shape(doc)?;
+    let mut check = Check::new(doc);
+    let meta = meta(doc, object.metadata, &mut check);
+    check.finish(Object::Node(Arc::new(Node { meta })))
+}
+
+pub(super) fn service_account(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    let object: core::ServiceAccount = shape(doc)?;
+    let mut check = Check::new(doc);
+    let meta = meta(doc, object.metadata, &mut check);
+    check.finish(Object::ServiceAccount(Arc::new(ServiceAccount { meta })))
+}
+
+fn transport(value: Option<&str>, field: &str, check: &mut Check<'_>) -> Transport {
+    match value {
+        None | Some("TCP") => Transport::Tcp,
+        Some("UDP") => Transport::Udp,
+        Some("SCTP") => Transport::Sctp,
+        Some(other) => {
+            check.error(field, format!("{other:?} is no protocol; write TCP, UDP or SCTP"));
+            Transport::Tcp
+        }
+    }
+}
+
+pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    let object: core::Pod = shape(doc)?;
+    let mut check = Check::new(doc);
+    let spec = object.spec.unwrap_or_default();
+    let status = object.status.unwrap_or_default();
+    let owner = object
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true))
+        .map(|o| (o.kind.clone(), o.name.clone()));
+    let mut ips = Vec::new();
+    for (i, ip) in status.pod_ips.iter().flatten().enumerate() {
+        ips.extend(check.ip(&format!("status.podIPs[{i}].ip"), &ip.ip));
+    }
+    if let Some(ip) = &status.pod_ip {
+        let first = check.ip("status.podIP", ip);
+        match (first, ips.first()) {
+            (Some(ip), None) => ips.push(ip),
+            (Some(a), Some(b)) if a != *b => {
+                check.error("status.podIP", format!("{a} is not the first of status.podIPs ({b})"));
+            }
+            _ => {}
+        }
+    }
+    let mut ports = BTreeMap::new();
+    for (c, container) in spec.containers.iter().enumerate() {
+        for (p, port) in container.ports.iter().flatten().enumerate() {
+            let field = format!("spec.containers[{c}].ports[{p}]");
+            let number = check.port(&format!("{field}.containerPort"), i64::from(port.container_port));
+            let transport = transport(port.protocol.as_deref(), &format!("{field}.protocol"), &mut check);
+            if let Some(name) = &port.name {
+                check.label(&format!("{field}.name"), name);
+                ports.entry((name.clone(), transport)).or_insert(number);
+            }
+        }
+    }
+    let phase = status.phase.as_deref();
+    if let Some(other) = phase.filter(|p| !["Pending", "Running", "Succeeded", "Failed", "Unknown"].contains(p)) {
+        check.error(
+            "status.phase",
+            format!("{other:?} is no phase; write Pending, Running, Succeeded, Failed or Unknown"),
+        );
+    }
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let pod = Pod {
+        meta: meta(doc, object.metadata, &mut check),
+        ips,
+        node: spec.node_name.unwrap_or_default(),
+        service_account: spec.service_account_name.filter(|s| !s.is_empty()).unwrap_or_else(|| "default".into()),
+        host_network: spec.host_network.unwrap_or_default(),
+        terminal: matches!(phase, Some("Succeeded" | "Failed")),
+        ready,
+        ports,
+        owner,
+    };
+    check.finish(Object::Pod(Arc::new(pod)))
+}
+
+pub(super) fn service(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    let object: core::Service = shape(doc)?;
+    let mut check = Check::new(doc);
+    check.label("metadata.name", &doc.key.name);
+    let meta = meta(doc, object.metadata, &mut check);
+    let spec = object.spec.unwrap_or_default();
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    if !["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"].contains(&kind) {
+        check.error(
+            "spec.type",
+            format!("{kind:?} is no type; write ClusterIP, NodePort, LoadBalancer or ExternalName"),
+        );
+    }
+    let mut cluster_ips = Vec::new();
+    match (&spec.cluster_ips, &spec.cluster_ip) {
+        (Some(all), _) if !all.is_empty() => {
+            for (i, ip) in all.iter().enumerate().filter(|(_, ip)| *ip != "None") {
+                cluster_ips.extend(check.ip(&format!("spec.clusterIPs[{i}]"), ip));
+            }
+        }
+        (_, Some(ip)) if ip != "None" && !ip.is_empty() => cluster_ips.extend(check.ip("spec.clusterIP", ip)),
+        _ => {}
+    }
+    let ports = service_ports(&spec, kind, &mut check);
+    let internal_local = match spec.internal_traffic_policy.as_deref() {
+        None | Some("Cluster") => false,
+        Some("Local") => true,
+        Some(other) => {
+            check.error("spec.internalTrafficPolicy", format!("{other:?} is unknown; write Cluster or Local"));
+            false
+        }
+    };
+    let distribution = spec.traffic_distribution.as_deref().and_then(|value| {
+        let known = ["PreferClose", "PreferSameZone", "PreferSameNode"].contains(&value);
+        if !known {
+            check.error(
+                "spec.trafficDistribution",
+                format!("{value:?} is unknown; write PreferClose, PreferSameZone or PreferSameNode"),
+            );
+        }
+        Distribution::parse(value).filter(|_| known)
+    });
+    let ip_families = ip_families(spec.ip_families.as_deref().unwrap_or_default(), &mut check);
+    let service = Service {
+        meta,
+        cluster_ips,
+        selector: spec.selector.unwrap_or_default(),
+        ports,
+        ip_families,
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+        internal_local,
+        distribution,
+        external_name: kind == "ExternalName",
+    };
+    check.finish(Object::Service(Arc::new(service)))
+}
+
+fn ip_families(families: &[String], check: &mut Check<'_>) -> IpFamilies {
+    let (mut v4, mut v6) = (false, false);
+    for (i, family) in families.iter().enumerate() {
+        match family.as_str() {
+            "IPv4" => v4 = true,
+            "IPv6" => v6 = true,
+            other => {
+                check.error(format!("spec.ipFamilies[{i}]"), format!("{other:?} is unknown; write IPv4 or IPv6"));
+            }
+        }
+    }
+    match (v4, v6) {
+        (true, true) => IpFamilies::Dual,
+        (true, false) => IpFamilies::Ipv4Only,
+        (false, true) => IpFamilies::Ipv6Only,
+        (false, false) => IpFamilies::Automatic,
+    }
+}
+
+fn service_ports(spec: &core::ServiceSpec, kind: &str, check: &mut Check<'_>) -> Vec<ServicePort> {
+    let given = spec.ports.as_deref().unwrap_or_default();
+    let headless = spec.cluster_ip.as_deref() == Some("None");
+    if given.is_empty() && kind != "ExternalName" && !headless {
+        check.error("spec.ports", "missing; a service needs at least one port");
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let mut ports = Vec::new();
+    for (i, port) in given.iter().enumerate() {
+        let field = format!("spec.ports[{i}]");
+        let number = check.port(&format!("{field}.port"), i64::from(port.port));
+        let transport = transport(port.protocol.as_deref(), &format!("{field}.protocol"), check);
+        let name = port.name.clone().unwrap_or_default();
+        if name.is_empty() && given.len() > 1 {
+            check.error(format!("{field}.name"), "missing; a service with several ports names each of them");
+        } else if !name.is_empty() {
+            check.label(&format!("{field}.name"), &name);
+        }
+        if !seen.insert((name.clone(), 0, None)) && !name.is_empty() {
+            check.error(format!("{field}.name"), format!("{name:?} is used by another port of this service"));
+        }
+        if !seen.insert((String::new(), number, Some(transport))) {
+            check.error(format!("{field}.port"), format!("{number} is used by another port of this service"));
+        }
+        let target = match &port.target_port {
+            None => TargetPort::Number(number),
+            Some(IntOrString::Int(0)) => TargetPort::Number(number),
+            Some(IntOrString::Int(n)) => {
+                TargetPort::Number(check.port(&format!("{field}.targetPort"), i64::from(*n)))
+            }
+            Some(IntOrString::String(s)) => {
+                if s.parse::<u16>().is_ok() {
+                    check.error(
+                        format!("{field}.targetPort"),
+                        format!("{s:?} in quotes is a port's name; write the number without quotes"),
+                    );
+                }
+                TargetPort::Name(s.clone())
+            }
+        };
+        let app_protocol = app_protocol(port.app_protocol.as_deref(), &name);
+        ports.push(ServicePort { name, port: number, target, transport, app_protocol });
+    }
+    ports
+}
+
+pub(super) fn endpoint_slice(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    let object: discovery::EndpointSlice = shape(doc)?;
+    let mut check = Check::new(doc);
+    let fqdn = match object.address_type.as_str() {
+        "IPv4" | "IPv6" => false,
+        "FQDN" => true,
+        other => {
+            check.error("addressType", format!("{other:?} is unknown; write IPv4 or IPv6"));
+            false
+        }
+    };
+    if fqdn {
+        check.error("addressType", "FQDN is not supported; use a ServiceEntry with resolution DNS");
+    }
+    let mut ports = Vec::new();
+    for (i, port) in object.ports.iter().flatten().enumerate() {
+        let Some(number) = port.port else {
+            check.error(format!("ports[{i}].port"), "missing; write the number of the port");
+            continue;
+        };
+        ports.push(SlicePort {
+            name: port.name.clone().unwrap_or_default(),
+            port: check.port(&format!("ports[{i}].port"), i64::from(number)),
+            transport: transport(port.protocol.as_deref(), &format!("ports[{i}].protocol"), &mut check),
+        });
+    }
+    let mut endpoints = Vec::new();
+    for (i, endpoint) in object.endpoints.iter().enumerate() {
+        let mut addresses = Vec::new();
+        if endpoint.addresses.is_empty() {
+            check.error(format!("endpoints[{i}].addresses"), "missing; an endpoint needs an address");
+        }
+        for (j, ip) in endpoint.addresses.iter().enumerate().filter(|_| !fqdn) {
+            addresses.extend(check.ip(&format!("endpoints[{i}].addresses[{j}]"), ip));
+        }
+        let target = endpoint.target_ref.as_ref();
+        endpoints.push(Endpoint {
+            addresses,
+            ready: endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true),
+            pod: target.filter(|t| t.kind.as_deref() == Some("Pod")).and_then(|t| t.name.clone()),
+            node: endpoint.node_name.clone().unwrap_or_default(),
+        });
+    }
+    let meta = meta(doc, object.metadata, &mut check);
+    check.finish(Object::EndpointSlice(Arc::new(EndpointSlice { meta, ports, endpoints })))
+}

@@ -1,0 +1,164 @@
+//! A directory of Kubernetes-shaped YAML files, watched: the whole mesh without a cluster.
+//!
+//! Every file below the directory that ends in `.yaml`, `.yml` or `.json` is read; hidden files and directories
+//! are skipped. Changes arrive from the kernel through `notify`, and every ten seconds all files are looked at
+//! again, so that a lost event or a network file system only costs time.
+
+mod loader;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
+
+use super::{Source, SourceError, State};
+pub use loader::Loader;
+
+/// A write is read once the directory was quiet for this long, so that half-written files are rarely seen.
+const QUIET: Duration = Duration::from_millis(20);
+/// A directory that is never quiet is read this often.
+const BUSY: Duration = Duration::from_millis(500);
+/// All files are looked at again this often without any event.
+const RESCAN: Duration = Duration::from_secs(10);
+/// The same where the kernel cannot tell of changes.
+const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
+
+/// The directory source.
+#[derive(Debug)]
+pub struct DirectorySource {
+    /// The directory.
+    pub path: PathBuf,
+    /// Namespace of the mesh settings.
+    pub root_namespace: String,
+}
+
+impl Source for DirectorySource {
+    async fn run(self, out: watch::Sender<Arc<State>>) -> Result<(), SourceError> {
+        let unreadable = |cause| SourceError::Unreadable { path: self.path.display().to_string(), cause };
+        let mut loader = Loader::new(&self.root_namespace);
+        let (events, mut changed) = mpsc::channel::<()>(1);
+        let watcher = watch_directory(&self.path, events.clone());
+        let rescan = if watcher.is_some() { RESCAN } else { RESCAN_UNWATCHED };
+        let mut first = true;
+        loop {
+            let path = self.path.clone();
+            let files = match tokio::task::spawn_blocking(move || read_files(&path)).await {
+                Ok(files) => files,
+                Err(join) => Err(io::Error::other(join)),
+            };
+            match files {
+                Ok(files) => {
+                    let before = out.borrow().clone();
+                    if let Some(state) = loader.load(files) {
+                        report(&before, &state);
+                        out.send_replace(Arc::new(state));
+                    }
+                }
+                Err(cause) if first => return Err(unreadable(cause)),
+                // An unmounted or replaced directory must not empty the mesh: what is in force stays.
+                Err(cause) => warn!(path = %self.path.display(), %cause, "the source directory cannot be read"),
+            }
+            first = false;
+            tokio::select! {
+                () = out.closed() => return Ok(()),
+                () = sleep(rescan) => {}
+                _ = changed.recv() => settle(&mut changed).await,
+            }
+        }
+    }
+}
+
+fn report(before: &State, after: &State) {
+    for problem in after.problems.iter().filter(|p| !before.problems.contains(p)) {
+        warn!(%problem, "bad input");
+    }
+    for problem in before.problems.iter().filter(|p| !after.problems.contains(p)) {
+        info!(file = problem.file, line = problem.line, field = problem.field, "corrected");
+    }
+}
+
+/// Waits until no event came for a while.
+async fn settle(changed: &mut mpsc::Receiver<()>) {
+    let latest = Instant::now() + BUSY;
+    while Instant::now() < latest {
+        let quiet = (Instant::now() + QUIET).min(latest);
+        if !matches!(timeout_at(quiet, changed.recv()).await, Ok(Some(()))) {
+            return;
+        }
+    }
+}
+
+fn watch_directory(path: &Path, events: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+    let handler = move |event: notify::Result<notify::Event>| {
+        // Reading the files must not trigger the next reading.
+        let relevant = event.as_ref().map_or(true, |e| !matches!(e.kind, notify::EventKind::Access(_)));
+        if relevant {
+            // Full means that a reading is due anyway.
+            let _ = events.try_send(());
+        }
+    };
+    let watcher = notify::recommended_watcher(handler)
+        .and_then(|mut w| w.watch(path, RecursiveMode::Recursive).map(|()| w));
+    watcher
+        .inspect_err(|cause| {
+            warn!(path = %path.display(), %cause, "no change events for the source directory; looking every second");
+        })
+        .ok()
+}
+
+/// Relative path to content, or why it cannot be read.
+pub type Files = BTreeMap<String, Result<String, String>>;
+
+/// Reads all files of a directory tree. A file that vanishes meanwhile is not there; one that cannot be read is
+/// an entry that says why.
+///
+/// # Errors
+/// The directory itself cannot be listed.
+pub fn read_files(root: &Path) -> io::Result<Files> {
+    let mut files = Files::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        let entries = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(cause) if directory == root => return Err(cause),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
+            Err(cause) => {
+                files.insert(relative(root, &directory), Err(cause.to_string()));
+                continue;
+            }
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            // metadata() follows links: a mounted ConfigMap is made of them.
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            if name.starts_with('.') {
+                continue;
+            }
+            if metadata.is_dir() {
+                pending.push(path);
+            } else if [".yaml", ".yml", ".json"].iter().any(|e| name.ends_with(e)) {
+                match std::fs::read(&path) {
+                    Ok(bytes) => {
+                        let text = String::from_utf8(bytes)
+                            .map_err(|e| format!("is not UTF-8 (byte {})", e.utf8_error().valid_up_to()));
+                        files.insert(relative(root, &path), text);
+                    }
+                    Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+                    Err(cause) => drop(files.insert(relative(root, &path), Err(cause.to_string()))),
+                }
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn relative(root: &Path, path: &Path) -> String {
+    path.strip_prefix(root).unwrap_or(path).display().to_string()
+}

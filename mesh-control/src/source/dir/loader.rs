@@ -1,0 +1,224 @@
+//! Files to objects: pure, so that every rule of "the last good version stays in force" is tested without a
+//! file system.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use twox_hash::XxHash64;
+
+use super::Files;
+use crate::model::read::{Read, read};
+use crate::model::{Kind, Object, ObjectRef, Objects};
+use crate::source::{Problem, State};
+use crate::tree::{Node, Value, documents};
+
+const KEPT: &str = "its last good version stays in force";
+const ABSENT: &str = "it is not in force";
+
+/// Remembers the last good version of each object from one reading to the next.
+#[derive(Debug)]
+pub struct Loader {
+    root_namespace: String,
+    files: BTreeMap<String, Parsed>,
+    in_force: BTreeMap<ObjectRef, Good>,
+    problems: Vec<Problem>,
+    loaded: bool,
+}
+
+#[derive(Debug)]
+struct Parsed {
+    hash: u64,
+    documents: Vec<Read>,
+}
+
+#[derive(Debug, Clone)]
+struct Good {
+    object: Object,
+    file: String,
+    line: usize,
+    hash: u64,
+}
+
+impl Loader {
+    /// An empty loader; mesh settings are read from the ConfigMap `istio` of `root_namespace`.
+    #[must_use]
+    pub fn new(root_namespace: &str) -> Self {
+        Self {
+            root_namespace: root_namespace.to_owned(),
+            files: BTreeMap::new(),
+            in_force: BTreeMap::new(),
+            problems: Vec::new(),
+            loaded: false,
+        }
+    }
+
+    /// Takes the present content of all files. Nothing when nothing changed.
+    pub fn load(&mut self, files: Files) -> Option<State> {
+        let mut problems = Vec::new();
+        let mut unreadable = BTreeSet::new();
+        let mut good: BTreeMap<ObjectRef, Good> = BTreeMap::new();
+        let mut bad: Vec<(String, Vec<Problem>)> = Vec::new();
+        self.parse(files, &mut problems, &mut unreadable);
+        for (file, parsed) in &self.files {
+            for document in &parsed.documents {
+                match (&document.object, &document.result) {
+                    (Some(reference), Ok(object)) => {
+                        if let Some(first) = good.get(reference) {
+                            problems.push(Problem {
+                                file: file.clone(),
+                                line: document.line,
+                                object: Some(reference.clone()),
+                                field: "metadata.name".into(),
+                                message: format!(
+                                    "is already defined in {}:{}; delete or rename one",
+                                    first.file, first.line
+                                ),
+                                consequence: "the first one is in force".into(),
+                            });
+                            continue;
+                        }
+                        good.insert(
+                            reference.clone(),
+                            Good {
+                                object: object.clone(),
+                                file: file.clone(),
+                                line: document.line,
+                                hash: parsed.hash,
+                            },
+                        );
+                    }
+                    (reference, Err(errors)) => {
+                        if reference.is_none() {
+                            unreadable.insert(file.clone());
+                        }
+                        let found = errors.iter().map(|e| Problem {
+                            file: file.clone(),
+                            line: e.line,
+                            object: reference.clone(),
+                            field: e.field.clone(),
+                            message: e.message.clone(),
+                            consequence: String::new(),
+                        });
+                        bad.push((file.clone(), found.collect()));
+                    }
+                    (None, Ok(_)) => {}
+                }
+            }
+        }
+        self.keep_last_good(&mut good, &bad, &unreadable);
+        for (file, found) in bad {
+            problems.extend(found.into_iter().map(|p| consequence(p, &file, &good)));
+        }
+        problems.sort();
+        let changed = !self.loaded || problems != self.problems || !same(&self.in_force, &good);
+        self.loaded = true;
+        self.problems = problems;
+        self.in_force = good;
+        changed.then(|| self.state())
+    }
+
+    /// Parses the files that changed.
+    fn parse(&mut self, files: Files, problems: &mut Vec<Problem>, unreadable: &mut BTreeSet<String>) {
+        let mut old = std::mem::take(&mut self.files);
+        for (file, content) in files {
+            match content {
+                Ok(text) => {
+                    let hash = XxHash64::oneshot(0, text.as_bytes());
+                    let parsed = match old.remove(&file) {
+                        Some(parsed) if parsed.hash == hash => parsed,
+                        _ => Parsed { hash, documents: self.read_documents(&text) },
+                    };
+                    self.files.insert(file, parsed);
+                }
+                Err(cause) => {
+                    problems.push(Problem {
+                        file: file.clone(),
+                        line: 0,
+                        object: None,
+                        field: String::new(),
+                        message: format!("cannot be read: {cause}"),
+                        consequence: "objects that were read from it before stay in force".into(),
+                    });
+                    unreadable.insert(file);
+                }
+            }
+        }
+    }
+
+    fn read_documents(&self, text: &str) -> Vec<Read> {
+        let mut out = Vec::new();
+        for document in documents(text) {
+            match document {
+                Ok(node) => self.read_node(&node, &mut out),
+                Err(e) => out.push(Read {
+                    object: None,
+                    line: e.line,
+                    result: Err(vec![crate::model::read::FieldError {
+                        line: e.line,
+                        field: String::new(),
+                        message: format!("is no valid YAML: {}", e.message),
+                    }]),
+                }),
+            }
+        }
+        out
+    }
+
+    fn read_node(&self, node: &Node, out: &mut Vec<Read>) {
+        if node.text("kind") == Some("List") && node.text("apiVersion") == Some("v1") {
+            if let Some(Value::List(items)) = node.get("items").map(|n| &n.value) {
+                items.iter().for_each(|item| self.read_node(item, out));
+            }
+            return;
+        }
+        out.push(read(node, &self.root_namespace));
+    }
+
+    /// An object whose new version is wrong, or whose file has a part that cannot be told to be another object,
+    /// stays as it was.
+    fn keep_last_good(
+        &self,
+        good: &mut BTreeMap<ObjectRef, Good>,
+        bad: &[(String, Vec<Problem>)],
+        unreadable: &BTreeSet<String>,
+    ) {
+        let bad: BTreeSet<&ObjectRef> =
+            bad.iter().flat_map(|(_, p)| p).filter_map(|p| p.object.as_ref()).collect();
+        for (reference, last) in &self.in_force {
+            if !good.contains_key(reference) && (bad.contains(reference) || unreadable.contains(&last.file)) {
+                good.insert(reference.clone(), last.clone());
+            }
+        }
+    }
+
+    fn state(&self) -> State {
+        let mut objects = Objects::default();
+        for good in self.in_force.values() {
+            objects.insert(good.object.clone());
+        }
+        State { synced: true, objects: Arc::new(objects), problems: self.problems.clone() }
+    }
+}
+
+fn consequence(problem: Problem, file: &str, good: &BTreeMap<ObjectRef, Good>) -> Problem {
+    let consequence = match &problem.object {
+        Some(reference) if good.contains_key(reference) => KEPT,
+        Some(reference) if reference.kind == Kind::AuthorizationPolicy => {
+            "it is not in force, so it neither allows nor denies anything"
+        }
+        Some(_) => ABSENT,
+        None if good.values().any(|g| g.file == file) => "objects that were read from this file before stay in force",
+        None => ABSENT,
+    };
+    Problem { consequence: consequence.to_owned(), ..problem }
+}
+
+/// Equal sets of objects. Objects of an unchanged file are the same; those of a changed file count as changed,
+/// which costs a conversion and no push when the resources come out equal.
+fn same(a: &BTreeMap<ObjectRef, Good>, b: &BTreeMap<ObjectRef, Good>) -> bool {
+    a.len() == b.len()
+        && a.iter().zip(b).all(|((ra, ga), (rb, gb))| ra == rb && ga.hash == gb.hash && ga.file == gb.file)
+}
+
+#[cfg(test)]
+mod tests;
