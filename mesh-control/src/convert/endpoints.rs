@@ -24,7 +24,8 @@ impl<'a> Slices<'a> {
     pub(super) fn new(objects: &'a Objects) -> Self {
         let mut out = Self { by_pod: BTreeMap::new(), with_slices: BTreeSet::new(), foreign: Vec::new() };
         for slice in objects.endpoint_slices.values() {
-            let Some(service) = slice.service().and_then(|s| objects.services.get(&Key::new(&slice.meta.namespace, s)))
+            let Some(service) =
+                slice.service().and_then(|s| objects.services.get(&Key::new(&slice.meta.namespace, s)))
             else {
                 continue;
             };

@@ -25,7 +25,8 @@ pub(super) struct Enrolment {
 /// Decides by labels whether a pod should be enrolled, and by its node's report whether it is.
 pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, uid: &str) -> Enrolment {
     let wanted = wanted(context, pod);
-    let annotated = pod.meta.annotation("ambient.istio.io/redirection") == Some("enabled") && !pod.host_network;
+    let annotated =
+        pod.meta.annotation("ambient.istio.io/redirection") == Some("enabled") && !pod.host_network;
     let native = pod.meta.label("networking.istio.io/tunnel") == Some("http");
     let captured = context.captured.get(&pod.node).is_some_and(|uids| uids.contains(uid));
     let tunnel = if annotated || native || (wanted && captured) {
@@ -54,7 +55,10 @@ fn wanted(context: &mut Context<'_>, pod: &Pod) -> bool {
     let refusal = if EXCLUDED.contains(&pod.meta.namespace.as_str()) {
         ("ExcludedNamespace", "pods of this namespace are never enrolled")
     } else if pod.host_network {
-        ("HostNetwork", "a pod on the host's network is never enrolled: its connections cannot be told from the node's")
+        (
+            "HostNetwork",
+            "a pod on the host's network is never enrolled: its connections cannot be told from the node's",
+        )
     } else if pod.meta.annotation("sidecar.istio.io/status").is_some() {
         ("Sidecar", "the pod has an injected sidecar, which does the mesh's work itself")
     } else {
@@ -70,7 +74,8 @@ fn settings(context: &mut Context<'_>, pod: &Pod) -> Option<Extension> {
     let mut settings = context.mesh.undermesh.clone();
     let namespace = context.objects.namespaces.get(&pod.meta.namespace);
     let places = [
-        namespace.and_then(|n| Some((n.meta.annotation(SAME_NODE)?, ObjectRef::of(Kind::Namespace, &n.meta)))),
+        namespace
+            .and_then(|n| Some((n.meta.annotation(SAME_NODE)?, ObjectRef::of(Kind::Namespace, &n.meta)))),
         pod.meta.annotation(SAME_NODE).map(|v| (v, ObjectRef::of(Kind::Pod, &pod.meta))),
     ];
     for (value, object) in places.into_iter().flatten() {
@@ -98,7 +103,9 @@ fn settings(context: &mut Context<'_>, pod: &Pod) -> Option<Extension> {
 /// The settings by the names of the ConfigMap.
 fn to_struct(settings: &Undermesh) -> Struct {
     let value = |kind| Value { kind: Some(kind) };
-    let list = |values: Vec<Json>| value(Json::ListValue(ListValue { values: values.into_iter().map(value).collect() }));
+    let list = |values: Vec<Json>| {
+        value(Json::ListValue(ListValue { values: values.into_iter().map(value).collect() }))
+    };
     let mut fields = std::collections::BTreeMap::new();
     if let Some(same_node) = settings.same_node {
         fields.insert("sameNode".to_owned(), value(Json::StringValue(same_node.as_str().to_owned())));

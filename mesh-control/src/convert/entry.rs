@@ -64,7 +64,9 @@ impl<'a> ServiceIndex<'a> {
                     conditions.push(loser("the Service of that name".into()));
                     continue;
                 }
-                if let Some(winner) = taken.insert((entry.meta.namespace.as_str(), host.as_str()), &entry.meta.name) {
+                if let Some(winner) =
+                    taken.insert((entry.meta.namespace.as_str(), host.as_str()), &entry.meta.name)
+                {
                     taken.insert((entry.meta.namespace.as_str(), host.as_str()), winner);
                     conditions.push(loser(format!("ServiceEntry {}/{winner}", entry.meta.namespace)));
                     continue;
@@ -87,7 +89,8 @@ impl<'a> ServiceIndex<'a> {
     ) {
         for host in self.hosts.iter().filter(|h| h.entry.meta.namespace == namespace) {
             if host.entry.selector.as_ref().is_some_and(|s| selects(s, labels)) {
-                services.insert(format!("{namespace}/{}", host.host), entry_ports(&host.entry.ports, overrides));
+                services
+                    .insert(format!("{namespace}/{}", host.host), entry_ports(&host.entry.ports, overrides));
             }
         }
     }
@@ -174,7 +177,9 @@ fn entry_service(context: &mut Context<'_>, host: &Host<'_>, resources: &mut Res
     let entry = host.entry;
     let object = ObjectRef::of(Kind::ServiceEntry, &entry.meta);
     let binding = bind(context, &object, &entry.meta, Traffic::Service);
-    if binding.waypoint.is_none() && (host.host.starts_with("*.") || entry.resolution == Resolution::DynamicDns) {
+    if binding.waypoint.is_none()
+        && (host.host.starts_with("*.") || entry.resolution == Resolution::DynamicDns)
+    {
         context.conditions.push(Condition::new(
             object,
             "istio.io/WaypointMissing",
@@ -192,7 +197,11 @@ fn entry_service(context: &mut Context<'_>, host: &Host<'_>, resources: &mut Res
     let mut addresses = Vec::new();
     for net in &host.addresses {
         let single = net.prefix_len() == net.max_prefix_len();
-        aliases.push(if single { format!("{}/{}", context.network, net.addr()) } else { format!("{}/{net}", context.network) });
+        aliases.push(if single {
+            format!("{}/{}", context.network, net.addr())
+        } else {
+            format!("{}/{net}", context.network)
+        });
         addresses.push(NetworkAddress {
             network: context.network.clone(),
             address: ip_bytes(net.addr()),
@@ -252,7 +261,16 @@ fn inline_endpoints(
             };
             let uid = format!("{prefix}/{}", host.host);
             let services = services(&[host], &BTreeMap::new());
-            add_endpoint(context, &uid, &entry.meta.namespace, host.host, &endpoint, services, false, resources);
+            add_endpoint(
+                context,
+                &uid,
+                &entry.meta.namespace,
+                host.host,
+                &endpoint,
+                services,
+                false,
+                resources,
+            );
         }
         return;
     }
@@ -269,14 +287,25 @@ fn inline_endpoints(
         let uid = format!("{prefix}/{address}");
         let services = services(hosts, &endpoint.ports);
         let internal = entry.internal;
-        add_endpoint(context, &uid, &entry.meta.namespace, &entry.meta.name, endpoint, services, internal, resources);
+        add_endpoint(
+            context,
+            &uid,
+            &entry.meta.namespace,
+            &entry.meta.name,
+            endpoint,
+            services,
+            internal,
+            resources,
+        );
     }
 }
 
 fn workload_entry(context: &mut Context<'_>, entry: &WorkloadEntry, resources: &mut Resources) {
     let meta = &entry.meta;
-    let uid =
-        format!("{}/networking.istio.io/WorkloadEntry/{}/{}", context.mesh.cluster_id, meta.namespace, meta.name);
+    let uid = format!(
+        "{}/networking.istio.io/WorkloadEntry/{}/{}",
+        context.mesh.cluster_id, meta.namespace, meta.name
+    );
     let mut services = BTreeMap::new();
     for service in services_in(context.objects, &meta.namespace).filter(|s| !s.external_name) {
         if !service.selector.is_empty() && selects(&service.selector, &entry.spec.labels) {
@@ -294,7 +323,8 @@ fn workload_entry(context: &mut Context<'_>, entry: &WorkloadEntry, resources: &
     let annotated = meta.annotation("ambient.istio.io/redirection") == Some("enabled");
     let object = ObjectRef::of(Kind::WorkloadEntry, meta);
     let waypoint = bind(context, &object, meta, Traffic::Workload).waypoint;
-    let (mut workload, aliases) = endpoint_workload(context, &uid, &meta.namespace, &meta.name, &entry.spec, true);
+    let (mut workload, aliases) =
+        endpoint_workload(context, &uid, &meta.namespace, &meta.name, &entry.spec, true);
     workload.services = services;
     workload.waypoint = waypoint;
     if annotated {
@@ -306,7 +336,10 @@ fn workload_entry(context: &mut Context<'_>, entry: &WorkloadEntry, resources: &
     resources.add(uid, address::Type::Workload(workload), aliases);
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call per kind of endpoint; a struct would only rename them")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call per kind of endpoint; a struct would only rename them"
+)]
 fn add_endpoint(
     context: &Context<'_>,
     uid: &str,
@@ -331,7 +364,8 @@ fn endpoint_workload(
     internal: bool,
 ) -> (Workload, Vec<String>) {
     let native = internal && endpoint.labels.get("networking.istio.io/tunnel").is_some_and(|v| v == "http");
-    let network = if endpoint.network.is_empty() { context.network.clone() } else { endpoint.network.clone() };
+    let network =
+        if endpoint.network.is_empty() { context.network.clone() } else { endpoint.network.clone() };
     let (addresses, hostname, aliases) = match &endpoint.address {
         EndpointAddress::Ip(ip) => (vec![ip_bytes(*ip)], String::new(), vec![format!("{network}/{ip}")]),
         EndpointAddress::Host(host) => (Vec::new(), host.clone(), Vec::new()),

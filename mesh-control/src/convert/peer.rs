@@ -104,7 +104,10 @@ fn namespace_modes(
             Some(first) => say(
                 false,
                 "Conflicted",
-                format!("PeerAuthentication {} of the same scope is older and counts instead", first.meta.key()),
+                format!(
+                    "PeerAuthentication {} of the same scope is older and counts instead",
+                    first.meta.key()
+                ),
             ),
             None => {
                 say(true, "Accepted", "attached to nodes".into());

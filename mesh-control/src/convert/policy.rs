@@ -13,8 +13,8 @@ use mesh_core::xds::proto::security::string_match::MatchType;
 
 use super::{Mesh, ip_bytes};
 use crate::model::{
-    Action, AuthorizationPolicy, Condition, Key, Kind, ObjectRef, Objects, Operation, Rule, Source, Values, When,
-    selects,
+    Action, AuthorizationPolicy, Condition, Key, Kind, ObjectRef, Objects, Operation, Rule, Source, Values,
+    When, selects,
 };
 
 const ACCEPTED: &str = "ZtunnelAccepted";
@@ -30,7 +30,9 @@ impl SelectorPolicies {
     pub(super) fn of(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<String> {
         self.entries
             .iter()
-            .filter(|(ns, selector, _)| ns.as_deref().is_none_or(|n| n == namespace) && selects(selector, labels))
+            .filter(|(ns, selector, _)| {
+                ns.as_deref().is_none_or(|n| n == namespace) && selects(selector, labels)
+            })
             .map(|(_, _, key)| key.clone())
             .collect()
     }
@@ -107,7 +109,11 @@ pub(super) fn authorization(
         extensions: Vec::new(),
     };
     let condition = if dropped.is_empty() && stripped.is_empty() {
-        let message = if policy.dry_run { "attached to nodes, dry run: logged, not enforced" } else { "attached to nodes" };
+        let message = if policy.dry_run {
+            "attached to nodes, dry run: logged, not enforced"
+        } else {
+            "attached to nodes"
+        };
         Condition::new(object, ACCEPTED, true, "Accepted", message)
     } else if !dropped.is_empty() {
         let message = format!(
@@ -130,7 +136,9 @@ fn unsupported(rule: &Rule, at: &str) -> Vec<String> {
     let mut out = Vec::new();
     for (i, source) in rule.from.iter().enumerate() {
         out.extend(source.l7.iter().map(|f| format!("{at}.from[{i}].source.{f}")));
-        for (values, name) in [(&source.trust_domains.any, "trustDomains"), (&source.trust_domains.not, "notTrustDomains")] {
+        for (values, name) in
+            [(&source.trust_domains.any, "trustDomains"), (&source.trust_domains.not, "notTrustDomains")]
+        {
             if values.iter().any(|v| is_suffix(v)) {
                 out.push(format!("{at}.from[{i}].source.{name} (suffix match)"));
             }
@@ -225,9 +233,11 @@ fn when_matches(when: &When, mesh: &Mesh) -> Vec<wire::Match> {
         When::SourceIp(v) => {
             wire::Match { source_ips: addresses(&v.any), not_source_ips: addresses(&v.not), ..empty() }
         }
-        When::DestinationIp(v) => {
-            wire::Match { destination_ips: addresses(&v.any), not_destination_ips: addresses(&v.not), ..empty() }
-        }
+        When::DestinationIp(v) => wire::Match {
+            destination_ips: addresses(&v.any),
+            not_destination_ips: addresses(&v.not),
+            ..empty()
+        },
         When::DestinationPort(v) => wire::Match {
             destination_ports: v.any.iter().map(|p| u32::from(*p)).collect(),
             not_destination_ports: v.not.iter().map(|p| u32::from(*p)).collect(),
@@ -311,7 +321,8 @@ fn trust_domains(values: &Values<String>, mesh: &Mesh) -> Values<wire::StringMat
             if value.ends_with('*') {
                 return vec![string(value)];
             }
-            let prefix = |d: &String| wire::StringMatch { match_type: Some(MatchType::Prefix(format!("{d}/"))) };
+            let prefix =
+                |d: &String| wire::StringMatch { match_type: Some(MatchType::Prefix(format!("{d}/"))) };
             meant_domains(value, mesh).iter().map(prefix).collect()
         };
         values.iter().flat_map(one).collect()
@@ -320,11 +331,16 @@ fn trust_domains(values: &Values<String>, mesh: &Mesh) -> Values<wire::StringMat
 }
 
 fn addresses(nets: &[IpNet]) -> Vec<wire::Address> {
-    nets.iter().map(|n| wire::Address { address: ip_bytes(n.addr()), length: n.prefix_len().into() }).collect()
+    nets.iter()
+        .map(|n| wire::Address { address: ip_bytes(n.addr()), length: n.prefix_len().into() })
+        .collect()
 }
 
 fn accounts(keys: &[Key]) -> Vec<wire::ServiceAccountMatch> {
     keys.iter()
-        .map(|k| wire::ServiceAccountMatch { namespace: k.namespace.clone(), service_account: k.name.clone() })
+        .map(|k| wire::ServiceAccountMatch {
+            namespace: k.namespace.clone(),
+            service_account: k.name.clone(),
+        })
         .collect()
 }

@@ -7,7 +7,9 @@ use mesh_core::xds::proto::workload::{
 
 use super::waypoint::{Traffic, bind};
 use super::{Context, Resources, ip_bytes};
-use crate::model::{Distribution, Kind, Meta, ObjectRef, Objects, Service, ServicePort, TargetPort, Transport};
+use crate::model::{
+    Distribution, Kind, Meta, ObjectRef, Objects, Service, ServicePort, TargetPort, Transport,
+};
 
 const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
@@ -21,7 +23,11 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
         let addresses: Vec<NetworkAddress> = service
             .cluster_ips
             .iter()
-            .map(|ip| NetworkAddress { network: context.network.clone(), address: ip_bytes(*ip), length: None })
+            .map(|ip| NetworkAddress {
+                network: context.network.clone(),
+                address: ip_bytes(*ip),
+                length: None,
+            })
             .collect();
         let aliases = service.cluster_ips.iter().map(|ip| format!("{}/{ip}", context.network)).collect();
         let wire = Wire {
@@ -73,11 +79,12 @@ fn load_balancing(objects: &Objects, service: &Service) -> Option<LoadBalancing>
     });
     let (scopes, mode): (&[Scope], Mode) = match (service.internal_local, distribution) {
         (true, _) => (&[Scope::Node], Mode::Strict),
-        (false, Some(Distribution::SameZone)) => (&[Scope::Network, Scope::Region, Scope::Zone], Mode::Failover),
-        (false, Some(Distribution::SameNode)) => (
-            &[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node],
-            Mode::Failover,
-        ),
+        (false, Some(Distribution::SameZone)) => {
+            (&[Scope::Network, Scope::Region, Scope::Zone], Mode::Failover)
+        }
+        (false, Some(Distribution::SameNode)) => {
+            (&[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node], Mode::Failover)
+        }
         (false, None) => (&[], Mode::UnspecifiedMode),
     };
     if scopes.is_empty() && !service.publish_not_ready {

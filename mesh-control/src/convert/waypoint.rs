@@ -11,9 +11,7 @@ use mesh_core::xds::proto::workload::{
 };
 
 use super::{Context, Mesh, ip_bytes};
-use crate::model::{
-    AllowedNamespaces, Condition, Gateway, GatewayHost, Key, Kind, Meta, ObjectRef, Objects,
-};
+use crate::model::{AllowedNamespaces, Condition, Gateway, GatewayHost, Key, Kind, Meta, ObjectRef, Objects};
 
 const HBONE_PORT: u32 = 15008;
 const BOUND: &str = "istio.io/WaypointBound";
@@ -53,14 +51,20 @@ impl Waypoints {
     ) -> Self {
         let mut by_key = BTreeMap::new();
         for gateway in objects.gateways.values() {
-            let listener = gateway.listeners.iter().find(|l| l.protocol == "HBONE" || l.protocol == "istio.io/PROXY");
-            if gateway.class != "istio-waypoint" && (listener.is_none() || gateway.class.starts_with("istio-east")) {
+            let listener =
+                gateway.listeners.iter().find(|l| l.protocol == "HBONE" || l.protocol == "istio.io/PROXY");
+            if gateway.class != "istio-waypoint"
+                && (listener.is_none() || gateway.class.starts_with("istio-east"))
+            {
                 conditions.push(Condition::new(
                     ObjectRef::of(Kind::Gateway, &gateway.meta),
                     "Accepted",
                     false,
                     "UnsupportedValue",
-                    format!("class {} is not served yet; only waypoints (istio-waypoint) are read", gateway.class),
+                    format!(
+                        "class {} is not served yet; only waypoints (istio-waypoint) are read",
+                        gateway.class
+                    ),
                 ));
                 continue;
             }
@@ -76,7 +80,11 @@ impl Waypoints {
                     ),
                 ));
             }
-            if gateway.meta.annotation("ambient.istio.io/waypoint-inbound-binding").is_some_and(|v| v != "NONE") {
+            if gateway
+                .meta
+                .annotation("ambient.istio.io/waypoint-inbound-binding")
+                .is_some_and(|v| v != "NONE")
+            {
                 conditions.push(Condition::new(
                     ObjectRef::of(Kind::Gateway, &gateway.meta),
                     "Accepted",
@@ -204,7 +212,10 @@ fn attach(context: &Context<'_>, key: &Key, meta: &Meta, traffic: Traffic, on_ob
         if traffic == Traffic::Workload && !on_object {
             return Outcome::Refused(None);
         }
-        return Outcome::NotReady(nowhere(), format!("Gateway {key} does not exist; traffic fails until it does"));
+        return Outcome::NotReady(
+            nowhere(),
+            format!("Gateway {key} does not exist; traffic fails until it does"),
+        );
     };
     let accepts = match traffic {
         Traffic::Service => waypoint.services,
@@ -225,12 +236,16 @@ fn attach(context: &Context<'_>, key: &Key, meta: &Meta, traffic: Traffic, on_ob
         }
     };
     if !admitted {
-        let why = format!("waypoint {key} does not admit namespace {}; see its allowedRoutes", meta.namespace);
+        let why =
+            format!("waypoint {key} does not admit namespace {}; see its allowedRoutes", meta.namespace);
         return Outcome::Refused(Some(("AttachmentDenied", why)));
     }
     match &waypoint.address {
         Some(address) => Outcome::Bound(address.clone()),
-        None => Outcome::NotReady(nowhere(), format!("waypoint {key} has no address yet; traffic fails until it has")),
+        None => Outcome::NotReady(
+            nowhere(),
+            format!("waypoint {key} has no address yet; traffic fails until it has"),
+        ),
     }
 }
 
@@ -262,7 +277,9 @@ fn canary(
             let split = split.map(|(destination, weight)| WeightedWaypoint { destination, weight });
             (split.into(), format!("; {weight} % goes to canary {key}"))
         }
-        Outcome::NotReady(_, why) | Outcome::Refused(Some((_, why))) => (Vec::new(), format!("; no canary: {why}")),
+        Outcome::NotReady(_, why) | Outcome::Refused(Some((_, why))) => {
+            (Vec::new(), format!("; no canary: {why}"))
+        }
         Outcome::Refused(None) => (Vec::new(), String::new()),
     }
 }

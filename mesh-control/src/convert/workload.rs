@@ -31,7 +31,10 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
                     "Accepted",
                     false,
                     "DuplicateAddress",
-                    format!("address {ip} is also that of Pod {}; a node can tell only one of them", first.key()),
+                    format!(
+                        "address {ip} is also that of Pod {}; a node can tell only one of them",
+                        first.key()
+                    ),
                 ));
             }
         }
@@ -95,7 +98,10 @@ fn foreign_endpoints(context: &Context<'_>, slices: &Slices<'_>, resources: &mut
     for (slice, service, endpoint, ports) in &slices.foreign {
         let Some(ip) = endpoint.addresses.first() else { continue };
         let meta = &slice.meta;
-        let uid = format!("{}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}", mesh.cluster_id, meta.namespace, meta.name);
+        let uid = format!(
+            "{}/discovery.k8s.io/EndpointSlice/{}/{}/{ip}",
+            mesh.cluster_id, meta.namespace, meta.name
+        );
         let hostname = mesh.hostname(&service.meta.namespace, &service.meta.name);
         let workload = Workload {
             uid: uid.clone(),
@@ -133,10 +139,9 @@ fn workload_name(pod: &Pod) -> String {
     }
     let Some((kind, name)) = &pod.owner else { return pod.meta.name.clone() };
     let stem = match kind.as_str() {
-        "ReplicaSet" => pod
-            .meta
-            .label("pod-template-hash")
-            .and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-')),
+        "ReplicaSet" => {
+            pod.meta.label("pod-template-hash").and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-'))
+        }
         // A CronJob's jobs end in the minute (8 digits) or second (10) of their start.
         "Job" => name.rsplit_once('-').and_then(|(stem, time)| {
             ((8..=10).contains(&time.len()) && time.bytes().all(|b| b.is_ascii_digit())).then_some(stem)
@@ -164,15 +169,12 @@ pub(super) fn canonical_revision(labels: &BTreeMap<String, String>) -> String {
 
 /// From the pod's own label, else from its node's.
 fn locality(labels: &BTreeMap<String, String>, node: Option<&Node>) -> Option<Locality> {
-    let own = labels
-        .get("topology.istio.io/locality")
-        .or_else(|| labels.get("istio-locality"))
-        .map(|text| {
-            let separator = if text.contains('/') { '/' } else { '.' };
-            let mut parts = text.splitn(3, separator).map(str::to_owned);
-            let mut next = || parts.next().unwrap_or_default();
-            Locality { region: next(), zone: next(), subzone: next() }
-        });
+    let own = labels.get("topology.istio.io/locality").or_else(|| labels.get("istio-locality")).map(|text| {
+        let separator = if text.contains('/') { '/' } else { '.' };
+        let mut parts = text.splitn(3, separator).map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        Locality { region: next(), zone: next(), subzone: next() }
+    });
     own.or_else(|| {
         let label = |name: &str| node.and_then(|n| n.meta.label(name)).unwrap_or_default().to_owned();
         let locality = Locality {

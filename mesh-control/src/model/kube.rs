@@ -182,6 +182,7 @@ pub fn app_protocol(app_protocol: Option<&str>, name: &str) -> AppProtocol {
         _ => None,
     };
     let lower = name.to_ascii_lowercase();
-    let prefix = if lower.starts_with("grpc-web") { "grpc-web" } else { lower.split('-').next().unwrap_or("") };
+    let prefix =
+        if lower.starts_with("grpc-web") { "grpc-web" } else { lower.split('-').next().unwrap_or("") };
     app_protocol.map(str::to_ascii_lowercase).map_or_else(|| from(prefix), |p| from(&p)).unwrap_or_default()
 }

@@ -165,7 +165,10 @@ impl<'a> Check<'a> {
         match value.parse() {
             Ok(ip) => Some(ip),
             Err(_) => {
-                self.error(field, format!("{value:?} is no IP address; write one such as 10.0.0.1 or fd00::1"));
+                self.error(
+                    field,
+                    format!("{value:?} is no IP address; write one such as 10.0.0.1 or fd00::1"),
+                );
                 None
             }
         }
@@ -173,11 +176,15 @@ impl<'a> Check<'a> {
 
     /// A CIDR or a single address. Host bits are cleared, as Istio does.
     pub(crate) fn cidr(&mut self, field: &str, value: &str) -> Option<IpNet> {
-        let parsed = value.parse::<IpNet>().map(|n| n.trunc()).or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
+        let parsed =
+            value.parse::<IpNet>().map(|n| n.trunc()).or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
         match parsed {
             Ok(net) => Some(net),
             Err(_) => {
-                self.error(field, format!("{value:?} is neither an IP address nor a CIDR such as 10.0.0.0/8"));
+                self.error(
+                    field,
+                    format!("{value:?} is neither an IP address nor a CIDR such as 10.0.0.0/8"),
+                );
                 None
             }
         }
@@ -196,7 +203,10 @@ impl<'a> Check<'a> {
     /// A DNS name (RFC 1123).
     pub(crate) fn dns_name(&mut self, field: &str, value: &str) {
         if !is_dns_name(value) {
-            self.error(field, format!("{value:?} is no DNS name; use labels of a-z, 0-9 and - joined by dots"));
+            self.error(
+                field,
+                format!("{value:?} is no DNS name; use labels of a-z, 0-9 and - joined by dots"),
+            );
         }
     }
 }

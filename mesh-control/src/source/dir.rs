@@ -62,7 +62,9 @@ impl Source for DirectorySource {
                 }
                 Err(cause) if first => return Err(unreadable(cause)),
                 // An unmounted or replaced directory must not empty the mesh: what is in force stays.
-                Err(cause) => warn!(path = %self.path.display(), %cause, "the source directory cannot be read"),
+                Err(cause) => {
+                    warn!(path = %self.path.display(), %cause, "the source directory cannot be read")
+                }
             }
             first = false;
             tokio::select! {

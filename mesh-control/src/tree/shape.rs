@@ -295,9 +295,10 @@ impl<'de> MapAccess<'de> for MapWalk<'_> {
             }
             self.current = Some(entry);
             let key: StrDeserializer<'_, TypeError> = entry.key.as_str().into_deserializer();
-            return seed.deserialize(key).map(Some).map_err(|e: TypeError| {
-                e.at(entry.line, &Path::Key(self.shape.path, &entry.key))
-            });
+            return seed
+                .deserialize(key)
+                .map(Some)
+                .map_err(|e: TypeError| e.at(entry.line, &Path::Key(self.shape.path, &entry.key)));
         }
         Ok(None)
     }
@@ -368,10 +369,7 @@ mod tests {
         let found = errors::<Service>(text);
         assert_eq!(found[0].line, 6);
         assert_eq!(found[0].field, "metadata.labels.version");
-        assert_eq!(
-            found[0].message,
-            "expected a string, found the number 1 (write it in quotes: \"1\")"
-        );
+        assert_eq!(found[0].message, "expected a string, found the number 1 (write it in quotes: \"1\")");
     }
 
     #[test]

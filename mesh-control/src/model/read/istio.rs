@@ -8,8 +8,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::super::{
-    AllowedNamespaces, EndpointAddress, EntryEndpoint, EntryPort, Gateway, GatewayHost, LabelSelector, Listener,
-    MtlsMode, Object, PeerAuthentication, Resolution, SelectorOperator, ServiceEntry, WorkloadEntry, app_protocol,
+    AllowedNamespaces, EndpointAddress, EntryEndpoint, EntryPort, Gateway, GatewayHost, LabelSelector,
+    Listener, MtlsMode, Object, PeerAuthentication, Resolution, SelectorOperator, ServiceEntry,
+    WorkloadEntry, app_protocol,
 };
 use super::{Check, Document, FieldError, is_dns_name, match_labels, meta, shape};
 
@@ -104,14 +105,20 @@ struct EndpointText {
 fn endpoint(text: EndpointText, field: &str, check: &mut Check<'_>) -> EntryEndpoint {
     let address = if text.address.is_empty() {
         if text.network.is_empty() {
-            check.error(format!("{field}.address"), "missing; write an IP address or a host name (or a network)");
+            check.error(
+                format!("{field}.address"),
+                "missing; write an IP address or a host name (or a network)",
+            );
         }
         EndpointAddress::Empty
     } else if let Ok(ip) = text.address.parse() {
         EndpointAddress::Ip(ip)
     } else {
         if text.address.starts_with("unix://") {
-            check.error(format!("{field}.address"), "unix sockets are not supported by the node's part of the mesh");
+            check.error(
+                format!("{field}.address"),
+                "unix sockets are not supported by the node's part of the mesh",
+            );
         } else if !is_dns_name(&text.address) {
             check.error(
                 format!("{field}.address"),
@@ -245,8 +252,21 @@ struct WorkloadSelectorText {
 }
 
 fn entry_port(text: PortText, field: &str, check: &mut Check<'_>) -> EntryPort {
-    let protocols =
-        ["", "HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "UDP", "HTTP_PROXY", "MYSQL", "REDIS"];
+    let protocols = [
+        "",
+        "HTTP",
+        "HTTPS",
+        "GRPC",
+        "GRPC-WEB",
+        "HTTP2",
+        "MONGO",
+        "TCP",
+        "TLS",
+        "UDP",
+        "HTTP_PROXY",
+        "MYSQL",
+        "REDIS",
+    ];
     let upper = text.protocol.to_ascii_uppercase();
     if !protocols.contains(&upper.as_str()) {
         check.error(
@@ -260,7 +280,13 @@ fn entry_port(text: PortText, field: &str, check: &mut Check<'_>) -> EntryPort {
     let number = check.port(&format!("{field}.number"), text.number);
     let target = text.target_port.map_or(number, |t| check.port(&format!("{field}.targetPort"), t));
     let protocol = Some(text.protocol.as_str()).filter(|p| !p.is_empty());
-    EntryPort { app_protocol: app_protocol(protocol, &text.name), name: text.name, number, target, udp: upper == "UDP" }
+    EntryPort {
+        app_protocol: app_protocol(protocol, &text.name),
+        name: text.name,
+        number,
+        target,
+        udp: upper == "UDP",
+    }
 }
 
 pub(super) fn service_entry(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
@@ -434,7 +460,9 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         let allowed = match (namespaces.from, namespaces.selector) {
             (FromText::Same, _) => AllowedNamespaces::Same,
             (FromText::All, _) => AllowedNamespaces::All,
-            (FromText::Selector, Some(s)) => AllowedNamespaces::Selector(label_selector(s, &place, &mut check)),
+            (FromText::Selector, Some(s)) => {
+                AllowedNamespaces::Selector(label_selector(s, &place, &mut check))
+            }
             (FromText::Selector, None) => {
                 check.error(place, "missing; from: Selector needs one");
                 AllowedNamespaces::Same
@@ -464,7 +492,12 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
             }
         }
     }
-    check.finish(Object::Gateway(Arc::new(Gateway { meta, class: spec.gateway_class_name, listeners, addresses })))
+    check.finish(Object::Gateway(Arc::new(Gateway {
+        meta,
+        class: spec.gateway_class_name,
+        listeners,
+        addresses,
+    })))
 }
 
 fn label_selector(selector: metav1::LabelSelector, field: &str, check: &mut Check<'_>) -> LabelSelector {

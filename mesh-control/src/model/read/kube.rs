@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_core::xds::proto::workload::IpFamilies;
 
 use super::super::{
-    Distribution, Endpoint, EndpointSlice, Namespace, Node, Object, Pod, Service, ServiceAccount, ServicePort,
-    SlicePort, TargetPort, Transport, app_protocol,
+    Distribution, Endpoint, EndpointSlice, Namespace, Node, Object, Pod, Service, ServiceAccount,
+    ServicePort, SlicePort, TargetPort, Transport, app_protocol,
 };
 use super::{Check, Document, FieldError, meta, shape};
 
@@ -87,7 +87,9 @@ pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         }
     }
     let phase = status.phase.as_deref();
-    if let Some(other) = phase.filter(|p| !["Pending", "Running", "Succeeded", "Failed", "Unknown"].contains(p)) {
+    if let Some(other) =
+        phase.filter(|p| !["Pending", "Running", "Succeeded", "Failed", "Unknown"].contains(p))
+    {
         check.error(
             "status.phase",
             format!("{other:?} is no phase; write Pending, Running, Succeeded, Failed or Unknown"),
@@ -98,7 +100,10 @@ pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         meta: meta(doc, object.metadata, &mut check),
         ips,
         node: spec.node_name.unwrap_or_default(),
-        service_account: spec.service_account_name.filter(|s| !s.is_empty()).unwrap_or_else(|| "default".into()),
+        service_account: spec
+            .service_account_name
+            .filter(|s| !s.is_empty())
+            .unwrap_or_else(|| "default".into()),
         host_network: spec.host_network.unwrap_or_default(),
         terminal: matches!(phase, Some("Succeeded" | "Failed")),
         ready,
@@ -136,7 +141,8 @@ pub(super) fn service(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         None | Some("Cluster") => false,
         Some("Local") => true,
         Some(other) => {
-            check.error("spec.internalTrafficPolicy", format!("{other:?} is unknown; write Cluster or Local"));
+            check
+                .error("spec.internalTrafficPolicy", format!("{other:?} is unknown; write Cluster or Local"));
             false
         }
     };
@@ -172,7 +178,10 @@ fn ip_families(families: &[String], check: &mut Check<'_>) -> IpFamilies {
             "IPv4" => v4 = true,
             "IPv6" => v6 = true,
             other => {
-                check.error(format!("spec.ipFamilies[{i}]"), format!("{other:?} is unknown; write IPv4 or IPv6"));
+                check.error(
+                    format!("spec.ipFamilies[{i}]"),
+                    format!("{other:?} is unknown; write IPv4 or IPv6"),
+                );
             }
         }
     }

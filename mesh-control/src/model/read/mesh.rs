@@ -35,9 +35,13 @@ pub(super) fn config_map(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> 
     for (key, text) in &data {
         let field = format!("data.{key}");
         match key.as_str() {
-            "mesh" => embedded(text, &field, &mut check, |node, check| mesh_config(node, &mut settings, check)),
+            "mesh" => {
+                embedded(text, &field, &mut check, |node, check| mesh_config(node, &mut settings, check))
+            }
             "undermesh" => {
-                embedded(text, &field, &mut check, |node, check| undermesh(node, &mut settings.undermesh, check));
+                embedded(text, &field, &mut check, |node, check| {
+                    undermesh(node, &mut settings.undermesh, check)
+                });
             }
             // Istio's installer writes it; single-network meshes leave it empty.
             "meshNetworks" => {}
@@ -84,7 +88,9 @@ fn mesh_config(node: &Node, settings: &mut MeshSettings, errors: &mut Vec<(Strin
                 settings.trust_domain = text(is_dns_name, "a trust domain such as cluster.local");
             }
             "trustDomainAliases" => match typed::<Vec<String>>(&entry.value) {
-                Ok(aliases) if aliases.iter().all(|a| is_dns_name(a)) => settings.trust_domain_aliases = aliases,
+                Ok(aliases) if aliases.iter().all(|a| is_dns_name(a)) => {
+                    settings.trust_domain_aliases = aliases
+                }
                 _ => errors.push((entry.key.clone(), "expected a list of trust domains".into())),
             },
             known if MESH_CONFIG_FIELDS.contains(&known) => settings.unsupported.push(known.to_owned()),
@@ -124,8 +130,7 @@ fn undermesh(node: &Node, settings: &mut Undermesh, errors: &mut Vec<(String, St
     for (i, port) in text.excluded_ports.iter().enumerate() {
         match u16::try_from(*port) {
             Ok(port) if port != 0 => settings.excluded_ports.push(port),
-            _ => errors
-                .push((format!("excludedPorts[{i}]"), format!("{port} is no port; write 1 to 65535"))),
+            _ => errors.push((format!("excludedPorts[{i}]"), format!("{port} is no port; write 1 to 65535"))),
         }
     }
 }

@@ -279,7 +279,8 @@ fn source(text: SourceText, field: &str, namespace: &str, check: &mut Check<'_>)
         && text.not_ip_blocks.is_empty()
         && out.l7.is_empty();
     if empty {
-        check.error(field, "is empty; name at least one of principals, namespaces, serviceAccounts, ipBlocks");
+        check
+            .error(field, "is empty; name at least one of principals, namespaces, serviceAccounts, ipBlocks");
     }
     out
 }
@@ -313,7 +314,8 @@ fn when(text: WhenText, field: &str, namespace: &str, check: &mut Check<'_>) -> 
         return None;
     }
     let (any, not) = (format!("{field}.values"), format!("{field}.notValues"));
-    let mut nets = || Values { any: cidrs(&text.values, &any, check), not: cidrs(&text.not_values, &not, check) };
+    let mut nets =
+        || Values { any: cidrs(&text.values, &any, check), not: cidrs(&text.not_values, &not, check) };
     Some(match text.key.as_str() {
         "source.ip" => When::SourceIp(nets()),
         "destination.ip" => When::DestinationIp(nets()),

@@ -207,7 +207,9 @@ fn consequence(problem: Problem, file: &str, good: &BTreeMap<ObjectRef, Good>) -
             "it is not in force, so it neither allows nor denies anything"
         }
         Some(_) => ABSENT,
-        None if good.values().any(|g| g.file == file) => "objects that were read from this file before stay in force",
+        None if good.values().any(|g| g.file == file) => {
+            "objects that were read from this file before stay in force"
+        }
         None => ABSENT,
     };
     Problem { consequence: consequence.to_owned(), ..problem }

@@ -1,0 +1,317 @@
+//! The delta ADS server: one task per stream, which compares what its client holds with the newest snapshot.
+//!
+//! A stream sends only while its bounded queue has room, and then whatever is newest: a slow client skips
+//! intermediate snapshots and delays nobody.
+
+pub mod snapshot;
+pub mod subscription;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use mesh_core::xds::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use mesh_core::xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use prost::Message;
+use prost_types::value::Kind;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::auth::{Access, Caller};
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use snapshot::ResourceType;
+use subscription::{Reply, Subscription};
+
+/// Responses that may wait for a client.
+const QUEUE: usize = 2;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct AdsServer {
+    hub: Arc<Hub>,
+    clients: Arc<Clients>,
+    access: Access,
+    metrics: Arc<Metrics>,
+}
+
+impl AdsServer {
+    /// A server of the hub's snapshots; `access` says who may subscribe.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, clients: Arc<Clients>, access: Access, metrics: Arc<Metrics>) -> Self {
+        Self { hub, clients, access, metrics }
+    }
+}
+
+/// Connected clients, for people.
+#[derive(Debug, Default)]
+pub struct Clients {
+    next: AtomicU64,
+    connected: Mutex<BTreeMap<u64, Arc<Mutex<ClientStatus>>>>,
+}
+
+/// One connected client.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClientStatus {
+    /// `Node.id`.
+    pub id: String,
+    /// Node name.
+    pub node: String,
+    /// Peer address.
+    pub peer: String,
+    /// Seconds since 1970.
+    pub connected_at: u64,
+    /// By short type name.
+    pub types: BTreeMap<&'static str, TypeStatus>,
+}
+
+/// One type of one client.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct TypeStatus {
+    /// Nonce of the last response.
+    pub sent: String,
+    /// Nonce of the last acknowledgement.
+    pub acked: String,
+    /// Snapshot that the last response brought it to.
+    pub snapshot: u64,
+    /// Resources that it holds.
+    pub resources: usize,
+    /// Rejections so far.
+    pub rejects: u64,
+    /// The last rejection.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub last_reject: String,
+}
+
+impl Clients {
+    /// All connected clients.
+    #[must_use]
+    pub fn list(&self) -> Vec<ClientStatus> {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        connected.values().map(|c| c.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    }
+
+    fn add(&self, status: ClientStatus) -> (u64, Arc<Mutex<ClientStatus>>) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let status = Arc::new(Mutex::new(status));
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner).insert(id, status.clone());
+        (id, status)
+    }
+
+    fn remove(&self, id: u64) {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
+
+type Outgoing = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for AdsServer {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let caller = self.access.caller(request.metadata()).inspect_err(|_| {
+            self.metrics.authentication_failure();
+        })?;
+        let peer = crate::server::peer_of(&request);
+        let (out, stream) = mpsc::channel(QUEUE);
+        let server = self.clone();
+        let inbound = request.into_inner();
+        tokio::spawn(async move {
+            if let Err(status) = server.serve(inbound, &out, caller, peer).await {
+                debug!(%status, "xDS stream refused");
+                // The client may be gone, which is as good.
+                let _ = out.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// One stream.
+struct Stream<'a> {
+    server: &'a AdsServer,
+    subscriptions: [Subscription; 2],
+    status: Arc<Mutex<ClientStatus>>,
+    node: String,
+    /// Something may have to be sent.
+    dirty: bool,
+}
+
+impl AdsServer {
+    async fn serve(
+        &self,
+        mut inbound: Streaming<DeltaDiscoveryRequest>,
+        out: &Outgoing,
+        caller: Option<Caller>,
+        peer: Option<SocketAddr>,
+    ) -> Result<(), Status> {
+        let Some(first) = inbound.message().await? else { return Ok(()) };
+        let (id, node) = identify(first.node.as_ref(), caller.as_ref())?;
+        let (number, status) = self.clients.add(ClientStatus {
+            id: id.clone(),
+            node: node.clone(),
+            peer: peer.map(|p| p.to_string()).unwrap_or_default(),
+            connected_at: seconds(SystemTime::now()),
+            types: BTreeMap::new(),
+        });
+        self.metrics.clients.inc();
+        info!(client = id, node, "xDS client connected");
+        let stream = Stream {
+            server: self,
+            subscriptions: ResourceType::ALL.map(Subscription::new),
+            status,
+            node: node.clone(),
+            dirty: false,
+        };
+        let result = stream.run(first, inbound, out).await;
+        self.clients.remove(number);
+        self.metrics.clients.dec();
+        info!(client = id, node, "xDS client gone");
+        result
+    }
+}
+
+impl Stream<'_> {
+    async fn run(
+        mut self,
+        first: DeltaDiscoveryRequest,
+        mut inbound: Streaming<DeltaDiscoveryRequest>,
+        out: &Outgoing,
+    ) -> Result<(), Status> {
+        let mut changes = self.server.hub.snapshots();
+        self.request(&first)?;
+        loop {
+            tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(request)) => self.request(&request)?,
+                    Ok(None) => return Ok(()),
+                    // A connection that broke is no failure of ours; the client comes back.
+                    Err(status) => {
+                        debug!(%status, "xDS stream ended");
+                        return Ok(());
+                    }
+                },
+                changed = changes.changed() => match changed {
+                    Ok(()) => self.dirty = true,
+                    Err(_) => return Err(Status::unavailable("the control plane is stopping")),
+                },
+                permit = out.reserve(), if self.dirty => match permit {
+                    Ok(permit) => match self.next_response() {
+                        Some(response) => permit.send(Ok(response)),
+                        None => self.dirty = false,
+                    },
+                    Err(_) => return Ok(()),
+                },
+            }
+        }
+    }
+
+    fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
+        let Some(kind) = ResourceType::from_url(&request.type_url) else {
+            return Err(Status::invalid_argument(format!(
+                "type {:?} is not served; this server has {}",
+                request.type_url,
+                ResourceType::ALL.map(ResourceType::url).join(" and ")
+            )));
+        };
+        let reply = self.subscriptions[kind as usize].request(request, &self.node);
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = status.types.entry(kind.short()).or_default();
+        let metrics = &self.server.metrics;
+        match reply {
+            Reply::None => {}
+            Reply::Ack(nonce) => status.acked = nonce,
+            Reply::Nack(message) => {
+                warn!(node = self.node, kind = kind.short(), message, "a node rejected resources");
+                metrics.rejects(kind.short()).inc();
+                status.rejects += 1;
+                status.last_reject = message;
+            }
+            Reply::Stale => {
+                metrics.expired_nonces(kind.short()).inc();
+            }
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
+        let snapshot = self.server.hub.snapshot();
+        if snapshot.number == 0 {
+            // The source has not been read: an empty answer would make a node forget what it knows.
+            return None;
+        }
+        for kind in ResourceType::ALL {
+            let started = Instant::now();
+            let subscription = &mut self.subscriptions[kind as usize];
+            let Some(response) = subscription.respond(&snapshot) else { continue };
+            let metrics = &self.server.metrics;
+            metrics.pushes(kind.short()).inc();
+            metrics.push_time.observe(started.elapsed().as_secs_f64());
+            metrics.observe_size(kind.short(), response.encoded_len());
+            let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            let status = status.types.entry(kind.short()).or_default();
+            status.sent.clone_from(&response.nonce);
+            status.snapshot = snapshot.number;
+            status.resources = subscription.held();
+            return Some(response);
+        }
+        None
+    }
+}
+
+/// Id and node name of a client, checked against its token.
+fn identify(node: Option<&Node>, caller: Option<&Caller>) -> Result<(String, String), Status> {
+    let Some(node) = node else {
+        return Err(Status::invalid_argument("the first request of a stream carries the node"));
+    };
+    let parts: Vec<&str> = node.id.split('~').collect();
+    if parts.len() != 4 || !["ztunnel", "waypoint", "agent"].contains(&parts[0]) {
+        return Err(Status::invalid_argument(format!(
+            "node id {:?} is not <type>~<ip>~<pod>.<namespace>~<domain> with type ztunnel, waypoint or agent",
+            node.id
+        )));
+    }
+    let metadata = |key: &str| {
+        node.metadata.as_ref().and_then(|m| m.fields.get(key)).and_then(|v| match &v.kind {
+            Some(Kind::StringValue(text)) => Some(text.clone()),
+            _ => None,
+        })
+    };
+    let claimed = metadata("NODE_NAME");
+    let Some(caller) = caller else { return Ok((node.id.clone(), claimed.unwrap_or_default())) };
+    let mismatch = |what: &str, claimed: &str, real: &str| {
+        warn!(client = node.id, what, claimed, real, "xDS client claims what its token does not say");
+        Err(Status::permission_denied("the node's metadata does not fit its token"))
+    };
+    match &claimed {
+        Some(name) if !name.is_empty() && *name != caller.node => {
+            return mismatch("NODE_NAME", name, &caller.node);
+        }
+        _ => {}
+    }
+    if let Some(namespace) = metadata("NAMESPACE").filter(|n| *n != caller.namespace) {
+        return mismatch("NAMESPACE", &namespace, &caller.namespace);
+    }
+    if let Some(account) = metadata("SERVICE_ACCOUNT").filter(|a| *a != caller.service_account) {
+        return mismatch("SERVICE_ACCOUNT", &account, &caller.service_account);
+    }
+    Ok((node.id.clone(), caller.node.clone()))
+}
+
+/// Seconds since 1970.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! What is pushed, at one moment: immutable, encoded once, shared by every client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::xds::proto::discovery::Resource;
+use mesh_core::xds::proto::workload::address;
+use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use prost::Message;
+use prost_types::Any;
+use twox_hash::XxHash64;
+
+use crate::convert::Resources;
+
+/// A kind of resource that is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResourceType {
+    /// `istio.workload.Address`
+    Address,
+    /// `istio.security.Authorization`
+    Authorization,
+}
+
+impl ResourceType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+
+    /// From a type URL.
+    #[must_use]
+    pub fn from_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.url() == url)
+    }
+
+    /// The type URL.
+    #[must_use]
+    pub fn url(self) -> &'static str {
+        match self {
+            Self::Address => ADDRESS_TYPE,
+            Self::Authorization => AUTHORIZATION_TYPE,
+        }
+    }
+
+    /// Istio's short name, a metric label.
+    #[must_use]
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::Address => "wds",
+            Self::Authorization => "wads",
+        }
+    }
+}
+
+/// One encoded resource.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Hash of the content, so that it is equal on every replica and across restarts.
+    pub version: String,
+    /// The encoded message.
+    pub value: Vec<u8>,
+    /// Other names to ask by.
+    pub aliases: Vec<String>,
+}
+
+/// Resources of one type by name.
+pub type Entries = BTreeMap<Arc<str>, Arc<Entry>>;
+
+/// Everything that is pushed.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Counts up; 0 is the snapshot before the source was read, which is never pushed.
+    pub number: u64,
+    addresses: Entries,
+    authorizations: Entries,
+    /// Alias to name.
+    aliases: BTreeMap<String, Arc<str>>,
+    /// Service to its workloads, node to its workloads.
+    by_service: BTreeMap<String, Vec<Arc<str>>>,
+    by_node: BTreeMap<String, Vec<Arc<str>>>,
+}
+
+impl Snapshot {
+    /// Encodes resources. Entries that did not change are shared with `previous`.
+    #[must_use]
+    pub fn build(resources: &Resources, previous: &Self) -> Self {
+        let mut out = Self { number: previous.number + 1, ..Self::default() };
+        for (name, resource) in &resources.addresses {
+            let name: Arc<str> = name.as_str().into();
+            if let Some(address::Type::Workload(workload)) = &resource.address.r#type {
+                for service in workload.services.keys() {
+                    out.by_service.entry(service.clone()).or_default().push(name.clone());
+                }
+                if !workload.node.is_empty() {
+                    out.by_node.entry(workload.node.clone()).or_default().push(name.clone());
+                }
+            }
+            for alias in &resource.aliases {
+                out.aliases.entry(alias.clone()).or_insert_with(|| name.clone());
+            }
+            let entry =
+                entry(resource.address.encode_to_vec(), &resource.aliases, previous.addresses.get(&name));
+            out.addresses.insert(name, entry);
+        }
+        for (name, authorization) in &resources.authorizations {
+            let name: Arc<str> = name.as_str().into();
+            let entry = entry(authorization.encode_to_vec(), &[], previous.authorizations.get(&name));
+            out.authorizations.insert(name, entry);
+        }
+        out
+    }
+
+    /// Resources of one type.
+    #[must_use]
+    pub fn entries(&self, kind: ResourceType) -> &Entries {
+        match kind {
+            ResourceType::Address => &self.addresses,
+            ResourceType::Authorization => &self.authorizations,
+        }
+    }
+
+    /// True when a client that has `other` needs nothing.
+    #[must_use]
+    pub fn same_content(&self, other: &Self) -> bool {
+        self.addresses == other.addresses && self.authorizations == other.authorizations
+    }
+
+    /// What an on-demand client that asks for `key` (a name, or `<network>/<ip>`) gets: the workload, or the
+    /// service and its workloads. Empty when there is no such thing.
+    #[must_use]
+    pub fn resolve(&self, key: &str) -> Vec<Arc<str>> {
+        let name = match self.addresses.get_key_value(key) {
+            Some((name, _)) => name,
+            None => match self.aliases.get(key) {
+                Some(name) => name,
+                None => return Vec::new(),
+            },
+        };
+        let mut names = vec![name.clone()];
+        names.extend(self.by_service.get(&**name).into_iter().flatten().cloned());
+        names
+    }
+
+    /// Workloads of a node.
+    #[must_use]
+    pub fn on_node(&self, node: &str) -> &[Arc<str>] {
+        self.by_node.get(node).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn entry(value: Vec<u8>, aliases: &[String], previous: Option<&Arc<Entry>>) -> Arc<Entry> {
+    let version = format!("{:x}", XxHash64::oneshot(0, &value));
+    match previous {
+        Some(entry) if entry.version == version && entry.value == value && entry.aliases == aliases => {
+            entry.clone()
+        }
+        _ => Arc::new(Entry { version, value, aliases: aliases.to_vec() }),
+    }
+}
+
+impl Entry {
+    /// The resource on the wire.
+    #[must_use]
+    pub fn resource(&self, name: &str, kind: ResourceType) -> Resource {
+        Resource {
+            version: self.version.clone(),
+            resource: Some(Any { type_url: kind.url().to_owned(), value: self.value.clone() }),
+            name: name.to_owned(),
+            aliases: self.aliases.clone(),
+            ttl: None,
+        }
+    }
+}

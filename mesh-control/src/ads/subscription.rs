@@ -1,0 +1,199 @@
+//! The state of one type on one stream: what the client asked for, what it holds, what it still has to be told.
+//! Pure: fed with requests and snapshots.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use mesh_core::xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+
+use super::snapshot::{ResourceType, Snapshot};
+
+/// Responses that may be unanswered before the oldest nonce is forgotten.
+const REMEMBERED_NONCES: usize = 64;
+
+/// What a request says about earlier responses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// No nonce: a subscription of its own accord.
+    None,
+    /// The response with this nonce was applied.
+    Ack(String),
+    /// Parts of the response were rejected; the others were applied.
+    Nack(String),
+    /// The nonce is not one that is waited for.
+    Stale,
+}
+
+/// One type on one stream.
+#[derive(Debug)]
+pub struct Subscription {
+    kind: ResourceType,
+    started: bool,
+    wildcard: bool,
+    /// Asked for by name or alias.
+    keys: BTreeSet<String>,
+    /// Asked for since the last response: they get an answer even when nothing is new about them.
+    asked: BTreeSet<String>,
+    /// The next response goes out even when it is empty.
+    must_answer: bool,
+    /// Name to version that the client has.
+    held: BTreeMap<Arc<str>, String>,
+    outstanding: VecDeque<String>,
+    next_nonce: u64,
+    /// Node of the client; an on-demand client also gets the workloads of its node.
+    node: String,
+}
+
+impl Subscription {
+    /// A type that the client has not asked for yet.
+    #[must_use]
+    pub fn new(kind: ResourceType) -> Self {
+        Self {
+            kind,
+            started: false,
+            wildcard: false,
+            keys: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            must_answer: false,
+            held: BTreeMap::new(),
+            outstanding: VecDeque::new(),
+            next_nonce: 1,
+            node: String::new(),
+        }
+    }
+
+    /// Number of resources that the client holds.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Takes a request of this type.
+    pub fn request(&mut self, request: &DeltaDiscoveryRequest, node: &str) -> Reply {
+        if !self.started {
+            self.started = true;
+            self.must_answer = true;
+            self.wildcard = request.resource_names_subscribe.is_empty();
+            node.clone_into(&mut self.node);
+            self.held = request
+                .initial_resource_versions
+                .iter()
+                .map(|(name, version)| (Arc::from(name.as_str()), version.clone()))
+                .collect();
+        }
+        for key in &request.resource_names_subscribe {
+            self.must_answer = true;
+            if key == "*" {
+                self.wildcard = true;
+            } else {
+                self.keys.insert(key.clone());
+                self.asked.insert(key.clone());
+            }
+        }
+        for key in &request.resource_names_unsubscribe {
+            if key == "*" {
+                self.wildcard = false;
+            } else {
+                self.keys.remove(key);
+                self.asked.remove(key);
+                self.held.remove(key.as_str());
+            }
+        }
+        self.reply(request)
+    }
+
+    fn reply(&mut self, request: &DeltaDiscoveryRequest) -> Reply {
+        if request.response_nonce.is_empty() {
+            return Reply::None;
+        }
+        let Some(position) = self.outstanding.iter().position(|n| *n == request.response_nonce) else {
+            return Reply::Stale;
+        };
+        self.outstanding.drain(..=position);
+        match &request.error_detail {
+            None => Reply::Ack(request.response_nonce.clone()),
+            Some(error) => Reply::Nack(error.message.clone()),
+        }
+    }
+
+    /// What the client has to be told to be up to date with `snapshot`; nothing when it is.
+    pub fn respond(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
+        if !self.started {
+            return None;
+        }
+        let entries = snapshot.entries(self.kind);
+        let asked = std::mem::take(&mut self.asked);
+        let mut resources = Vec::new();
+        let mut removed: Vec<String> = Vec::new();
+        let explicit: BTreeSet<Arc<str>> = asked.iter().flat_map(|k| self.names(snapshot, k)).collect();
+        let mut send = |name: &Arc<str>, held: &mut BTreeMap<Arc<str>, String>| {
+            let Some(entry) = entries.get(name) else { return };
+            if held.get(name) != Some(&entry.version) || explicit.contains(name) {
+                resources.push(entry.resource(name, self.kind));
+                held.insert(name.clone(), entry.version.clone());
+            }
+        };
+        if self.wildcard {
+            entries.keys().for_each(|name| send(name, &mut self.held));
+        } else {
+            for name in self.wanted(snapshot) {
+                send(&name, &mut self.held);
+            }
+        }
+        self.held.retain(|name, _| {
+            let exists = entries.contains_key(name);
+            if !exists {
+                removed.push(name.to_string());
+            }
+            exists
+        });
+        // The negative answer to what was asked for and is not there.
+        for key in asked {
+            if self.names(snapshot, &key).is_empty() && !removed.contains(&key) {
+                removed.push(key);
+            }
+        }
+        if resources.is_empty() && removed.is_empty() && !self.must_answer {
+            return None;
+        }
+        self.must_answer = false;
+        let nonce = format!("{}-{}", self.kind.short(), self.next_nonce);
+        self.next_nonce += 1;
+        self.outstanding.push_back(nonce.clone());
+        while self.outstanding.len() > REMEMBERED_NONCES {
+            self.outstanding.pop_front();
+        }
+        Some(DeltaDiscoveryResponse {
+            system_version_info: snapshot.number.to_string(),
+            resources,
+            type_url: self.kind.url().to_owned(),
+            nonce,
+            removed_resources: removed,
+        })
+    }
+
+    fn names(&self, snapshot: &Snapshot, key: &str) -> Vec<Arc<str>> {
+        match self.kind {
+            ResourceType::Address => snapshot.resolve(key),
+            ResourceType::Authorization => {
+                snapshot.entries(self.kind).get_key_value(key).map(|(n, _)| n.clone()).into_iter().collect()
+            }
+        }
+    }
+
+    /// On demand: what was asked for, what belongs to it, what the client got before, and its own node's
+    /// workloads as soon as it asked for anything.
+    fn wanted(&self, snapshot: &Snapshot) -> BTreeSet<Arc<str>> {
+        let mut wanted: BTreeSet<Arc<str>> = self.held.keys().cloned().collect();
+        for key in &self.keys {
+            wanted.extend(self.names(snapshot, key));
+        }
+        if self.kind == ResourceType::Address && !self.keys.is_empty() {
+            wanted.extend(snapshot.on_node(&self.node).iter().cloned());
+        }
+        wanted
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! 15014: metrics, readiness, and what this process knows, as JSON for `meshctl` and people.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+mod wire;
+
+use crate::ads::Clients;
+use crate::enrol::Enrolments;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+
+/// What the endpoints read.
+#[derive(Debug, Clone)]
+pub struct Debug {
+    /// Objects and snapshots.
+    pub hub: Arc<Hub>,
+    /// xDS clients.
+    pub clients: Arc<Clients>,
+    /// Reports of nodes.
+    pub enrolments: Arc<Enrolments>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+const INDEX: &str = "\
+/ready              200 once the source has been read
+/metrics            Prometheus text
+/version            version
+/debug/syncz        xDS clients and how far each is
+/debug/config_dump  workloads, services and policies as they are pushed
+/debug/conditions   what there is to say about objects (status conditions)
+/debug/errors       what is wrong in the source: file, line, field, fix
+/debug/objects      objects in force
+/debug/nodes        nodes, their pods, and what they report as captured
+";
+
+impl Debug {
+    /// Answers on a listener until `stop` says so.
+    pub async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stop.wait_for(|s| *s) => return,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "debug listener");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let debug = self.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let debug = debug.clone();
+                    async move { Ok::<_, Infallible>(debug.answer(&request)) }
+                });
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.timer(TokioTimer::new()).header_read_timeout(std::time::Duration::from_secs(10));
+                if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+                    debug!(%error, "debug connection");
+                }
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
+        }
+        self.get(request.uri().path())
+    }
+
+    /// The answer to GET `path`.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Response<Full<Bytes>> {
+        match path {
+            "/" | "/debug" | "/debug/" => text(StatusCode::OK, INDEX),
+            "/ready" if self.hub.ready() => text(StatusCode::OK, "ready\n"),
+            "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "the source has not been read yet\n"),
+            "/metrics" => match self.metrics.text() {
+                Ok(body) => {
+                    typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+                }
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+            },
+            "/version" => answer(&json!({"name": "mesh-control", "version": env!("CARGO_PKG_VERSION")})),
+            "/debug/syncz" => answer(&json!({
+                "snapshot": self.hub.snapshot().number,
+                "clients": self.clients.list(),
+            })),
+            "/debug/config_dump" => answer(&wire::config_dump(&self.hub.snapshot())),
+            "/debug/conditions" => answer(&self.hub.published().conditions),
+            "/debug/errors" => answer(&self.hub.published().source.problems),
+            "/debug/objects" => answer(&self.objects()),
+            "/debug/nodes" => answer(&self.nodes()),
+            _ => text(StatusCode::NOT_FOUND, &format!("{path} is unknown; there are\n{INDEX}")),
+        }
+    }
+
+    fn objects(&self) -> Value {
+        let published = self.hub.published();
+        let o = published.objects();
+        let keys = |keys: Vec<String>| keys;
+        json!({
+            "counts": o.counts(),
+            "mesh": {
+                "trustDomain": published.mesh.trust_domain,
+                "trustDomainAliases": published.mesh.trust_domain_aliases,
+                "rootNamespace": published.mesh.root_namespace,
+                "clusterId": published.mesh.cluster_id,
+                "undermesh": published.mesh.undermesh,
+            },
+            "Namespace": o.namespaces.keys().collect::<Vec<_>>(),
+            "Node": o.nodes.keys().collect::<Vec<_>>(),
+            "ServiceAccount": keys(o.service_accounts.keys().map(ToString::to_string).collect()),
+            "Pod": keys(o.pods.keys().map(ToString::to_string).collect()),
+            "Service": keys(o.services.keys().map(ToString::to_string).collect()),
+            "EndpointSlice": keys(o.endpoint_slices.keys().map(ToString::to_string).collect()),
+            "PeerAuthentication": keys(o.peer_authentications.keys().map(ToString::to_string).collect()),
+            "AuthorizationPolicy": keys(o.authorization_policies.keys().map(ToString::to_string).collect()),
+            "ServiceEntry": keys(o.service_entries.keys().map(ToString::to_string).collect()),
+            "WorkloadEntry": keys(o.workload_entries.keys().map(ToString::to_string).collect()),
+            "Gateway": keys(o.gateways.keys().map(ToString::to_string).collect()),
+        })
+    }
+
+    fn nodes(&self) -> Value {
+        let published = self.hub.published();
+        let reports = self.enrolments.reports();
+        let connected: Vec<String> = self.clients.list().into_iter().map(|c| c.node).collect();
+        let mut names: std::collections::BTreeSet<&str> = reports.keys().map(String::as_str).collect();
+        names.extend(published.objects().nodes.keys().map(String::as_str));
+        names.extend(published.objects().pods.values().map(|p| p.node.as_str()).filter(|n| !n.is_empty()));
+        let node = |name: &str| {
+            let report = reports.get(name).cloned().unwrap_or_default();
+            let pods: Vec<String> = published
+                .objects()
+                .pods
+                .values()
+                .filter(|p| p.node == name)
+                .map(|p| p.meta.key().to_string())
+                .collect();
+            json!({
+                "name": name,
+                "connected": connected.iter().any(|c| c == name),
+                "pods": pods,
+                "captured": report.captured,
+                "problems": report.problems,
+            })
+        };
+        Value::Array(names.into_iter().map(node).collect())
+    }
+}
+
+fn answer<T: Serialize>(value: &T) -> Response<Full<Bytes>> {
+    match serde_json::to_string_pretty(value) {
+        Ok(body) => typed(StatusCode::OK, "application/json", body + "\n"),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body.to_owned())
+}
+
+fn typed(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
