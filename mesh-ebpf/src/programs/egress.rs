@@ -1,0 +1,139 @@
+//! Enforcement: a TCP SYN of an enrolled pod that the connect hook neither captured, authorised nor left alone does
+//! not leave. It catches what has no connect call (raw sockets) and what could not be recorded.
+//!
+//! This is a safety net against mistakes, not a security boundary: packets made below the IP layer (AF_PACKET) and
+//! nested network namespaces do not pass here. Inbound policy is the boundary.
+
+use super::maps::{PODS, agent_alive, count, left_to_kernel, logging, setting, socket_storage};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_sk_fullsock};
+use aya_ebpf::programs::SkBuffContext;
+use aya_log_ebpf::info;
+use mesh_ebpf::{Address, Endpoint, Reason, config, socket};
+
+const PASS: i32 = 1;
+const DROP: i32 = 0;
+const TCP: u8 = 6;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// Set at load: whether this kernel tells a packet's network namespace here (6.15). Without it, only sockets that
+/// the connect hook has seen are judged.
+#[unsafe(no_mangle)]
+static SKB_HAS_NETNS_COOKIE: Global<u8> = Global::new(1);
+
+#[inline(always)]
+pub(crate) fn packet(ctx: &SkBuffContext) -> i32 {
+    match first_packet(ctx) {
+        Some(to) => judge(ctx, &to),
+        None => PASS,
+    }
+}
+
+/// Where a TCP SYN goes; nothing for any other packet.
+#[inline(always)]
+fn first_packet(ctx: &SkBuffContext) -> Option<Endpoint> {
+    let version: u8 = ctx.load(0).ok()?;
+    match version >> 4 {
+        4 => {
+            if ctx.load::<u8>(9).ok()? != TCP {
+                return None;
+            }
+            let header = ((version & 15) as usize) * 4;
+            syn(ctx, header)?;
+            Some(Endpoint::new(Address::v4(ctx.load(16).ok()?), port(ctx, header)?))
+        }
+        6 => {
+            let header = after_extensions(ctx)?;
+            syn(ctx, header)?;
+            Some(Endpoint::new(Address(ctx.load(24).ok()?), port(ctx, header)?))
+        }
+        _ => None,
+    }
+}
+
+/// Offset of the TCP header behind IPv6 extension headers.
+#[inline(always)]
+fn after_extensions(ctx: &SkBuffContext) -> Option<usize> {
+    let mut next: u8 = ctx.load(6).ok()?;
+    let mut offset = 40_usize;
+    for _ in 0..6 {
+        match next {
+            TCP => return Some(offset),
+            // Hop-by-hop, routing, destination options.
+            0 | 43 | 60 => {
+                let header: [u8; 2] = ctx.load(offset).ok()?;
+                next = header[0];
+                offset += (header[1] as usize + 1) * 8;
+            }
+            // Fragment.
+            44 => {
+                next = ctx.load(offset).ok()?;
+                offset += 8;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn syn(ctx: &SkBuffContext, header: usize) -> Option<()> {
+    let flags: u8 = ctx.load(header + 13).ok()?;
+    (flags & (SYN | ACK) == SYN).then_some(())
+}
+
+#[inline(always)]
+fn port(ctx: &SkBuffContext, header: usize) -> Option<u16> {
+    ctx.load::<u16>(header + 2).ok().map(u16::from_be)
+}
+
+#[inline(always)]
+fn judge(ctx: &SkBuffContext, to: &Endpoint) -> i32 {
+    let state = socket_state(ctx);
+    match state {
+        socket::RECORDED | socket::AUTHORISED | socket::EXEMPT | socket::PROBE => return PASS,
+        socket::NONE => {}
+        _ => return drop(ctx, to),
+    }
+    if SKB_HAS_NETNS_COOKIE.load() == 0 {
+        return PASS;
+    }
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the helper takes the program's context.
+    let netns = unsafe { bpf_get_netns_cookie(skb.cast()) };
+    // SAFETY: the entry is plain data that user space replaces whole.
+    let Some(pod) = (unsafe { PODS.get(&netns) }) else { return PASS };
+    if left_to_kernel(pod, to).is_some() || (setting(config::FAIL_OPEN) != 0 && !agent_alive()) {
+        return PASS;
+    }
+    drop(ctx, to)
+}
+
+#[inline(always)]
+fn drop(ctx: &SkBuffContext, to: &Endpoint) -> i32 {
+    count(Reason::DroppedUncaptured);
+    if logging() {
+        info!(ctx, "SYN to port {} dropped: not captured", to.port);
+    }
+    DROP
+}
+
+/// What the connect hook noted of the packet's socket.
+#[inline(always)]
+fn socket_state(ctx: &SkBuffContext) -> u32 {
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the pointer is the program's context; the verifier checks the offset and the size.
+    let common: *mut bpf_sock = unsafe { core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk) };
+    if common.is_null() {
+        return socket::NONE;
+    }
+    // SAFETY: the socket comes from the context and is not null.
+    let full = unsafe { bpf_sk_fullsock(common) };
+    if full.is_null() {
+        return socket::NONE;
+    }
+    socket_storage(full, false).map_or(socket::NONE, |known| known.state)
+}

@@ -1,0 +1,160 @@
+//! The kernel side of the agent: loading and pinning the programs, the typed maps, enrolling pods.
+//!
+//! How a connection is captured (the programs are in `mesh-ebpf`):
+//! - The connect hook of an enrolled pod rewrites the destination to the pod's own address and a port of the capture
+//!   range; `sock_ops` records the original destination under the connection's tuple; `sk_lookup` in the pod's
+//!   namespace hands the SYN to the outbound listener; [`Capture::take_original_dst`] answers at accept.
+//! - `sk_lookup` hands connections from outside to the HBONE or the inbound listener; the accepted socket's local
+//!   address is the original destination.
+//! - A connection that the verdict map allows is not touched: its tuple is authorised and passes `sk_lookup`.
+//! - The agent's own connections are exempt by its process and cgroup.
+//!
+//! Everything that outlives the agent is pinned: maps and links under `<pins>/v<layout>/`. A new agent opens the same
+//! maps, replaces the programs of the links only if its object differs, and takes over the listeners.
+//!
+//! Order in which a pod is enrolled: [`Capture::enrol`] (namespace prepared, slot taken), listeners made with
+//! [`crate::sys::listener`], [`Capture::set_listener`] for each kind, [`Capture::activate`] (from here on it is
+//! captured). [`Capture::release`] goes the other way.
+
+mod addresses;
+mod config;
+mod counters;
+mod dns;
+mod enrol;
+mod error;
+mod fastpath;
+mod heartbeat;
+mod loader;
+mod maps;
+mod routes;
+
+pub use config::{CaptureConfig, FailMode, Limits, MeshSettings, ObjectSource};
+pub use counters::Counter;
+pub use enrol::EnrolledPod;
+pub use error::CaptureError;
+pub use fastpath::{Decision, FlowFigures, FlowState, Pair};
+pub use mesh_ebpf::LAYOUT_VERSION;
+
+use crate::sys;
+use addresses::AddressWatch;
+use heartbeat::Heartbeat;
+use loader::Programs;
+use maps::Maps;
+use mesh_ebpf::{Endpoint, Tuple, listener};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// What a listener of a pod is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ListenerKind {
+    /// Captured outbound TCP.
+    Outbound,
+    /// Inbound TCP from outside, any port but 15008.
+    Inbound,
+    /// Inbound TCP from outside to 15008.
+    Hbone,
+    /// Captured TCP to port 53.
+    DnsTcp,
+    /// Captured UDP to port 53.
+    DnsUdp,
+}
+
+impl ListenerKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [Self::Outbound, Self::Inbound, Self::Hbone, Self::DnsTcp, Self::DnsUdp];
+
+    const fn index(self) -> u32 {
+        match self {
+            Self::Outbound => listener::OUTBOUND,
+            Self::Inbound => listener::INBOUND,
+            Self::Hbone => listener::HBONE,
+            Self::DnsTcp => listener::DNS_TCP,
+            Self::DnsUdp => listener::DNS_UDP,
+        }
+    }
+}
+
+/// The loaded kernel side. All methods take `&self`, none waits for another thread on the data path.
+pub struct Capture {
+    maps: Arc<Maps>,
+    programs: Programs,
+    enrolled: enrol::Registry,
+    addresses: AddressWatch,
+    /// Ends when dropped.
+    _heartbeat: Option<Heartbeat>,
+}
+
+impl Capture {
+    /// Loads the programs, adopts or makes the pins, attaches the cgroup programs and starts the heartbeat.
+    ///
+    /// # Errors
+    /// Names the missing kernel feature, mount, capability or file, and the fix.
+    pub fn load(config: CaptureConfig) -> Result<Self, CaptureError> {
+        let (programs, maps) = loader::load(&config)?;
+        let maps = Arc::new(maps);
+        maps.apply(&config.settings)?;
+        let agent = heartbeat::register_agent(&maps)?;
+        let heartbeat = config.heartbeat.then(|| Heartbeat::start(Arc::clone(&maps), agent)).transpose()?;
+        let enrolled = enrol::Registry::adopt(&maps, config.limits.pods)?;
+        let addresses = AddressWatch::start(Arc::clone(&maps))?;
+        Ok(Self { maps, programs, enrolled, addresses, _heartbeat: heartbeat })
+    }
+
+    /// Applies mesh-wide settings: fail mode, DNS, fast path, destinations that are left alone.
+    ///
+    /// # Errors
+    /// More prefixes or ports than the maps hold.
+    pub fn set_config(&self, settings: &MeshSettings) -> Result<(), CaptureError> {
+        self.maps.apply(settings)
+    }
+
+    /// Hands connections of one kind to a listener of the pod's namespace, replacing an older agent's.
+    ///
+    /// # Errors
+    /// The socket is not listening (TCP) or bound (UDP).
+    pub fn set_listener(
+        &self,
+        pod: &EnrolledPod,
+        kind: ListenerKind,
+        socket: &impl AsFd,
+    ) -> Result<(), CaptureError> {
+        self.maps.set_listener(pod.slot, kind.index(), socket.as_fd()).map_err(|source| CaptureError::Pod {
+            pod: pod.info.to_string(),
+            action: "register a listener",
+            source,
+        })
+    }
+
+    /// Where a connection that the outbound or DNS listener accepted wanted to go. `local` and `peer` are the
+    /// accepted socket's addresses. `None`: nothing captured it, so reset it. One system call; the record is gone
+    /// afterwards.
+    #[must_use]
+    pub fn take_original_dst(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
+        let (client, server) = (Endpoint::from(peer), Endpoint::from(local));
+        let tuple = Tuple {
+            client: client.address,
+            server: server.address,
+            client_port: client.port,
+            server_port: server.port,
+        };
+        let record = self.maps.originals.take(&tuple).ok().flatten()?;
+        Some(record.destination.to_socket())
+    }
+
+    /// Turns kernel-side diagnostics on or off; they appear as log records of target `mesh_ebpf`.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses the map write.
+    pub fn set_kernel_log(&self, on: bool) -> Result<(), CaptureError> {
+        self.maps.set_config(mesh_ebpf::config::LOG, u64::from(on))
+    }
+
+    /// Nanoseconds since the last heartbeat of an agent on these maps.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses the map read.
+    pub fn heartbeat_age_ns(&self) -> Result<u64, CaptureError> {
+        Ok(sys::monotonic_ns().saturating_sub(self.maps.config(mesh_ebpf::config::HEARTBEAT)?))
+    }
+}

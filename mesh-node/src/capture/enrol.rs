@@ -1,0 +1,246 @@
+//! Enrolling a pod, and letting it go.
+
+use super::routes::PodNetlink;
+use super::{Capture, CaptureError};
+use crate::pods::PodInfo;
+use crate::sys::Netns;
+use crate::sys::bpf::Write;
+use arc_swap::ArcSwap;
+use mesh_ebpf::{LISTENERS_PER_POD, NameserverKey, Pod};
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Descriptors that one pod needs: its namespace, netlink, and listeners of the workers.
+const DESCRIPTORS_PER_POD: u64 = 16;
+/// Descriptors kept free for connections and everything else.
+const DESCRIPTORS_KEPT: u64 = 1024;
+
+impl std::fmt::Display for PodInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A pod whose namespace is prepared, and captured once it is activated.
+#[derive(Debug)]
+pub struct EnrolledPod {
+    pub info: PodInfo,
+    /// Where sockets of this pod are made.
+    pub netns: Netns,
+    /// What the kernel programs know the namespace by.
+    pub cookie: u64,
+    /// The pod's place in the listener map.
+    pub slot: u32,
+    addresses: ArcSwap<Vec<IpAddr>>,
+    entry: ArcSwap<Pod>,
+    active: AtomicBool,
+}
+
+impl EnrolledPod {
+    /// The pod's addresses of this moment, of every interface and family, without loopback's.
+    #[must_use]
+    pub fn addresses(&self) -> Arc<Vec<IpAddr>> {
+        self.addresses.load_full()
+    }
+
+    /// Whether the pod is captured.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
+    }
+
+    pub(super) fn entry(&self) -> Pod {
+        **self.entry.load()
+    }
+
+    pub(super) fn set_addresses(&self, addresses: Vec<IpAddr>, entry: Pod) {
+        self.addresses.store(Arc::new(addresses));
+        self.entry.store(Arc::new(entry));
+    }
+}
+
+#[derive(Default)]
+struct State {
+    pods: HashMap<u64, Arc<EnrolledPod>>,
+    /// Slots of pods that an earlier agent enrolled and this one has not yet.
+    adopted: HashMap<u64, u32>,
+    free: BTreeSet<u32>,
+}
+
+/// Which pods hold which slots.
+pub(super) struct Registry {
+    state: Mutex<State>,
+    size: u32,
+}
+
+impl Registry {
+    /// Takes over what an earlier agent left in the maps.
+    pub(super) fn adopt(maps: &super::maps::Maps, size: u32) -> Result<Self, CaptureError> {
+        let entries = maps.pods.entries().map_err(|source| CaptureError::Map { map: "PODS", source })?;
+        let adopted: HashMap<u64, u32> = entries.iter().map(|(cookie, pod)| (*cookie, pod.slot)).collect();
+        let taken: BTreeSet<u32> = adopted.values().copied().collect();
+        let free = (0..size).filter(|slot| !taken.contains(slot)).collect();
+        Ok(Self { state: Mutex::new(State { pods: HashMap::new(), adopted, free }), size })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(pod: &PodInfo, action: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
+    let pod = pod.to_string();
+    move |source| CaptureError::Pod { pod, action, source }
+}
+
+impl Capture {
+    /// Prepares a pod: opens its namespace, makes the rule and route of the agent's connections, gives it a slot and
+    /// follows its addresses. The pod is not captured yet (unless an earlier agent captured it). Enrolling a pod
+    /// that is enrolled answers the same pod.
+    ///
+    /// # Errors
+    /// The namespace is gone, the node's own, or enrolled under another uid; all slots are taken; too few
+    /// descriptors are left.
+    pub fn enrol(&self, info: &PodInfo) -> Result<Arc<EnrolledPod>, CaptureError> {
+        let netns = Netns::open(&info.netns).map_err(failed(info, "open its network namespace"))?;
+        check_descriptors(info, &netns)?;
+        let home =
+            Netns::home().and_then(|home| home.inode()).map_err(failed(info, "read the node's namespace"))?;
+        let inode = netns.inode().map_err(failed(info, "read its network namespace"))?;
+        if info.host_network || inode == home {
+            return Err(CaptureError::HostNetwork { pod: info.to_string() });
+        }
+        let cookie = netns.cookie().map_err(failed(info, "read the cookie of its network namespace"))?;
+        if let Some(pod) = self.enrolled(cookie) {
+            if pod.info.uid == info.uid {
+                return Ok(pod);
+            }
+            return Err(CaptureError::Duplicate { pod: info.to_string(), other: pod.info.to_string() });
+        }
+        let netlink =
+            PodNetlink::open(&netns).map_err(failed(info, "open netlink in its network namespace"))?;
+        netlink.prepare(&netns).map_err(failed(info, "prepare its network namespace"))?;
+        let slot = self.take_slot(info, cookie)?;
+        let pod = Arc::new(EnrolledPod {
+            info: info.clone(),
+            netns,
+            cookie,
+            slot,
+            addresses: ArcSwap::default(),
+            entry: ArcSwap::from_pointee(Pod { slot, ..Pod::default() }),
+            active: AtomicBool::new(false),
+        });
+        if let Err(source) = self.addresses.add(&pod, netlink) {
+            self.enrolled.state().free.insert(slot);
+            return Err(failed(info, "read its addresses")(source));
+        }
+        self.enrolled.state().pods.insert(cookie, Arc::clone(&pod));
+        Ok(pod)
+    }
+
+    fn take_slot(&self, info: &PodInfo, cookie: u64) -> Result<u32, CaptureError> {
+        let mut state = self.enrolled.state();
+        if let Some(slot) = state.adopted.remove(&cookie) {
+            return Ok(slot);
+        }
+        let max = self.enrolled.size;
+        state.free.pop_first().ok_or_else(|| CaptureError::NoSlot { pod: info.to_string(), max })
+    }
+
+    /// The enrolled pod of a network namespace.
+    #[must_use]
+    pub fn enrolled(&self, cookie: u64) -> Option<Arc<EnrolledPod>> {
+        self.enrolled.state().pods.get(&cookie).cloned()
+    }
+
+    /// All enrolled pods.
+    #[must_use]
+    pub fn enrolled_pods(&self) -> Vec<Arc<EnrolledPod>> {
+        self.enrolled.state().pods.values().cloned().collect()
+    }
+
+    /// Starts capturing a pod whose listeners are registered: inbound first, then outbound.
+    ///
+    /// # Errors
+    /// The namespace is gone, or a map is full.
+    pub fn activate(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
+        self.programs
+            .attach_pod(&pod.netns, pod.cookie)
+            .map_err(failed(&pod.info, "attach sk_lookup to its network namespace"))?;
+        pod.active.store(true, Ordering::Release);
+        self.maps
+            .pods
+            .set(&pod.cookie, &pod.entry(), Write::Any)
+            .map_err(failed(&pod.info, "write it to the map PODS"))
+    }
+
+    /// Whether the kernel's state of an activated pod is what it should be: attached, and in the maps.
+    #[must_use]
+    pub fn is_intact(&self, pod: &EnrolledPod) -> bool {
+        self.programs.is_pod_attached(&pod.netns, pod.cookie)
+            && self.maps.pods.get(&pod.cookie).is_ok_and(|entry| entry == Some(pod.entry()))
+    }
+
+    /// Stops capturing a pod: outbound first, then inbound. Its connections of this moment go on; close its listeners
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses; everything that can be removed is removed all the same.
+    pub fn release(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
+        pod.active.store(false, Ordering::Release);
+        let outcome = self.clear(pod.cookie, pod.slot).and(self.addresses.remove(pod));
+        let mut state = self.enrolled.state();
+        if state.pods.remove(&pod.cookie).is_some() {
+            state.free.insert(pod.slot);
+        }
+        outcome.map_err(failed(&pod.info, "release it"))
+    }
+
+    /// Removes a pod's traces from maps and pins, each whatever becomes of the others.
+    fn clear(&self, cookie: u64, slot: u32) -> io::Result<()> {
+        let pods = self.maps.pods.remove(&cookie);
+        let link = self.programs.detach_pod(cookie);
+        let mut outcome = pods.map(|_| ()).and(link);
+        for kind in 0..LISTENERS_PER_POD {
+            let removed = self.maps.listeners.remove(&(slot * LISTENERS_PER_POD + kind));
+            outcome = outcome.and(removed.map(|_| ()));
+        }
+        for index in 0..u32::from(mesh_ebpf::DNS_PORTS) {
+            let removed = self.maps.nameservers.remove(&NameserverKey { slot, index });
+            outcome = outcome.and(removed.map(|_| ()));
+        }
+        outcome
+    }
+
+    /// Lets go of pods that an earlier agent enrolled and that this one was not told to. Call it once the pods of the
+    /// node have been enrolled after start. Returns how many.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses.
+    pub fn forget_unclaimed(&self) -> Result<usize, CaptureError> {
+        let adopted: Vec<(u64, u32)> = self.enrolled.state().adopted.drain().collect();
+        for (cookie, slot) in &adopted {
+            self.clear(*cookie, *slot)
+                .and(self.addresses.forget_slot(*slot))
+                .map_err(|source| CaptureError::Map { map: "PODS", source })?;
+            self.enrolled.state().free.insert(*slot);
+        }
+        Ok(adopted.len())
+    }
+}
+
+/// Refuses a pod that would not leave enough descriptors. The namespace's own descriptor is the lowest free number,
+/// which is about how many are open.
+fn check_descriptors(info: &PodInfo, netns: &Netns) -> Result<(), CaptureError> {
+    let open = u64::try_from(netns.as_fd().as_raw_fd()).unwrap_or(0);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    if open + DESCRIPTORS_PER_POD + DESCRIPTORS_KEPT.min(limit / 4) > limit {
+        let needed = DESCRIPTORS_PER_POD;
+        return Err(CaptureError::Descriptors { pod: info.to_string(), open, limit, needed });
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Signs of life, on a thread of their own: a data path that is busy or blocked must not look dead, and a process
+//! that is stopped or gone must.
+
+use super::CaptureError;
+use super::maps::Maps;
+use crate::sys::{self, bpf::Write};
+use mesh_ebpf::config;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Who this agent is for the exemption.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Agent {
+    /// The process id that the kernel programs see; only known in the host's pid namespace.
+    process: Option<u32>,
+}
+
+/// Exempts this process: by process id where it is the one that the kernel sees, by cgroup otherwise.
+pub(super) fn register_agent(maps: &Maps) -> Result<Agent, CaptureError> {
+    // The inode of the initial pid namespace is a constant of the kernel (PROC_PID_INIT_INO).
+    const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+    let initial = fs::metadata("/proc/self/ns/pid").is_ok_and(|meta| meta.ino() == INITIAL_PID_NAMESPACE);
+    if initial {
+        let agent = Agent { process: Some(std::process::id()) };
+        agent.beat(maps, sys::monotonic_ns())?;
+        forget_dead(maps)?;
+        return Ok(agent);
+    }
+    let Some(cgroup) = own_cgroup() else { return Ok(Agent { process: None }) };
+    maps.agent_cgroups
+        .set(&cgroup, &1, Write::Any)
+        .map_err(|source| CaptureError::Map { map: "AGENT_CGROUPS", source })?;
+    Ok(Agent { process: None })
+}
+
+/// Removes agents that showed no sign of life for a minute.
+fn forget_dead(maps: &Maps) -> Result<(), CaptureError> {
+    let failed = |source| CaptureError::Map { map: "AGENTS", source };
+    for (process, seen) in maps.agents.entries().map_err(failed)? {
+        if sys::monotonic_ns().saturating_sub(seen) > 60_000_000_000 {
+            maps.agents.remove(&process).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// The id of the process's cgroup2 directory.
+fn own_cgroup() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mount = super::loader::cgroup2_mount()?;
+    Some(fs::metadata(mount.join(path.trim_start_matches('/'))).ok()?.ino())
+}
+
+impl Agent {
+    fn beat(&self, maps: &Maps, now: u64) -> Result<(), CaptureError> {
+        if let Some(process) = self.process {
+            maps.agents
+                .set(&process, &now, Write::Any)
+                .map_err(|source| CaptureError::Map { map: "AGENTS", source })?;
+        }
+        Ok(())
+    }
+}
+
+/// The thread; it ends when this is dropped.
+pub(super) struct Heartbeat {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heartbeat {
+    pub(super) fn start(maps: Arc<Maps>, agent: Agent) -> Result<Self, CaptureError> {
+        let beat = move || -> Result<(), CaptureError> {
+            let now = sys::monotonic_ns();
+            agent.beat(&maps, now)?;
+            maps.set_config(config::HEARTBEAT, now)
+        };
+        // The first one before anything depends on it.
+        beat()?;
+        let (stop, stopped) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn(move || {
+                while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                    if let Err(error) = beat() {
+                        tracing::error!(%error, "heartbeat failed: enrolled pods will be refused");
+                    }
+                }
+            })
+            .map_err(|source| CaptureError::Thread { name: "heartbeat", source })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // The thread cannot panic in a way that matters here: the heartbeat simply goes stale.
+            let _ = thread.join();
+        }
+    }
+}

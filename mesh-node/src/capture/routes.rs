@@ -1,0 +1,213 @@
+//! The network namespace of a pod, seen through netlink: its addresses, and the one rule and one local route (per
+//! family) that lead the answers of the application back to the agent's socket.
+//!
+//! The agent connects to the application with the client's address as its source. The answer is addressed to the
+//! client; `tcp_fwmark_accept` gives it the mark of the SYN, the rule sends the mark to a table of its own, and that
+//! table's only route delivers everything locally.
+
+use crate::sys::Netns;
+use mesh_ebpf::AGENT_MARK;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// Routing table and rule of the agent's connections to the application (Istio uses the same number).
+const TABLE: u8 = 100;
+/// Index of `lo` in every network namespace.
+const LOOPBACK: u32 = 1;
+const GROUP_IPV4_ADDRESSES: u32 = 5;
+const GROUP_IPV6_ADDRESSES: u32 = 9;
+
+/// A netlink socket in a pod's namespace.
+pub(super) struct PodNetlink {
+    socket: Socket,
+}
+
+/// An address of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OwnAddress {
+    pub(super) ip: IpAddr,
+    /// May be the source and the rewritten destination of connections: neither link-local nor on its way out.
+    pub(super) primary: bool,
+    pub(super) interface: u32,
+}
+
+impl PodNetlink {
+    /// Opens the socket in the namespace and subscribes it to changes of addresses.
+    ///
+    /// # Errors
+    /// The namespace is gone, or out of descriptors.
+    pub(super) fn open(netns: &Netns) -> io::Result<Self> {
+        netns.run(|| {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.add_membership(GROUP_IPV4_ADDRESSES)?;
+            socket.add_membership(GROUP_IPV6_ADDRESSES)?;
+            Ok(Self { socket })
+        })?
+    }
+
+    /// Discards notifications; says whether there were any. An overrun counts as one.
+    pub(super) fn drain(&self) -> io::Result<bool> {
+        self.socket.set_non_blocking(true)?;
+        let mut any = false;
+        let mut buffer = Vec::with_capacity(8192);
+        let result = loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => any = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(any),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                Err(error) => break Err(error),
+            }
+        };
+        self.socket.set_non_blocking(false)?;
+        result
+    }
+
+    /// All addresses of the namespace but loopback's.
+    pub(super) fn addresses(&self) -> io::Result<Vec<OwnAddress>> {
+        let mut found = Vec::new();
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.exchange(request, NLM_F_DUMP, &mut |message| {
+            if let RouteNetlinkMessage::NewAddress(address) = message {
+                found.extend(own_address(&address));
+            }
+        })?;
+        found.sort_by_key(|address| address.interface);
+        Ok(found)
+    }
+
+    /// Makes the rule and the local route of one family. Both may be there from an earlier agent.
+    fn route_marked(&self, family: AddressFamily) -> io::Result<()> {
+        let mut rule = RuleMessage::default();
+        rule.header.family = family;
+        rule.header.table = TABLE;
+        rule.header.action = RuleAction::ToTable;
+        rule.attributes = vec![RuleAttribute::FwMark(AGENT_MARK), RuleAttribute::Table(u32::from(TABLE))];
+        self.add(RouteNetlinkMessage::NewRule(rule))?;
+        let mut route = RouteMessage::default();
+        route.header.address_family = family;
+        route.header.table = TABLE;
+        route.header.protocol = RouteProtocol::Static;
+        route.header.scope = RouteScope::Host;
+        route.header.kind = RouteType::Local;
+        route.attributes = vec![RouteAttribute::Oif(LOOPBACK)];
+        self.add(RouteNetlinkMessage::NewRoute(route))
+    }
+
+    /// Prepares the namespace for the agent's connections to the application.
+    pub(super) fn prepare(&self, netns: &Netns) -> io::Result<()> {
+        let mut lo = LinkMessage::default();
+        lo.header.index = LOOPBACK;
+        lo.header.flags = LinkFlags::Up;
+        lo.header.change_mask = LinkFlags::Up;
+        self.exchange(RouteNetlinkMessage::SetLink(lo), NLM_F_ACK, &mut |_| {})?;
+        self.route_marked(AddressFamily::Inet)?;
+        match self.route_marked(AddressFamily::Inet6) {
+            // IPv6 is off in this kernel or namespace: there is nothing to route.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EACCES | libc::EPERM)
+                ) => {}
+            other => other?,
+        }
+        netns.run(|| fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"))?
+    }
+
+    fn add(&self, message: RouteNetlinkMessage) -> io::Result<()> {
+        match self.exchange(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &mut |_| {}) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends a request and gives every answer to `each` until the kernel says that it is done.
+    fn exchange(
+        &self,
+        request: RouteNetlinkMessage,
+        flags: u16,
+        each: &mut dyn FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
+        const SEQUENCE: u32 = 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = SEQUENCE;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (answer, _) = match self.socket.recv_from_full() {
+                // Notifications were lost; they only say what a dump says anyway.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
+                other => other?,
+            };
+            if read_answer(&answer, SEQUENCE, each)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Reads one datagram of answers; says whether it was the last. Notifications carry another sequence number.
+fn read_answer(bytes: &[u8], sequence: u32, each: &mut dyn FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
+    let mut rest = bytes;
+    while rest.len() >= 16 {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+        let length = (message.header.length as usize).next_multiple_of(4).clamp(16, rest.len());
+        rest = &rest[length..];
+        if message.header.sequence_number != sequence {
+            continue;
+        }
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => {
+                return if error.code.is_none() { Ok(true) } else { Err(error.to_io()) };
+            }
+            NetlinkPayload::InnerMessage(inner) => each(inner),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// The address that an answer is about, unless it is loopback's.
+fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
+    let mut local = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // On a point-to-point link `Address` is the peer's.
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) if local.is_none() => local = Some(*ip),
+            _ => {}
+        }
+    }
+    let ip = local?;
+    if ip.is_loopback() {
+        return None;
+    }
+    let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let leaving = message.header.flags.contains(AddressHeaderFlags::Deprecated);
+    Some(OwnAddress { ip, primary: !link_local && !leaving, interface: message.header.index })
+}
+
+impl AsFd for PodNetlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        crate::sys::borrow(self.socket.as_raw_fd(), self)
+    }
+}

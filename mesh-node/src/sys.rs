@@ -1,0 +1,36 @@
+//! Every unsafe system call of user space, behind safe functions: network namespaces, `bpf(2)`, socket options
+//! that no crate wraps, netlink socket diagnostics. Nothing here decides anything.
+#![allow(unsafe_code, reason = "the one room of user space in which unsafe code lives")]
+
+pub mod bpf;
+pub mod diag;
+pub mod netns;
+pub mod poll;
+pub mod socket;
+pub mod udp;
+
+pub use diag::sock_destroy;
+pub use netns::Netns;
+pub use socket::{application_socket, listener, outbound_socket};
+
+use std::io;
+
+/// Turns a system call's `-1` into the error in errno.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+/// Borrows the descriptor of a value that only tells its number.
+pub fn borrow<T>(fd: std::os::fd::RawFd, _owner: &T) -> std::os::fd::BorrowedFd<'_> {
+    // SAFETY: the owner is borrowed for as long as the result and keeps its descriptor open.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}

@@ -1,0 +1,100 @@
+//! Sockets of the tunnel inside a pod's network namespace.
+
+use super::{Netns, check};
+use mesh_ebpf::AGENT_MARK;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+
+fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads `size_of(value)` bytes from `value`, which lives until the call returns.
+    check(
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        }
+        .into(),
+    )
+    .map(|_| ())
+}
+
+/// A non-blocking TCP listener in the namespace, for both families where IPv6 is on, in a reuse-port group: the
+/// first of a group with `port` 0, the others with the port of the first. Only `sk_lookup` and the pod itself reach
+/// it. `backlog` connections wait for accept (capped by the namespace's `net.core.somaxconn`).
+///
+/// # Errors
+/// The namespace is gone, the port taken, or out of descriptors.
+pub fn listener(netns: &Netns, port: u16, backlog: i32) -> io::Result<TcpListener> {
+    let both = netns
+        .socket(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))
+        .and_then(|socket| bound(socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))));
+    let socket = match both {
+        Ok(socket) => socket,
+        // IPv6 is off in the kernel or in this namespace.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            let socket = netns.socket(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            bound(socket, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?
+        }
+        Err(error) => return Err(error),
+    };
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
+fn bound(socket: Socket, address: SocketAddr) -> io::Result<Socket> {
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// A non-blocking TCP socket in the pod's namespace for a connection of the pod to the network (a tunnel, or
+/// plaintext to outside the mesh); the source is the pod's own address.
+///
+/// # Errors
+/// The namespace is gone, or out of descriptors.
+pub fn outbound_socket(netns: &Netns, ipv6: bool) -> io::Result<Socket> {
+    let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = netns.socket(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// A non-blocking TCP socket in the pod's namespace for the agent's connection to the application, with the
+/// client's address as its source. It goes through `lo` (device and mark; the namespace's rule and route for the
+/// mark lead the answers back), so that `sk_lookup` sees it come from inside. Without `source`, or with one that is
+/// the destination itself, the kernel picks the source.
+///
+/// # Errors
+/// The namespace is gone, out of descriptors, or without CAP_NET_ADMIN.
+pub fn application_socket(
+    netns: &Netns,
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+) -> io::Result<Socket> {
+    let socket = outbound_socket(netns, destination.is_ipv6())?;
+    socket.set_mark(AGENT_MARK)?;
+    socket.bind_device(Some(b"lo"))?;
+    let Some(source) = source.map(|ip| ip.to_canonical()).filter(|ip| *ip != destination.ip()) else {
+        return Ok(socket);
+    };
+    const IPV6_TRANSPARENT: libc::c_int = 75;
+    const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
+    match source {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => set_option(&socket, libc::IPPROTO_IPV6, IPV6_TRANSPARENT, 1)?,
+    }
+    // The port is chosen at connect, by the whole tuple: binding would use up one port per connection.
+    set_option(&socket, libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+    Ok(socket)
+}
