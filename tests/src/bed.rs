@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod http;
 pub mod launch;
 pub mod leftovers;
+pub mod load;
 pub mod mesh;
 pub mod net;
 pub mod netns;
@@ -26,6 +27,7 @@ pub mod run;
 pub mod testbed;
 pub mod wait;
 
+pub use load::Load;
 pub use pod::Pod;
 pub use process::{Finished, Proc};
 pub use testbed::{Node, Testbed, Topology};

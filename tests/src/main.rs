@@ -22,6 +22,12 @@ enum Command {
     Demo(demo::Args),
     /// Measure
     Bench(bench::Args),
+    /// Build the shop, with the mesh, and leave it running for exploration until Ctrl-C
+    Up {
+        /// More arguments of every agent
+        #[arg(last = true)]
+        agent: Vec<String>,
+    },
     /// Remove what runs left behind whose process is gone
     Clean,
     /// Run a program in a network namespace and a cgroup
@@ -42,6 +48,7 @@ fn main() -> ExitCode {
         }
         Command::Clean => bed::leftovers::clean().map(|()| true),
         Command::Run(args) => bed::run::guarded(|| scenarios::run(&args)),
+        Command::Up { agent } => bed::run::guarded(|| scenarios::up(&agent)),
         Command::Demo(args) => bed::run::guarded(|| demo::run(&args)),
         Command::Bench(args) => bed::run::guarded(|| bench::run(&args)),
     };

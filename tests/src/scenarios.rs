@@ -4,10 +4,20 @@
 //! side that the product does not write: a packet capture, the kernel's socket tables, a server's own log, what a
 //! client got.
 
+mod fast;
+mod hostile;
+mod insight;
+mod life;
 mod plain;
+mod policy;
+mod programs;
+pub(crate) mod shop;
+mod wire;
 
+use crate::bed::mesh::MeshOptions;
 use crate::bed::run as this_run;
-use anyhow::Result;
+use crate::bed::{Testbed, Topology};
+use anyhow::{Result, bail};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -54,7 +64,64 @@ pub struct RunArgs {
 }
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
-    [plain::SCENARIOS].into_iter().flatten()
+    [
+        plain::SCENARIOS,
+        wire::SCENARIOS,
+        policy::SCENARIOS,
+        fast::SCENARIOS,
+        life::SCENARIOS,
+        insight::SCENARIOS,
+        programs::SCENARIOS,
+        hostile::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Builds the shop and leaves it running; prints how to look at it.
+///
+/// # Errors
+/// It does not start; the error comes after Ctrl-C too.
+pub fn up(agent: &[String]) -> Result<bool> {
+    let options = MeshOptions { agent: agent.to_vec(), ..MeshOptions::default() };
+    let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), shop::SHOP)?;
+    let started = bed.start_mesh(&options).and_then(|()| bed.wait_enrolled(shop::ENROLLED));
+    println!("{}", guide(&bed)?);
+    if let Err(error) = started {
+        println!("the mesh did not come up: {error:#}\n{}", bed.explain());
+    }
+    loop {
+        this_run::pause(Duration::from_secs(3600))?;
+    }
+}
+
+/// Where things are, for a person who explores a running testbed.
+///
+/// # Errors
+/// The own path cannot be found.
+pub fn guide(bed: &Testbed) -> Result<String> {
+    let own = std::env::current_exe()?;
+    let mut text = format!("YAML that the control plane reads (edit it): {}\n", bed.live.display());
+    for node in bed.nodes.values() {
+        text += &format!(
+            "node {}: namespace {}, admin {}, logs {}\n",
+            node.name,
+            node.netns.name(),
+            node.dir.join("run/admin.sock").display(),
+            node.dir.join("logs").display()
+        );
+    }
+    for pod in bed.pods.values() {
+        text += &format!(
+            "{:<18} {:<12} {} in --netns {} --cgroup {} -- sh\n",
+            pod.key(),
+            pod.v4,
+            own.display(),
+            pod.place.netns.display(),
+            pod.place.cgroup.display()
+        );
+    }
+    Ok(text)
 }
 
 /// Prints every name.
@@ -79,7 +146,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         this_run::check()?;
         let start = Instant::now();
         this_run::set_deadline(Some(start + scenario.deadline));
-        let result = (scenario.run)();
+        let result = std::panic::catch_unwind(scenario.run).unwrap_or_else(|_| bail!("it panicked"));
         this_run::set_deadline(None);
         this_run::check()?;
         let took = start.elapsed().as_secs_f64();

@@ -54,6 +54,24 @@ pub struct Node {
     next_pod: u16,
 }
 
+impl Node {
+    /// Its `n`th agent, the oldest first.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn agent(&self, n: usize) -> Result<&Proc> {
+        self.agents.get(n).with_context(|| format!("node {} has no agent {n}", self.name))
+    }
+
+    /// As [`Node::agent`], to change.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn agent_mut(&mut self, n: usize) -> Result<&mut Proc> {
+        self.agents.get_mut(n).with_context(|| format!("node {} has no agent {n}", self.name))
+    }
+}
+
 /// A testbed. Everything it made goes when it is dropped.
 #[derive(Debug)]
 pub struct Testbed {
