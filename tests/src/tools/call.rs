@@ -202,14 +202,18 @@ fn pattern(at: usize) -> u8 {
     u8::try_from(at % 251).unwrap_or(0)
 }
 
-/// Waits: an end by the peer within the time is an error that says how it ended.
+/// Waits, whatever comes: an end by the peer within the time is an error that says how it ended.
 fn hold(stream: &mut TcpStream, time: Duration) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(time))?;
-    let mut byte = [0];
-    match stream.read(&mut byte) {
-        Ok(0) => Err(std::io::Error::new(ErrorKind::UnexpectedEof, "the peer closed")),
-        Ok(_) => Ok(()),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(()),
-        Err(error) => Err(error),
+    let end = Instant::now() + time;
+    let mut buffer = [0; 4096];
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err(std::io::Error::new(ErrorKind::UnexpectedEof, "the peer closed")),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(())
 }
