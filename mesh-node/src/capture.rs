@@ -82,7 +82,7 @@ pub struct Capture {
     enrolled: enrol::Registry,
     addresses: AddressWatch,
     /// Ends when dropped.
-    _heartbeat: Option<Heartbeat>,
+    heartbeat: Option<Heartbeat>,
 }
 
 impl Capture {
@@ -98,7 +98,15 @@ impl Capture {
         let heartbeat = config.heartbeat.then(|| Heartbeat::start(Arc::clone(&maps), agent)).transpose()?;
         let enrolled = enrol::Registry::adopt(&maps, config.limits.pods)?;
         let addresses = AddressWatch::start(Arc::clone(&maps))?;
-        Ok(Self { maps, programs, enrolled, addresses, _heartbeat: heartbeat })
+        Ok(Self { maps, programs, enrolled, addresses, heartbeat })
+    }
+
+    /// Stops showing signs of life: unless another agent does, new connections of enrolled pods fall to the mesh's fail
+    /// mode within three seconds. Connections that this agent carries go on.
+    pub fn retire(&self) {
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.retire();
+        }
     }
 
     /// Applies mesh-wide settings: fail mode, DNS, fast path, destinations that are left alone.

@@ -1,6 +1,36 @@
 //! Which pairs of pods of this node may talk without the agent.
+//!
+//! A pair comes here after one connection of it worked through the tunnel. [`judge`] decides, on the source's identity
+//! as the kernel attests it (by network namespace), and the verdict goes into the kernel's map. Whatever could change a
+//! verdict (policy, workloads, enrolment, certificates) has every pair judged again; if any turned, the results are
+//! written for the next generation, the generation is flipped, and connections that are now denied are destroyed.
+//! A pair that is judged anew as before needs no new generation: what the kernel holds is true.
 
+pub mod flows;
+pub mod judge;
+
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::state::{LocalWorkload, Str};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::capture::{Capture, CaptureError, Decision, EnrolledPod, FlowFigures, FlowState, Pair};
+use crate::proxy::Shared;
+use flows::Flows;
+use judge::{Judge, PodFacts};
+
+/// How often figures of connections are read.
+const FLOWS_EVERY: Duration = Duration::from_secs(1);
+/// A pair whose SYN got no answer stays on the tunnel for this long.
+const PENALTY: Duration = Duration::from_secs(60);
+/// A SYN that is not answered for this long means that something between the pods drops it.
+const UNANSWERED: Duration = Duration::from_secs(1);
+/// Pairs that are remembered; the kernel's map holds no more.
+const MOST_PAIRS: usize = 60_000;
 
 /// A connection between two pods of this node that worked through the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -11,4 +41,229 @@ pub struct Candidate {
     pub source: IpAddr,
     /// The server's address and port, as the client asked for them.
     pub destination: SocketAddr,
+}
+
+/// A connection that the kernel carries, for the admin endpoint.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
+    /// The kernel's figures.
+    #[serde(flatten)]
+    pub figures: FlowFigures,
+    /// The policy that allowed it; none where no ALLOW policy applies.
+    pub allowed_by: Option<String>,
+}
+
+type Enrolled = Arc<Vec<Arc<EnrolledPod>>>;
+
+struct Controller {
+    shared: Arc<Shared>,
+    capture: Arc<Capture>,
+    enrolled: Enrolled,
+    /// Pairs with a verdict that allows, and the policy that does.
+    allowed: HashMap<Pair, Option<Str>>,
+    penalties: HashMap<Pair, Instant>,
+    /// Policies by the number that the kernel has for them; number 0 is none.
+    policies: Vec<Str>,
+    flows: Flows,
+    listed: watch::Sender<Vec<Flow>>,
+}
+
+/// Keeps verdicts and figures until the agent drains; from then on a successor does.
+pub async fn run(
+    shared: Arc<Shared>,
+    capture: Arc<Capture>,
+    mut enrolled: watch::Receiver<Enrolled>,
+    mut offered: mpsc::Receiver<Candidate>,
+    listed: watch::Sender<Vec<Flow>>,
+) {
+    let drain = shared.drain.clone();
+    let mut published = shared.published.subscribe();
+    let mut certificates = shared.certificates.watch();
+    // Before the first pods are enrolled the mesh is not known, and everything would be denied.
+    if enrolled.changed().await.is_err() {
+        return;
+    }
+    let mut controller = Controller {
+        enrolled: enrolled.borrow_and_update().clone(),
+        shared,
+        capture,
+        allowed: HashMap::new(),
+        penalties: HashMap::new(),
+        policies: Vec::new(),
+        flows: Flows::default(),
+        listed,
+    };
+    controller.adopt();
+    let mut poll = tokio::time::interval(FLOWS_EVERY);
+    loop {
+        let outcome = tokio::select! {
+            () = drain.cancelled() => break,
+            candidate = offered.recv() => match candidate {
+                Some(candidate) => controller.offer(&candidate),
+                None => break,
+            },
+            _ = published.changed() => controller.review(),
+            _ = certificates.changed() => controller.review(),
+            changed = enrolled.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                controller.enrolled = enrolled.borrow_and_update().clone();
+                controller.review()
+            }
+            _ = poll.tick() => controller.account().map(drop),
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "fast path");
+        }
+    }
+    controller.flows.hand_over();
+}
+
+impl Controller {
+    fn judge<'a>(&self, state: &'a mesh_core::state::MeshState, pods: &'a [PodFacts]) -> Judge<'a> {
+        Judge { state, pods, same_node: self.shared.config.proxy.same_node }
+    }
+
+    fn pods(&self) -> Vec<PodFacts> {
+        let node = &self.shared.config.node.name;
+        let facts = |pod: &Arc<EnrolledPod>| {
+            let info = &pod.info;
+            PodFacts {
+                cookie: pod.cookie,
+                local: LocalWorkload::new(&info.namespace, &info.name, &info.service_account, node),
+                addresses: pod.addresses(),
+            }
+        };
+        self.enrolled.iter().map(facts).collect()
+    }
+
+    fn decide(&self, judge: &Judge<'_>, pair: &Pair) -> Option<Option<Str>> {
+        let penalised = self.penalties.get(pair).is_some_and(|since| since.elapsed() < PENALTY);
+        let has_certificate = |id: &_| self.shared.certificates.get(id).is_some();
+        if penalised { None } else { judge.allows(pair, has_certificate) }
+    }
+
+    /// Takes over the verdicts of an earlier agent, after judging them.
+    fn adopt(&mut self) {
+        match self.capture.verdicts() {
+            Ok(verdicts) => {
+                self.allowed =
+                    verdicts.into_iter().filter(|(_, d, _)| d.allow).map(|(p, ..)| (p, None)).collect();
+            }
+            Err(error) => tracing::error!(%error, "verdicts of an earlier agent are not known"),
+        }
+        // Numbers of policies are this agent's own: everything is written again.
+        if let Err(error) = self.rewrite() {
+            tracing::error!(%error, "fast path");
+        }
+    }
+
+    fn offer(&mut self, candidate: &Candidate) -> Result<(), CaptureError> {
+        let Some(pod) = self.enrolled.iter().find(|p| p.info.uid == candidate.pod) else { return Ok(()) };
+        let pair = Pair {
+            netns: pod.cookie,
+            source: candidate.source,
+            destination: candidate.destination.ip(),
+            port: candidate.destination.port(),
+        };
+        if self.allowed.contains_key(&pair) || self.allowed.len() >= MOST_PAIRS {
+            return Ok(());
+        }
+        let (state, pods) = (self.shared.state.load_full(), self.pods());
+        let Some(policy) = self.decide(&self.judge(&state, &pods), &pair) else { return Ok(()) };
+        let decision = self.decision(policy.as_ref());
+        self.capture.set_verdict(&pair, decision, self.capture.generation()?)?;
+        tracing::info!(source = %pair.source, destination = %candidate.destination, "pair moved to the fast path");
+        self.allowed.insert(pair, policy);
+        Ok(())
+    }
+
+    fn decision(&mut self, policy: Option<&Str>) -> Decision {
+        let number = policy.map_or(0, |key| {
+            let at = self.policies.iter().position(|known| known == key).unwrap_or_else(|| {
+                self.policies.push(key.clone());
+                self.policies.len() - 1
+            });
+            u32::try_from(at + 1).unwrap_or(0)
+        });
+        Decision { allow: true, policy: number, flags: 0 }
+    }
+
+    /// Judges every pair again, and acts if any turned.
+    fn review(&mut self) -> Result<(), CaptureError> {
+        self.penalties.retain(|_, since| since.elapsed() < PENALTY);
+        let (state, pods) = (self.shared.state.load_full(), self.pods());
+        let judge = self.judge(&state, &pods);
+        let turned =
+            |(pair, policy): (&Pair, &Option<Str>)| self.decide(&judge, pair).as_ref() != Some(policy);
+        if self.allowed.iter().any(turned) { self.rewrite() } else { Ok(()) }
+    }
+
+    /// Results first, then the flip, then the connections that it denies.
+    fn rewrite(&mut self) -> Result<(), CaptureError> {
+        let (state, pods) = (self.shared.state.load_full(), self.pods());
+        let next = self.capture.generation()?.wrapping_add(1);
+        let mut allowed = HashMap::with_capacity(self.allowed.len());
+        for pair in std::mem::take(&mut self.allowed).into_keys() {
+            let Some(policy) = self.decide(&self.judge(&state, &pods), &pair) else { continue };
+            let decision = self.decision(policy.as_ref());
+            match self.capture.set_verdict(&pair, decision, next) {
+                Ok(()) => drop(allowed.insert(pair, policy)),
+                Err(error) => tracing::warn!(%error, "a pair goes back to the tunnel"),
+            }
+        }
+        self.allowed = allowed;
+        let generation = self.capture.bump_generation()?;
+        let flows = self.account()?;
+        let mut ended = 0;
+        for flow in flows.iter().filter(|f| matches!(f.state, FlowState::Opening | FlowState::Established)) {
+            if !self.allowed.contains_key(&pair_of(flow)) && self.capture.destroy(flow)? {
+                self.flows.denied(flow);
+                ended += 1;
+            }
+        }
+        tracing::info!(generation, pairs = self.allowed.len(), ended, "fast path judged again");
+        Ok(())
+    }
+
+    /// Reads the kernel's figures into metrics, and puts pairs whose SYNs get no answer back on the tunnel.
+    fn account(&mut self) -> Result<Vec<FlowFigures>, CaptureError> {
+        let flows = self.capture.fastpath_flows()?;
+        let now = crate::sys::monotonic_ns();
+        let (state, pods) = (self.shared.state.load_full(), self.pods());
+        self.flows.update(&flows, now, &self.shared.telemetry, &self.judge(&state, &pods));
+        for flow in &flows {
+            let waited = Duration::from_nanos(match flow.state {
+                FlowState::Opening => now.saturating_sub(flow.opened_ns),
+                FlowState::Failed => flow.updated_ns.saturating_sub(flow.opened_ns),
+                FlowState::Established | FlowState::Closed => 0,
+            });
+            let pair = pair_of(flow);
+            if waited >= UNANSWERED && self.allowed.remove(&pair).is_some() {
+                self.capture.remove_verdict(&pair)?;
+                self.penalties.insert(pair, Instant::now());
+                tracing::warn!(client = %flow.client, server = %flow.server, ?waited,
+                    "no answer on the fast path; the pair goes back to the tunnel: a NetworkPolicy that opens only port 15008, \
+                     or masquerading between pods of the node, are likely causes");
+            }
+        }
+        let list = flows.iter().map(|figures| {
+            let number = usize::try_from(figures.policy).unwrap_or(0);
+            let policy = number.checked_sub(1).and_then(|at| self.policies.get(at));
+            Flow { figures: *figures, allowed_by: policy.map(ToString::to_string) }
+        });
+        self.listed.send_replace(list.collect());
+        Ok(flows)
+    }
+}
+
+fn pair_of(flow: &FlowFigures) -> Pair {
+    Pair {
+        netns: flow.netns,
+        source: flow.client.ip(),
+        destination: flow.server.ip(),
+        port: flow.server.port(),
+    }
 }

@@ -2,15 +2,17 @@
 //!
 //! | module | for |
 //! |---|---|
-//! | [`capture`] | kernel capture: programs, maps, pins, enrolled pods |
 //! | [`config`] | what an operator can set: flags, environment, YAML file |
+//! | [`runtime`] | from settings to a running agent, and from a signal to its end |
+//! | [`capture`] | the kernel side: programs, maps, pins, enrolling a pod, doctor |
+//! | [`pods`] | the pods of this node, whatever tells about them |
+//! | [`control`] | the control runtime: workload feed, enrolment, reports |
 //! | [`certs`] | certificates of this node's pods: fetched ahead, renewed at half of their life |
 //! | [`proxy`] | the data path: workers, outbound, inbound, tunnels |
 //! | [`fastpath`] | pairs of pods of this node that may talk without the agent |
 //! | [`dns`] | the DNS proxy for the names of the mesh |
 //! | [`admin`] | what the agent says about itself: admin, metrics, readiness |
 //! | [`generations`] | how old and new agents of a node know each other |
-//! | [`pods`] | the pods of this node |
 //! | [`sys`] | every unsafe system call |
 //!
 //! Threads, ports, files and signals: `ARCHITECTURE.md`.
@@ -19,9 +21,11 @@ pub mod admin;
 pub mod capture;
 pub mod certs;
 pub mod config;
+pub mod control;
 pub mod dns;
 pub mod fastpath;
 pub mod generations;
 pub mod pods;
 pub mod proxy;
+pub mod runtime;
 pub mod sys;

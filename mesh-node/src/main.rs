@@ -23,11 +23,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Run(args) => {
-            let config = args.load()?;
-            println!("{}", serde_json::to_string_pretty(&config)?);
-            Ok(())
-        }
+        Command::Run(args) => mesh_node::runtime::run(args.load()?),
         Command::Version => {
             println!("mesh-node {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -26,7 +26,7 @@ pub(crate) mod pool;
 mod proxy_header;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod worker;
 
 use std::net::SocketAddr;
@@ -82,8 +82,8 @@ pub struct Shared {
 
 impl Shared {
     /// Makes `state` the snapshot that connections see from now on.
-    pub fn publish(&self, state: MeshState) {
-        self.state.store(Arc::new(state));
+    pub fn publish(&self, state: Arc<MeshState>) {
+        self.state.store(state);
         self.published.send_modify(|n| *n += 1);
     }
 }

@@ -8,6 +8,7 @@ use mesh_ebpf::config;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -73,14 +74,17 @@ impl Agent {
 pub(super) struct Heartbeat {
     stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
+    retired: Arc<AtomicBool>,
 }
 
 impl Heartbeat {
     pub(super) fn start(maps: Arc<Maps>, agent: Agent) -> Result<Self, CaptureError> {
+        let retired = Arc::new(AtomicBool::new(false));
+        let is_retired = Arc::clone(&retired);
         let beat = move || -> Result<(), CaptureError> {
             let now = sys::monotonic_ns();
             agent.beat(&maps, now)?;
-            maps.set_config(config::HEARTBEAT, now)
+            if is_retired.load(Ordering::Relaxed) { Ok(()) } else { maps.set_config(config::HEARTBEAT, now) }
         };
         // The first one before anything depends on it.
         beat()?;
@@ -95,7 +99,14 @@ impl Heartbeat {
                 }
             })
             .map_err(|source| CaptureError::Thread { name: "heartbeat", source })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { stop: Some(stop), thread: Some(thread), retired })
+    }
+}
+
+impl Heartbeat {
+    /// Shows no more signs of life for the mesh, but keeps this process exempt.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Two nodes in one process, over loopback: real sockets, TLS and HTTP/2; only the kernel's part is played by
 //! [`Loopback`]. What needs the kernel is tested in the testbed.
 
-pub(super) mod bed;
+pub(crate) mod bed;
 mod refusals;
 mod traffic;

@@ -27,7 +27,7 @@ use crate::proxy::worker::{Command, Kind, Listeners, Worker};
 use crate::proxy::{Pod, Shared};
 
 /// A pod address of its own for each test: 127.64.0.0/10.
-pub(in crate::proxy) fn fresh_ip() -> IpAddr {
+pub(crate) fn fresh_ip() -> IpAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let base = (std::process::id() & 0x3FFF) << 8;
     let n = base.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) & 0x3F_FFFF;
@@ -35,7 +35,7 @@ pub(in crate::proxy) fn fresh_ip() -> IpAddr {
 }
 
 /// The kernel's part: sources are bound, original destinations are what the test says.
-pub(in crate::proxy) struct Loopback {
+pub(crate) struct Loopback {
     ip: IpAddr,
     original: Arc<Mutex<Option<SocketAddr>>>,
 }
@@ -62,10 +62,10 @@ impl PodNet for Loopback {
 }
 
 /// Signs for everybody.
-pub(in crate::proxy) struct Signer {
-    pub(in crate::proxy) ca: Arc<TestCa>,
+pub(crate) struct Signer {
+    pub(crate) ca: Arc<TestCa>,
     /// What leaves are to say, where it is not the usual.
-    pub(in crate::proxy) leaf: fn(&mesh_core::identity::SpiffeId) -> Leaf,
+    pub(crate) leaf: fn(&mesh_core::identity::SpiffeId) -> Leaf,
 }
 
 impl Authority for Signer {
@@ -81,19 +81,19 @@ impl Authority for Signer {
 }
 
 /// One pod with its agent.
-pub(in crate::proxy) struct Node {
-    pub(in crate::proxy) ip: IpAddr,
-    pub(in crate::proxy) shared: Arc<Shared>,
-    pub(in crate::proxy) pod: Arc<Pod>,
-    pub(in crate::proxy) worker: Worker,
+pub(crate) struct Node {
+    pub(crate) ip: IpAddr,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) worker: Worker,
     original: Arc<Mutex<Option<SocketAddr>>>,
     outbound: SocketAddr,
     plaintext: SocketAddr,
-    pub(in crate::proxy) candidates: mpsc::Receiver<crate::fastpath::Candidate>,
+    pub(crate) candidates: mpsc::Receiver<crate::fastpath::Candidate>,
 }
 
 /// What both nodes know: pod `shop/a` on `n1`, `shop/b` on `n2`.
-pub(in crate::proxy) fn mesh(a: IpAddr, b: IpAddr, change: impl FnOnce(&mut StateIndex)) -> MeshState {
+pub(crate) fn mesh(a: IpAddr, b: IpAddr, change: impl FnOnce(&mut StateIndex)) -> MeshState {
     let mut index = StateIndex::new(MeshOptions::default());
     for (name, ip, node) in [("a", a, "n1"), ("b", b, "n2")] {
         let workload = workload(name, ip, node);
@@ -103,7 +103,7 @@ pub(in crate::proxy) fn mesh(a: IpAddr, b: IpAddr, change: impl FnOnce(&mut Stat
     MeshState::clone(&index.snapshot())
 }
 
-pub(in crate::proxy) fn workload(name: &str, ip: IpAddr, node: &str) -> wire::Workload {
+pub(crate) fn workload(name: &str, ip: IpAddr, node: &str) -> wire::Workload {
     let IpAddr::V4(v4) = ip else { unreachable!("the bed is IPv4") };
     wire::Workload {
         uid: format!("Kubernetes//Pod/shop/{name}"),
@@ -119,12 +119,12 @@ pub(in crate::proxy) fn workload(name: &str, ip: IpAddr, node: &str) -> wire::Wo
     }
 }
 
-pub(in crate::proxy) fn address(workload: wire::Workload) -> wire::Address {
+pub(crate) fn address(workload: wire::Workload) -> wire::Address {
     wire::Address { r#type: Some(wire::address::Type::Workload(workload)) }
 }
 
 /// A policy in `shop` for everybody there.
-pub(in crate::proxy) fn policy(
+pub(crate) fn policy(
     name: &str,
     action: i32,
     rules: Vec<mesh_core::xds::proto::security::Rule>,
@@ -140,7 +140,7 @@ pub(in crate::proxy) fn policy(
 }
 
 /// A pod without listeners.
-pub(in crate::proxy) fn pod(name: &str, ip: IpAddr, node: &str) -> Arc<Pod> {
+pub(crate) fn pod(name: &str, ip: IpAddr, node: &str) -> Arc<Pod> {
     pod_with(name, node, Loopback { ip, original: Arc::default() }, 0)
 }
 
@@ -163,7 +163,7 @@ fn listen(ip: IpAddr, port: u16) -> std::net::TcpListener {
 
 impl Node {
     /// Starts an agent for one pod.
-    pub(in crate::proxy) fn start(
+    pub(crate) fn start(
         name: &str,
         node: &str,
         ip: IpAddr,
@@ -203,12 +203,12 @@ impl Node {
     }
 
     /// The application of this pod connects to `to`, captured.
-    pub(in crate::proxy) async fn connect(&self, to: SocketAddr) -> TcpStream {
+    pub(crate) async fn connect(&self, to: SocketAddr) -> TcpStream {
         self.try_connect(to).await.unwrap()
     }
 
     /// As [`Node::connect`], for a connection that may be reset before `connect` has returned.
-    pub(in crate::proxy) async fn try_connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    pub(crate) async fn try_connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         *self.original.lock().unwrap() = Some(to);
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::new(self.ip, 0)).unwrap();
@@ -216,7 +216,7 @@ impl Node {
     }
 
     /// A tunnel from this pod to a peer, made by hand, for requests that our own proxy never sends.
-    pub(in crate::proxy) async fn tunnel(&self, peer: IpAddr, expected: &str) -> ClientConnection {
+    pub(crate) async fn tunnel(&self, peer: IpAddr, expected: &str) -> ClientConnection {
         let id = format!("spiffe://cluster.local/ns/shop/sa/{}", self.pod.uid).parse().unwrap();
         let certificate =
             self.shared.certificates.wait(&id, std::time::Duration::from_secs(5)).await.unwrap();
@@ -231,18 +231,18 @@ impl Node {
     }
 
     /// Somebody outside the mesh connects to this pod's plaintext listener.
-    pub(in crate::proxy) async fn plaintext(&self) -> io::Result<TcpStream> {
+    pub(crate) async fn plaintext(&self) -> io::Result<TcpStream> {
         TcpStream::connect(self.plaintext).await
     }
 
     /// Codes of the failures so far, newest first.
-    pub(in crate::proxy) fn codes(&self) -> Vec<String> {
+    pub(crate) fn codes(&self) -> Vec<String> {
         self.shared.failures.newest().into_iter().map(|f| f.code).collect()
     }
 
     /// Makes a new snapshot the current one and lets live connections be evaluated again.
-    pub(in crate::proxy) fn publish(&self, state: MeshState) {
-        self.shared.publish(state);
+    pub(crate) fn publish(&self, state: MeshState) {
+        self.shared.publish(Arc::new(state));
         self.worker.tell(Command::Reevaluate);
     }
 }
@@ -262,23 +262,23 @@ fn certificates(signer: Signer, identity: &str) -> Certificates {
 }
 
 /// Two nodes that know each other, and a running echo server in pod `b`.
-pub(in crate::proxy) struct Bed {
-    pub(in crate::proxy) a: Node,
-    pub(in crate::proxy) b: Node,
-    pub(in crate::proxy) echo: SocketAddr,
+pub(crate) struct Bed {
+    pub(crate) a: Node,
+    pub(crate) b: Node,
+    pub(crate) echo: SocketAddr,
 }
 
 impl Bed {
-    pub(in crate::proxy) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(Config::default(), |_| ()).await
     }
 
-    pub(in crate::proxy) async fn with(config: Config, change: impl FnOnce(&mut StateIndex)) -> Self {
+    pub(crate) async fn with(config: Config, change: impl FnOnce(&mut StateIndex)) -> Self {
         let ca = Arc::new(TestCa::new());
         Self::signed_by(Arc::clone(&ca), ca, Leaf::of, config, change).await
     }
 
-    pub(in crate::proxy) async fn signed_by(
+    pub(crate) async fn signed_by(
         ca_a: Arc<TestCa>,
         ca_b: Arc<TestCa>,
         leaf_b: fn(&mesh_core::identity::SpiffeId) -> Leaf,
@@ -297,7 +297,7 @@ impl Bed {
 }
 
 /// Echoes what it gets and ends when the client ends; the first bytes are the client's address as it sees it.
-pub(in crate::proxy) async fn echo_server(ip: IpAddr) -> SocketAddr {
+pub(crate) async fn echo_server(ip: IpAddr) -> SocketAddr {
     let listener = TcpListener::bind((ip, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -314,7 +314,7 @@ pub(in crate::proxy) async fn echo_server(ip: IpAddr) -> SocketAddr {
 }
 
 /// Sends `data`, ends the sending side, and returns what came back: the address line and the echo.
-pub(in crate::proxy) async fn exchange(mut stream: TcpStream, data: &[u8]) -> io::Result<(String, Vec<u8>)> {
+pub(crate) async fn exchange(mut stream: TcpStream, data: &[u8]) -> io::Result<(String, Vec<u8>)> {
     let (mut read, mut write) = stream.split();
     let send = async {
         write.write_all(data).await?;
@@ -329,7 +329,7 @@ pub(in crate::proxy) async fn exchange(mut stream: TcpStream, data: &[u8]) -> io
 }
 
 /// Waits until `done` holds.
-pub(in crate::proxy) async fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !done() {
         assert!(std::time::Instant::now() < deadline, "not in time: {what}");

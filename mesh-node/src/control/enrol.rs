@@ -1,0 +1,371 @@
+//! Carries out what [`super::plan`] decides, and keeps the kernel's state what it should be.
+//!
+//! Listeners are made before a pod is activated, and its certificate is fetched before that: the first captured
+//! connection finds everything in place, and a successor takes pods over only once it can serve them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::admin::{self, PodState};
+use mesh_core::state::{LocalWorkload, MeshState};
+use mesh_core::xds::proto::node::{EnrolledPod as Reported, EnrolmentReport};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::net::KernelNet;
+use super::plan::{Held, Plan, Wanted, plan, wanted};
+use crate::admin::readiness::Readiness;
+use crate::capture::{Capture, CaptureError, EnrolledPod, ListenerKind};
+use crate::pods::{PodInfo, PodKey, PodSource};
+use crate::proxy::dial::prepare_listener;
+use crate::proxy::limits::Gauge;
+use crate::proxy::worker::{Command, Kind, Listeners, Worker};
+use crate::proxy::{Pod, Shared};
+use crate::sys;
+
+/// How often the kernel's state is compared without a reason.
+const RESYNC: Duration = Duration::from_secs(2);
+/// How long a pod waits for its certificate before it is captured without one.
+const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a pod that waits for its certificate is looked at again.
+const CERTIFICATE_POLL: Duration = Duration::from_millis(20);
+/// Connections that wait for accept, per listener.
+const BACKLOG: i32 = 1024;
+/// Name in the list of what readiness waits for.
+pub const READY: &str = "pods of this node";
+
+/// What the DNS proxy is told of pods; it serves them on the control runtime.
+pub type DnsServe = Rc<dyn Fn(&Arc<Pod>, &Arc<EnrolledPod>) -> Result<(), String>>;
+
+struct Enrolled {
+    pod: Arc<Pod>,
+    kernel: Arc<EnrolledPod>,
+}
+
+/// The parts that the enroller works with.
+pub struct Parts {
+    /// Shared with the workers.
+    pub shared: Arc<Shared>,
+    /// The kernel side.
+    pub capture: Arc<Capture>,
+    /// Who serves.
+    pub workers: Rc<Vec<Worker>>,
+    /// Where pods are found.
+    pub source: Arc<dyn PodSource>,
+    /// What readiness waits for.
+    pub readiness: Arc<Readiness>,
+    /// Newest report for the control plane.
+    pub report: watch::Sender<EnrolmentReport>,
+    /// Newest list for the admin endpoint.
+    pub status: watch::Sender<Vec<admin::Pod>>,
+    /// The enrolled pods, for the fast path.
+    pub enrolled: watch::Sender<Arc<Vec<Arc<EnrolledPod>>>>,
+}
+
+/// See the module.
+pub struct Enroller {
+    parts: Parts,
+    held: BTreeMap<PodKey, Held>,
+    enrolled: HashMap<PodKey, Enrolled>,
+    problems: BTreeMap<PodKey, String>,
+    waiting_since: HashMap<PodKey, Instant>,
+    settled: bool,
+}
+
+impl Enroller {
+    /// Nothing is captured yet by this agent.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            held: BTreeMap::new(),
+            enrolled: HashMap::new(),
+            problems: BTreeMap::new(),
+            waiting_since: HashMap::new(),
+            settled: false,
+        }
+    }
+
+    /// Reconciles on every change of the mesh or of the node's pods, and now and then without one, until the agent
+    /// drains. `synced` turns true when the mesh is known.
+    pub async fn run(mut self, mut synced: watch::Receiver<bool>) {
+        let drain = self.parts.shared.drain.clone();
+        let changed = Arc::new(Notify::new());
+        let notify = Arc::clone(&changed);
+        let watching = self.parts.source.watch(Arc::new(move || notify.notify_one()));
+        if let Err(error) = &watching {
+            tracing::error!(%error, "pods are looked for every {RESYNC:?} only");
+        }
+        if synced.wait_for(|synced| *synced).await.is_err() {
+            return;
+        }
+        let mut published = self.parts.shared.published.subscribe();
+        loop {
+            published.mark_unchanged();
+            let again = self.reconcile().await;
+            tokio::select! {
+                () = drain.cancelled() => return,
+                _ = published.changed() => {}
+                () = changed.notified() => {}
+                () = tokio::time::sleep(again.unwrap_or(RESYNC).min(RESYNC)) => {}
+            }
+        }
+    }
+
+    async fn reconcile(&mut self) -> Option<Duration> {
+        let state = self.parts.shared.state.load_full();
+        let wanted = wanted(&state, &self.parts.shared.config.node.name);
+        let present = match self.parts.source.snapshot() {
+            Ok(snapshot) => {
+                for (entry, problem) in &snapshot.rejected {
+                    tracing::warn!(%entry, %problem, "a pod of this node cannot be read");
+                }
+                snapshot.pods.into_iter().map(|p| (p.key(), p)).collect()
+            }
+            Err(error) => {
+                tracing::error!(%error, "the pods of this node are not known; those that are captured stay");
+                self.held.values().map(|h| (h.info.key(), h.info.clone())).collect()
+            }
+        };
+        self.ask_for_certificates(&wanted, &present);
+        for (key, held) in &mut self.held {
+            held.alive = self.enrolled.get(key).is_some_and(|e| is_same_namespace(&e.kernel));
+        }
+        let linger = self.parts.shared.config.capture.linger;
+        let Plan { enrol, release, missing, mut again } =
+            plan(&wanted, &present, &mut self.held, Instant::now(), linger);
+        for key in release {
+            self.release(&key);
+        }
+        self.problems.retain(|key, _| enrol.contains(key));
+        self.waiting_since.retain(|key, _| enrol.contains(key));
+        for key in enrol {
+            let (Some(info), Some(pod)) = (present.get(&key), wanted.get(&key)) else { continue };
+            if self.waits_for_certificate(&key, pod) {
+                again = Some(CERTIFICATE_POLL);
+                continue;
+            }
+            self.enrol(&key, info);
+            // A thousand pods at once must not keep the other tasks of this thread waiting.
+            tokio::task::yield_now().await;
+        }
+        self.repair();
+        self.publish(&state, &wanted, &missing);
+        self.settle(&wanted);
+        again
+    }
+
+    /// Certificates are needed for wanted pods that the node has, and for captured ones until they are let go.
+    fn ask_for_certificates(&self, wanted: &BTreeMap<PodKey, Wanted>, present: &HashMap<PodKey, PodInfo>) {
+        let state = self.parts.shared.state.load();
+        let new = wanted.iter().filter(|(key, _)| present.contains_key(key)).map(|(_, w)| w.identity.clone());
+        let held = self.enrolled.values().filter_map(|e| state.local_workload(&e.pod.local));
+        let needed: BTreeSet<_> = new.chain(held.map(|w| w.identity.clone())).collect();
+        self.parts.shared.certificates.need(needed);
+    }
+
+    fn waits_for_certificate(&mut self, key: &PodKey, wanted: &Wanted) -> bool {
+        if self.parts.shared.certificates.get(&wanted.identity).is_some() {
+            return false;
+        }
+        let since = *self.waiting_since.entry(key.clone()).or_insert_with(Instant::now);
+        since.elapsed() < CERTIFICATE_PATIENCE
+    }
+
+    fn enrol(&mut self, key: &PodKey, info: &PodInfo) {
+        match self.capture(info) {
+            Ok(enrolled) => {
+                tracing::info!(pod = %enrolled.pod.label, cookie = enrolled.kernel.cookie, "captured");
+                self.parts.shared.metrics.pods_started.inc();
+                self.problems.remove(key);
+                let held = Held { info: info.clone(), unwanted_since: None, alive: true };
+                self.held.insert(key.clone(), held);
+                self.enrolled.insert(key.clone(), enrolled);
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if self.problems.get(key) != Some(&problem) {
+                    tracing::error!(pod = %info, error = %problem, "cannot capture");
+                }
+                self.problems.insert(key.clone(), problem);
+            }
+        }
+    }
+
+    fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
+        let Parts { shared, capture, workers, .. } = &self.parts;
+        let kernel = capture.enrol(info)?;
+        let failed = |action: &'static str| {
+            let pod = info.to_string();
+            move |source| CaptureError::Pod { pod, action, source }
+        };
+        let mut listeners: Vec<Vec<_>> = workers.iter().map(|_| Vec::new()).collect();
+        for (kind, register) in [
+            (Kind::Outbound, ListenerKind::Outbound),
+            (Kind::Plaintext, ListenerKind::Inbound),
+            (Kind::Hbone, ListenerKind::Hbone),
+        ] {
+            let mut port = 0;
+            for of_worker in &mut listeners {
+                let listener =
+                    sys::listener(&kernel.netns, port, BACKLOG).map_err(failed("make a listener"))?;
+                prepare_listener(&listener).map_err(failed("prepare a listener"))?;
+                port = listener.local_addr().map_err(failed("prepare a listener"))?.port();
+                of_worker.push((kind, register, listener));
+            }
+        }
+        let local =
+            LocalWorkload::new(&info.namespace, &info.name, &info.service_account, &shared.config.node.name);
+        let pod = Arc::new(Pod {
+            uid: info.uid.clone(),
+            local,
+            label: format!("{}/{}", info.namespace, info.name),
+            net: Box::new(KernelNet { capture: Arc::clone(capture), pod: Arc::clone(&kernel) }),
+            gauge: Gauge::new(shared.config.proxy.max_connections_per_pod),
+            gone: CancellationToken::new(),
+        });
+        // Registered before they are handed over: the kernel needs one of each group, alive or queued.
+        if let Some(first) = listeners.first() {
+            for (_, register, listener) in first {
+                capture.set_listener(&kernel, *register, listener)?;
+            }
+        }
+        for (worker, sockets) in workers.iter().zip(listeners) {
+            let sockets = sockets.into_iter().map(|(kind, _, listener)| (kind, listener)).collect();
+            worker.tell(Command::Add(Arc::clone(&pod), Listeners { sockets }));
+        }
+        capture.activate(&kernel)?;
+        Ok(Enrolled { pod, kernel })
+    }
+
+    fn release(&mut self, key: &PodKey) {
+        self.held.remove(key);
+        let Some(enrolled) = self.enrolled.remove(key) else { return };
+        tracing::info!(pod = %enrolled.pod.label, "let go");
+        self.parts.shared.metrics.pods_stopped.inc();
+        if let Err(error) = self.parts.capture.release(&enrolled.kernel) {
+            tracing::error!(%error, "cannot let go of a pod entirely");
+        }
+        for worker in &*self.parts.workers {
+            worker.tell(Command::Remove(Arc::clone(&enrolled.pod)));
+        }
+        enrolled.pod.gone.cancel();
+    }
+
+    /// Puts back what somebody took away: a detached program, a lost map entry.
+    fn repair(&self) {
+        for enrolled in self.enrolled.values() {
+            if self.parts.capture.is_intact(&enrolled.kernel) {
+                continue;
+            }
+            match self.parts.capture.activate(&enrolled.kernel) {
+                Ok(()) => tracing::warn!(pod = %enrolled.pod.label, "capture was incomplete; repaired"),
+                Err(error) => tracing::error!(%error, "capture is incomplete and cannot be repaired"),
+            }
+        }
+    }
+
+    fn publish(&self, state: &MeshState, wanted: &BTreeMap<PodKey, Wanted>, missing: &[PodKey]) {
+        let mut reported = Vec::new();
+        for (key, enrolled) in &self.enrolled {
+            let workload = wanted.get(key).map(|w| &w.workload);
+            let workload = workload.or_else(|| state.local_workload(&enrolled.pod.local).map(|w| &w.uid));
+            if let Some(uid) = workload {
+                reported.push(Reported { workload_uid: uid.to_string(), problem: String::new() });
+            }
+        }
+        for (key, problem) in &self.problems {
+            if let Some(wanted) = wanted.get(key) {
+                reported
+                    .push(Reported { workload_uid: wanted.workload.to_string(), problem: problem.clone() });
+            }
+        }
+        reported.sort_by(|a, b| a.workload_uid.cmp(&b.workload_uid));
+        let node = self.parts.shared.config.node.name.clone();
+        change(&self.parts.report, EnrolmentReport { node, pods: reported });
+        change(&self.parts.status, self.status(wanted, missing));
+        let mut kernel: Vec<_> = self.enrolled.values().map(|e| Arc::clone(&e.kernel)).collect();
+        kernel.sort_by_key(|k| k.cookie);
+        self.parts.enrolled.send_if_modified(|known| {
+            let same = known.iter().map(|k| k.cookie).eq(kernel.iter().map(|k| k.cookie));
+            if !same {
+                *known = Arc::new(kernel);
+            }
+            !same
+        });
+        let metrics = &self.parts.shared.metrics;
+        metrics.active_pods.set(i64::try_from(self.enrolled.len()).unwrap_or(i64::MAX));
+        let pending = self.problems.len() + self.waiting_since.len() + missing.len();
+        metrics.pending_pods.set(i64::try_from(pending).unwrap_or(i64::MAX));
+    }
+
+    fn status(&self, wanted: &BTreeMap<PodKey, Wanted>, missing: &[PodKey]) -> Vec<admin::Pod> {
+        let mut keys: BTreeSet<&PodKey> = wanted.keys().collect();
+        keys.extend(self.enrolled.keys());
+        let describe = |key: &PodKey| {
+            let held = self.held.get(key);
+            let problem = self.problems.get(key).cloned();
+            let (state, problem) = match (held, problem) {
+                (Some(held), None) if held.unwanted_since.is_some() => (PodState::Releasing, None),
+                (Some(_), None) => (PodState::Captured, None),
+                (_, Some(problem)) => (PodState::Failed, Some(problem)),
+                (None, None) if missing.contains(key) => {
+                    let why = "the control plane wants it captured here, but the node does not have this pod";
+                    (PodState::Pending, Some(why.to_owned()))
+                }
+                (None, None) => (PodState::Pending, Some("waits for its certificate".to_owned())),
+            };
+            let addresses = self.enrolled.get(key).map(|e| e.kernel.addresses());
+            admin::Pod {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                service_account: key.service_account.clone(),
+                state,
+                problem,
+                addresses: addresses.iter().flat_map(|a| a.iter()).map(ToString::to_string).collect(),
+            }
+        };
+        keys.into_iter().map(describe).collect()
+    }
+
+    /// After the first pass that left no pod waiting, the agent has taken over: what an earlier one captured and nobody
+    /// wants any more is let go.
+    fn settle(&mut self, wanted: &BTreeMap<PodKey, Wanted>) {
+        if !self.waiting_since.is_empty() {
+            let names: Vec<_> =
+                self.waiting_since.keys().map(|k| format!("{}/{}", k.namespace, k.name)).collect();
+            self.parts.readiness.pending(READY, Some(format!("certificates of {}", names.join(", "))));
+            return;
+        }
+        self.parts.readiness.done(READY);
+        if self.settled {
+            return;
+        }
+        self.settled = true;
+        match self.parts.capture.forget_unclaimed() {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "let go of pods that an earlier agent had captured"),
+            Err(error) => tracing::error!(%error, "cannot let go of what an earlier agent left"),
+        }
+        tracing::info!(captured = self.enrolled.len(), wanted = wanted.len(), "serving");
+    }
+}
+
+/// Whether the path of a pod's namespace still leads to the one that was captured.
+fn is_same_namespace(pod: &EnrolledPod) -> bool {
+    let behind_path = std::fs::metadata(&pod.info.netns).map(|m| m.ino());
+    matches!((behind_path, pod.netns.inode()), (Ok(now), Ok(then)) if now == then)
+}
+
+fn change<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+    to.send_if_modified(|known| {
+        let changed = *known != value;
+        if changed {
+            *known = value;
+        }
+        changed
+    });
+}

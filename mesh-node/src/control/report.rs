@@ -1,0 +1,76 @@
+//! Tells the control plane which pods are under capture, so that it announces them as reachable by HBONE only then.
+//!
+//! Istio's control plane does not know this service and announces by annotation; then there is nobody to tell.
+
+use std::time::Duration;
+
+use mesh_core::xds::channel::ControlPlane;
+use mesh_core::xds::proto::node::EnrolmentReport;
+use mesh_core::xds::proto::node::node_service_client::NodeServiceClient;
+use tokio::sync::watch;
+use tonic::{Code, Request, Status};
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(15);
+/// A control plane without the service is asked again this often; it may have been replaced.
+const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
+
+/// Sends the newest report on every connection and on every change, for ever.
+pub async fn run(server: &ControlPlane, reports: watch::Receiver<EnrolmentReport>) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        let ended = stream(server, reports.clone()).await;
+        match ended {
+            Ok(()) => retry = FIRST_RETRY,
+            Err(Ended::Status(status)) if status.code() == Code::Unimplemented => {
+                tracing::debug!("the control plane takes no enrolment reports");
+                retry = UNIMPLEMENTED_RETRY;
+            }
+            Err(ended) => {
+                tracing::debug!(error = %ended, "enrolment report ended");
+                retry = (retry * 2).min(LAST_RETRY);
+            }
+        }
+        tokio::time::sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Channel(#[from] mesh_core::xds::channel::ChannelError),
+    #[error("{0}")]
+    Status(Box<Status>),
+}
+
+async fn stream(server: &ControlPlane, mut reports: watch::Receiver<EnrolmentReport>) -> Result<(), Ended> {
+    let channel = server.connect().await?;
+    let (sender, mut queue) = tokio::sync::mpsc::channel(1);
+    let outgoing = futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx));
+    let mut request = Request::new(outgoing);
+    server.authorize(request.metadata_mut())?;
+    // The server may answer only once it has read a report.
+    let first = reports.borrow_and_update().clone();
+    let _ = sender.try_send(first);
+    let mut client = NodeServiceClient::new(channel);
+    let status = |s: Status| Ended::Status(Box::new(s));
+    let mut acks = client.report_enrolment(request).await.map_err(status)?.into_inner();
+    loop {
+        tokio::select! {
+            ack = acks.message() => {
+                if ack.map_err(status)?.is_none() {
+                    return Ok(());
+                }
+            }
+            changed = reports.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let report = reports.borrow_and_update().clone();
+                if sender.send(report).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

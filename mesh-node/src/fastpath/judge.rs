@@ -1,0 +1,88 @@
+//! Whether a pair of pods may talk without the agent: pure.
+//!
+//! Every condition under which the tunnel would do more than carry bytes for an allowed connection keeps the pair on
+//! the tunnel: a waypoint, an application tunnel, a destination that is not (only) the pod's own address, a missing
+//! certificate, `sameNode: tunnel`.
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use mesh_core::identity::SpiffeId;
+use mesh_core::policy::{AllowReason, Conn, Verdict, evaluate};
+use mesh_core::state::{LocalWorkload, MeshState, Str, Workload};
+
+use crate::capture::Pair;
+use crate::config::SameNode;
+use crate::proxy::OWN_PORTS;
+
+/// Name of the workload extension that keeps a workload's traffic within the node on the tunnel (`sameNode: tunnel`).
+pub const TUNNEL_EXTENSION: &str = "undermesh.io/same-node-tunnel";
+
+/// What the kernel attests of an enrolled pod.
+#[derive(Debug, Clone)]
+pub struct PodFacts {
+    /// Of its network namespace.
+    pub cookie: u64,
+    /// Who it is, by enrolment.
+    pub local: LocalWorkload,
+    /// Its addresses of this moment.
+    pub addresses: Arc<Vec<IpAddr>>,
+}
+
+/// What verdicts are made from.
+pub struct Judge<'a> {
+    /// The mesh.
+    pub state: &'a MeshState,
+    /// The enrolled pods of this node.
+    pub pods: &'a [PodFacts],
+    /// The node's setting.
+    pub same_node: SameNode,
+}
+
+impl Judge<'_> {
+    /// The workloads of both ends, if both are enrolled here with these very addresses.
+    #[must_use]
+    pub fn ends(&self, pair: &Pair) -> Option<(&Arc<Workload>, &Arc<Workload>)> {
+        let source =
+            self.pods.iter().find(|p| p.cookie == pair.netns && p.addresses.contains(&pair.source))?;
+        let destination = self.pods.iter().find(|p| p.addresses.contains(&pair.destination))?;
+        let workload = |pod: &PodFacts| self.state.local_workload(&pod.local);
+        Some((workload(source)?, workload(destination)?))
+    }
+
+    /// Whether the pair may use the fast path, and the ALLOW policy that lets it, if one applies.
+    #[must_use]
+    pub fn allows(&self, pair: &Pair, has_certificate: impl Fn(&SpiffeId) -> bool) -> Option<Option<Str>> {
+        let (source, destination) = self.ends(pair)?;
+        let network = &self.state.options().network;
+        let addressed = self.state.workload_by_ip(network, pair.destination)?;
+        let client = Some(&*source.namespace);
+        let eligible = self.same_node == SameNode::Fast
+            && Arc::ptr_eq(addressed, destination)
+            && self.state.service_by_ip(network, pair.destination, client).is_none()
+            && source.network == destination.network
+            && destination.is_hbone()
+            && destination.waypoint.is_none()
+            && destination.application_tunnel.is_none()
+            && !OWN_PORTS.contains(&pair.port)
+            && [source, destination].iter().all(|w| w.extension(TUNNEL_EXTENSION).is_none())
+            && [source, destination].iter().all(|w| has_certificate(&w.identity));
+        if !eligible {
+            return None;
+        }
+        let conn = Conn {
+            // Policies know no source ports.
+            src: SocketAddr::new(pair.source, 0),
+            identity: Some(source.identity.clone()),
+            dst: SocketAddr::new(pair.destination, pair.port),
+        };
+        match evaluate(&self.state.policies_for(destination), &conn).verdict {
+            Verdict::Allow(AllowReason::Allowed(policy)) => Some(Some(policy)),
+            Verdict::Allow(AllowReason::NoAllowPolicies) => Some(None),
+            Verdict::Deny(_) => None,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+use mesh_core::state::{MeshOptions, StateIndex};
+use mesh_core::xds::proto::security;
+use mesh_core::xds::proto::workload as wire;
+
+use super::*;
+use crate::proxy::tests::bed::{address, policy, workload};
+
+fn ip(last: u8) -> IpAddr {
+    [10, 0, 0, last].into()
+}
+
+fn pods() -> Vec<PodFacts> {
+    let pod = |name: &str, last: u8| PodFacts {
+        cookie: last.into(),
+        local: LocalWorkload::new("shop", name, name, "n1"),
+        addresses: Arc::new(vec![ip(last)]),
+    };
+    vec![pod("a", 1), pod("b", 2)]
+}
+
+const PAIR: Pair = Pair {
+    netns: 1,
+    source: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
+    destination: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)),
+    port: 80,
+};
+
+fn state(change: impl FnOnce(&mut wire::Workload), more: impl FnOnce(&mut StateIndex)) -> Arc<MeshState> {
+    let mut index = StateIndex::new(MeshOptions::default());
+    let a = workload("a", ip(1), "n1");
+    let mut b = workload("b", ip(2), "n1");
+    change(&mut b);
+    for w in [a, b] {
+        index.apply_address(&w.uid.clone(), &address(w)).unwrap();
+    }
+    more(&mut index);
+    index.snapshot()
+}
+
+fn verdict(state: &MeshState, pair: &Pair) -> Option<Option<Str>> {
+    let pods = pods();
+    Judge { state, pods: &pods, same_node: SameNode::Fast }.allows(pair, |_| true)
+}
+
+fn rule_for_principal(principal: &str) -> security::Rule {
+    let exact = security::string_match::MatchType::Exact(principal.to_owned());
+    let principals = vec![security::StringMatch { match_type: Some(exact) }];
+    let matches = vec![security::Match { principals, ..Default::default() }];
+    security::Rule { clauses: vec![security::Clause { matches }] }
+}
+
+#[test]
+fn two_enrolled_pods_without_policies_may() {
+    assert_eq!(verdict(&state(|_| (), |_| ()), &PAIR), Some(None));
+}
+
+#[test]
+fn the_policy_that_allows_is_named() {
+    let allow = |index: &mut StateIndex| {
+        let rule = rule_for_principal("cluster.local/ns/shop/sa/a");
+        index.apply_policy(&policy("only-a", security::Action::Allow as i32, vec![rule])).unwrap();
+    };
+    assert_eq!(verdict(&state(|_| (), allow), &PAIR), Some(Some("shop/only-a".into())));
+}
+
+#[test]
+fn a_policy_that_does_not_allow_the_source_identity_keeps_the_pair_off() {
+    let allow = |index: &mut StateIndex| {
+        let rule = rule_for_principal("cluster.local/ns/shop/sa/somebody");
+        index.apply_policy(&policy("other", security::Action::Allow as i32, vec![rule])).unwrap();
+    };
+    assert_eq!(verdict(&state(|_| (), allow), &PAIR), None);
+}
+
+#[test]
+fn whatever_the_tunnel_would_do_besides_keeps_the_pair_off() {
+    let waypoint = wire::GatewayAddress {
+        destination: Some(wire::gateway_address::Destination::Hostname(wire::NamespacedHostname {
+            namespace: "shop".into(),
+            hostname: "waypoint.shop.svc.cluster.local".into(),
+        })),
+        hbone_mtls_port: 15008,
+    };
+    let cases: [(&str, Box<dyn FnOnce(&mut wire::Workload)>); 4] = [
+        ("waypoint", Box::new(|w| w.waypoint = Some(waypoint))),
+        ("application tunnel", Box::new(|w| w.application_tunnel = Some(wire::ApplicationTunnel::default()))),
+        ("not announced as HBONE", Box::new(|w| w.tunnel_protocol = 0)),
+        (
+            "sameNode: tunnel",
+            Box::new(|w| w.extensions.push(wire::Extension { name: TUNNEL_EXTENSION.into(), config: None })),
+        ),
+    ];
+    for (name, change) in cases {
+        assert_eq!(verdict(&state(change, |_| ()), &PAIR), None, "{name}");
+    }
+}
+
+#[test]
+fn a_source_address_that_is_not_the_namespaces_own_is_nobody() {
+    let state = state(|_| (), |_| ());
+    assert_eq!(verdict(&state, &Pair { source: ip(9), ..PAIR }), None);
+    assert_eq!(verdict(&state, &Pair { netns: 9, ..PAIR }), None);
+    assert_eq!(verdict(&state, &Pair { destination: ip(9), ..PAIR }), None);
+}
+
+#[test]
+fn without_certificates_or_by_setting_the_pair_stays_on_the_tunnel() {
+    let (state, pods) = (state(|_| (), |_| ()), pods());
+    let fast = Judge { state: &state, pods: &pods, same_node: SameNode::Fast };
+    assert_eq!(fast.allows(&PAIR, |id| id.service_account() != "a"), None);
+    assert_eq!(fast.allows(&PAIR, |id| id.service_account() != "b"), None);
+    let tunnel = Judge { state: &state, pods: &pods, same_node: SameNode::Tunnel };
+    assert_eq!(tunnel.allows(&PAIR, |_| true), None);
+}
+
+#[test]
+fn the_meshs_own_ports_stay_on_the_tunnel_which_refuses_them() {
+    assert_eq!(verdict(&state(|_| (), |_| ()), &Pair { port: 15_008, ..PAIR }), None);
+}

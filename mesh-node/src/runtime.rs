@@ -1,0 +1,336 @@
+//! From settings to a running agent, and from a signal to its end.
+//!
+//! The calling thread becomes the control runtime; data workers, the heartbeat and the log writer are threads of their
+//! own. Nothing of the control runtime runs on a worker.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use mesh_core::policy::UnknownPolicy;
+use mesh_core::state::{MeshOptions, StateIndex};
+use mesh_core::telemetry::{
+    AccessLog, LogSettings, Logging, NodeMetrics, ProcessCollector, TcpMetrics, Telemetry, register_build,
+};
+use mesh_core::tls::Revocations;
+use mesh_core::xds::ca::CaClient;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::readiness::Readiness;
+use crate::admin::{self, Admin};
+use crate::capture::{self, Capture, CaptureConfig, MeshSettings, ObjectSource};
+use crate::config::{Config, FailMode, SameNode};
+use crate::control::authority::GrpcAuthority;
+use crate::control::enrol::{Enroller, Parts};
+use crate::control::{self, report, revocations};
+use crate::fastpath;
+use crate::generations::{Phase, Registration};
+use crate::pods::DirectorySource;
+use crate::proxy::Shared;
+use crate::proxy::failures::{Failures, now_ms};
+use crate::proxy::limits::{Gauge, connections_for_files, raise_open_files};
+use crate::proxy::worker::Worker;
+use crate::{admin::http, certs};
+
+/// Offers for the fast path that wait for the controller.
+const CANDIDATES: usize = 1024;
+/// How often a draining agent looks whether its connections have ended.
+const DRAIN_POLL: Duration = Duration::from_millis(200);
+/// A draining agent stays at least this long: connections that were under way to its listeners still come.
+const DRAIN_LEAST: Duration = Duration::from_secs(4);
+
+/// What the kernel side is told.
+#[must_use]
+pub fn capture_config(config: &Config) -> CaptureConfig {
+    let object = config.capture.bpf_object.clone();
+    let mut kernel = CaptureConfig::new(object.map_or(ObjectSource::Embedded, ObjectSource::File));
+    let given = |path: &std::path::PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    kernel.host_cgroup = given(&config.capture.host_cgroup);
+    kernel.pods_cgroup = given(&config.capture.pods_cgroup);
+    kernel.pins = Some(config.capture.pin_dir.clone());
+    kernel.settings = MeshSettings {
+        fail: match config.capture.fail {
+            FailMode::Open => capture::FailMode::Open,
+            FailMode::Closed => capture::FailMode::Closed,
+        },
+        dns: config.capture.dns,
+        fast_path: config.proxy.same_node == SameNode::Fast,
+        ..MeshSettings::default()
+    };
+    kernel
+}
+
+/// Runs the agent until it has drained.
+///
+/// # Errors
+/// What kept it from starting, with the fix where there is one.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let settings = LogSettings::from_env()?;
+    let logging = settings.start()?;
+    let files = raise_open_files();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make the control runtime's event loop")?;
+    tokio::task::LocalSet::new().block_on(&runtime, serve(config, settings, logging, files))
+}
+
+async fn serve(config: Config, settings: LogSettings, logging: Logging, files: usize) -> anyhow::Result<()> {
+    let started_ms = now_ms();
+    let mut signals = Signals::new()?;
+    let run_dir = config.admin.run_dir.clone();
+    let mut registration = Registration::new(&run_dir).with_context(|| {
+        format!("cannot use the run directory {}; give a writable --run-dir", run_dir.display())
+    })?;
+    let capture = Arc::new(Capture::load(capture_config(&config))?);
+
+    let mut registry = Registry::default();
+    let metrics = NodeMetrics::register(&mut registry);
+    let tcp = TcpMetrics::register(&mut registry);
+    register_build(&mut registry, "ztunnel", env!("CARGO_PKG_VERSION"));
+    registry.register_collector(Box::new(ProcessCollector));
+    let output = Box::new(std::io::stdout());
+    let access_log = AccessLog::start(settings.format, output, metrics.access_log_dropped.clone())
+        .context("cannot start the access log's thread")?;
+
+    let lists = Revocations::default();
+    if let Some(path) = &config.ca.crl {
+        revocations::load(path, &lists);
+    }
+    let (ca_status, ca) = watch::channel(Default::default());
+    let client = CaClient::new(control::ca_server(&config));
+    let authority = GrpcAuthority::new(client, config.ca.secret_ttl, lists.clone(), ca_status);
+    let (certificates, keeper) = certs::store(authority);
+    tokio::task::spawn_local(keeper);
+
+    let (candidates, offered) = mpsc::channel(CANDIDATES);
+    let limit = match config.proxy.max_connections {
+        0 => connections_for_files(files),
+        given => given,
+    };
+    tracing::info!(files, connections = limit, workers = config.proxy.workers, "limits");
+    let options =
+        MeshOptions { network: config.node.network.as_str().into(), unknown_policy: UnknownPolicy::Deny };
+    let shared = Arc::new(Shared {
+        state: ArcSwap::new(StateIndex::new(options).snapshot()),
+        published: watch::channel(0).0,
+        certificates,
+        telemetry: Telemetry { tcp, access_log },
+        metrics,
+        gauge: Gauge::new(limit),
+        failures: Failures::default(),
+        candidates,
+        drain: CancellationToken::new(),
+        config,
+    });
+    let workers: Result<Vec<_>, _> =
+        (0..shared.config.proxy.workers).map(|index| Worker::start(index, Arc::clone(&shared))).collect();
+    let workers = Rc::new(workers.context("cannot start the data workers")?);
+    let mut tasks = Tasks { shared, workers, capture, readiness: Arc::new(Readiness::new(&PENDING)) };
+    let admin = tasks.start(offered, ca, lists, registry, logging, started_ms);
+    let ports = Ports::open(&tasks, &admin, &registration)?;
+    tasks.until_told(&mut signals, &mut registration, &admin.quit).await;
+    ports.close();
+    tasks.drain(&mut signals, &mut registration).await;
+    Ok(())
+}
+
+const PENDING: [&str; 2] = [control::READY, control::enrol::READY];
+
+/// What runs.
+struct Tasks {
+    shared: Arc<Shared>,
+    workers: Rc<Vec<Worker>>,
+    capture: Arc<Capture>,
+    readiness: Arc<Readiness>,
+}
+
+impl Tasks {
+    /// Starts every task of the control runtime.
+    fn start(
+        &mut self,
+        offered: mpsc::Receiver<fastpath::Candidate>,
+        ca: watch::Receiver<control::authority::CaStatus>,
+        lists: Revocations,
+        registry: Registry,
+        logging: Logging,
+        started_ms: u64,
+    ) -> Rc<Admin> {
+        let (synced_tx, synced) = watch::channel(false);
+        let (xds_tx, xds) = watch::channel(Default::default());
+        let (report_tx, reports) = watch::channel(Default::default());
+        let (pods_tx, pods) = watch::channel(Vec::new());
+        let (enrolled_tx, enrolled) = watch::channel(Arc::default());
+        let (flows_tx, flows) = watch::channel(Vec::new());
+        let config = &self.shared.config;
+        tokio::task::spawn_local(control::follow(
+            Arc::clone(&self.shared),
+            Rc::clone(&self.workers),
+            Arc::clone(&self.readiness),
+            synced_tx,
+            xds_tx,
+        ));
+        let enroller = Enroller::new(Parts {
+            shared: Arc::clone(&self.shared),
+            capture: Arc::clone(&self.capture),
+            workers: Rc::clone(&self.workers),
+            source: Arc::new(DirectorySource::new(config.capture.pods_dir.clone())),
+            readiness: Arc::clone(&self.readiness),
+            report: report_tx,
+            status: pods_tx,
+            enrolled: enrolled_tx,
+        });
+        tokio::task::spawn_local(enroller.run(synced));
+        let server = control::xds_server(config);
+        tokio::task::spawn_local(async move { report::run(&server, reports).await });
+        if let Some(path) = config.ca.crl.clone() {
+            let workers = Rc::clone(&self.workers);
+            tokio::task::spawn_local(async move { revocations::follow(&path, &lists, workers).await });
+        }
+        tokio::task::spawn_local(fastpath::run(
+            Arc::clone(&self.shared),
+            Arc::clone(&self.capture),
+            enrolled,
+            offered,
+            flows_tx,
+        ));
+        Rc::new(Admin {
+            shared: Arc::clone(&self.shared),
+            workers: Rc::clone(&self.workers),
+            capture: Arc::clone(&self.capture),
+            readiness: Arc::clone(&self.readiness),
+            registry,
+            logging,
+            xds,
+            ca,
+            pods,
+            fast_path: flows,
+            started_ms,
+            quit: CancellationToken::new(),
+        })
+    }
+
+    /// Serves until a signal or the admin endpoint ends it.
+    async fn until_told(
+        &self,
+        signals: &mut Signals,
+        registration: &mut Registration,
+        quit: &CancellationToken,
+    ) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = signals.next() => return,
+                () = quit.cancelled() => return,
+                _ = second.tick() => {
+                    let ready = self.readiness.list().is_empty();
+                    let phase = if ready { Phase::Serving } else { Phase::Starting };
+                    note(registration, phase, self.shared.gauge.open());
+                }
+            }
+        }
+    }
+
+    /// Takes nothing new and lets connections end, until none is left, the limit is reached or a second signal comes.
+    async fn drain(self, signals: &mut Signals, registration: &mut Registration) {
+        let limit = self.shared.config.drain.limit;
+        let successor = registration.has_successor();
+        tracing::info!(successor, ?limit, connections = self.shared.gauge.open(), "draining");
+        if !successor {
+            // From here on the mesh's fail mode decides about new connections.
+            self.capture.retire();
+        }
+        self.shared.drain.cancel();
+        let began = Instant::now();
+        let mut noted = Instant::now();
+        note(registration, Phase::Draining, self.shared.gauge.open());
+        loop {
+            let open = self.shared.gauge.open();
+            if open == 0 && began.elapsed() >= DRAIN_LEAST {
+                tracing::info!("drained");
+                return;
+            }
+            if began.elapsed() >= limit {
+                tracing::warn!(open, "drain limit reached; closing what is left");
+                return;
+            }
+            if noted.elapsed() >= Duration::from_secs(1) {
+                noted = Instant::now();
+                note(registration, Phase::Draining, open);
+            }
+            tokio::select! {
+                () = signals.next() => {
+                    tracing::warn!(open, "told to leave at once; closing what is left");
+                    return;
+                }
+                () = tokio::time::sleep(DRAIN_POLL) => {}
+            }
+        }
+    }
+}
+
+/// Other agents and people read it; an agent that cannot write it goes on serving.
+fn note(registration: &mut Registration, phase: Phase, connections: usize) {
+    if let Err(error) = registration.update(phase, connections) {
+        tracing::warn!(%error, "cannot update this agent's file in the run directory");
+    }
+}
+
+/// The node's own ports.
+struct Ports(CancellationToken);
+
+impl Ports {
+    fn open(tasks: &Tasks, admin: &Rc<Admin>, registration: &Registration) -> anyhow::Result<Self> {
+        let stop = CancellationToken::new();
+        let settings = &tasks.shared.config.admin;
+        let bind = |address: SocketAddr, what: &str| {
+            http::bind(address).with_context(|| format!("cannot listen on {address} for {what}"))
+        };
+        let handler = admin::handler(Rc::clone(admin));
+        for (listener, handler) in [
+            (bind(settings.address, "admin")?, Rc::clone(&handler)),
+            (bind(settings.metrics, "metrics")?, admin::metrics(Rc::clone(admin))),
+            (bind(settings.readiness, "readiness")?, admin::readiness(Arc::clone(&tasks.readiness))),
+        ] {
+            tokio::task::spawn_local(http::serve_tcp(listener, handler, stop.clone()));
+        }
+        // The unix socket stays while the agent drains, so that it can still be asked.
+        let path = registration.socket();
+        let socket =
+            http::bind_unix(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        tokio::task::spawn_local(http::serve_unix(socket, handler, CancellationToken::new()));
+        registration.link_socket().context("cannot point admin.sock at this agent")?;
+        Ok(Self(stop))
+    }
+
+    /// Leaves the ports to a successor.
+    fn close(&self) {
+        self.0.cancel();
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let signal = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
