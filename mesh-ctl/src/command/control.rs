@@ -1,6 +1,7 @@
 //! What the control plane's debug port says, as far as `meshctl` shows it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
@@ -22,37 +23,62 @@ pub(super) struct Control {
     pub(super) not_ready: String,
     /// Clients of the workload feed.
     pub(super) clients: Vec<Client>,
-    /// What objects and files have wrong.
+    pub(super) nodes: Vec<Node>,
+    /// What there is to say about objects.
     pub(super) conditions: Vec<Condition>,
-    pub(super) errors: Vec<Value>,
-    /// When the root certificate of the mesh expires, in seconds since 1970.
+    /// What is wrong in the source.
+    pub(super) errors: Vec<SourceError>,
+    /// When the first root certificate of the mesh ends, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) root_expires: Option<u64>,
 }
 
-/// An entry of `/debug/syncz`.
+/// `/debug/syncz`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Syncz {
+    clients: Vec<Client>,
+}
+
+/// A connected client of the workload feed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Client {
-    pub(super) proxy: String,
-    /// By type URL.
-    pub(super) resources: BTreeMap<String, Sync>,
+    pub(super) id: String,
+    pub(super) node: String,
+    /// By short name of the type.
+    pub(super) types: BTreeMap<String, Sync>,
 }
 
-/// What a client was sent and acknowledged of one type.
+/// How far a client is with one type; nonces.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(default)]
 pub(super) struct Sync {
     pub(super) sent: String,
     pub(super) acked: String,
+    pub(super) resources: usize,
+    pub(super) rejects: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) last_error: String,
+    pub(super) last_reject: String,
 }
 
 impl Client {
     pub(super) fn is_synced(&self) -> bool {
-        self.resources.values().all(|sync| sync.sent == sync.acked && sync.last_error.is_empty())
+        self.types.values().all(|sync| sync.sent == sync.acked)
     }
+
+    fn name(&self) -> &str {
+        if self.node.is_empty() { &self.id } else { &self.node }
+    }
+}
+
+/// An entry of `/debug/nodes`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) connected: bool,
+    pub(super) pods: Vec<String>,
 }
 
 /// An entry of `/debug/conditions`.
@@ -61,9 +87,24 @@ impl Client {
 pub(super) struct Condition {
     pub(super) object: ObjectRef,
     pub(super) r#type: String,
-    pub(super) status: Value,
+    /// True is the good case.
+    pub(super) status: bool,
     pub(super) reason: String,
     pub(super) message: String,
+}
+
+/// An entry of `/debug/errors`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct SourceError {
+    pub(super) file: String,
+    /// 0 when the file as a whole is meant.
+    pub(super) line: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) object: Option<ObjectRef>,
+    pub(super) field: String,
+    pub(super) message: String,
+    pub(super) consequence: String,
 }
 
 /// Names an object of the control plane.
@@ -75,14 +116,33 @@ pub(super) struct ObjectRef {
     pub(super) name: String,
 }
 
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        mesh_core::why::Object::new(&self.kind, &self.namespace, &self.name).fmt(f)
+    }
+}
+
+impl fmt::Display for SourceError {
+    /// `shop.yaml:12: Pod shop/a: spec.x: what is wrong (what is in force instead)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = if self.line > 0 { format!(":{}", self.line) } else { String::new() };
+        let object = self.object.as_ref().map_or_else(String::new, |object| format!(": {object}"));
+        let field = if self.field.is_empty() { String::new() } else { format!(": {}", self.field) };
+        let instead =
+            if self.consequence.is_empty() { String::new() } else { format!(" ({})", self.consequence) };
+        write!(f, "{}{line}{object}{field}: {}{instead}", self.file, self.message)
+    }
+}
+
 /// Asks for everything at once; an answer that is missing or of another shape is left out, except that somebody must
 /// answer at all.
 pub(super) async fn fetch(places: &Places) -> Result<Control, AskError> {
     let server = Server { endpoint: &places.control, role: Role::Control, timeout: places.timeout };
     let version = server.get("/version").await?;
-    let (ready, clients, conditions, errors, metrics) = futures_util::join!(
+    let (ready, syncz, nodes, conditions, errors, metrics) = futures_util::join!(
         server.get("/ready"),
-        server.json("/debug/syncz"),
+        server.json::<Syncz>("/debug/syncz"),
+        server.json("/debug/nodes"),
         server.json("/debug/conditions"),
         server.json("/debug/errors"),
         server.get("/metrics"),
@@ -93,7 +153,8 @@ pub(super) async fn fetch(places: &Places) -> Result<Control, AskError> {
         version: if version.status == StatusCode::OK { read_version(&version.text()) } else { String::new() },
         ready: ready.status == StatusCode::OK,
         not_ready: if ready.status == StatusCode::OK { String::new() } else { ready.text() },
-        clients: clients?,
+        clients: syncz?.clients,
+        nodes: nodes?,
         conditions: conditions?,
         errors: errors?,
         root_expires: metrics
@@ -132,36 +193,32 @@ impl Control {
         end.duration_since(now).ok()
     }
 
-    /// Conditions that say that something is not honoured, one line each.
+    /// What is not in force as it was written, and who does not keep up; one line each.
     pub(super) fn problems(&self) -> Vec<String> {
-        let condition = |c: &Condition| {
-            let ObjectRef { kind, namespace, name } = &c.object;
-            let name = if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") };
-            format!("{kind} {name}: {}", c.message)
-        };
-        // A string, or an object with a text in one of the usual fields.
-        let error = |value: &Value| {
-            let text = value
-                .as_str()
-                .or_else(|| ["message", "error", "problem"].iter().find_map(|f| value.get(f)?.as_str()));
-            text.map_or_else(|| value.to_string(), str::to_owned)
-        };
-        let false_ones = self
-            .conditions
-            .iter()
-            .filter(|c| matches!(c.status.as_str(), Some("False")) || c.status == Value::Bool(false));
+        let conditions = self.conditions.iter().filter(|c| !c.status && !c.is_note());
         let lagging = self.clients.iter().filter(|client| !client.is_synced());
-        let lag = |client: &Client| {
-            let why: Vec<&str> =
-                client.resources.values().map(|s| s.last_error.as_str()).filter(|e| !e.is_empty()).collect();
-            let why = if why.is_empty() {
-                "has not acknowledged what it was sent".to_owned()
-            } else {
-                why.join("; ")
-            };
-            format!("client {}: {why}", client.proxy)
-        };
-        false_ones.map(condition).chain(self.errors.iter().map(error)).chain(lagging.map(lag)).collect()
+        let lag = |client: &Client| format!("node {} has not acknowledged what it was sent", client.name());
+        let conditions = conditions.map(|c| format!("{}: {}", c.object, c.message));
+        conditions.chain(self.errors.iter().map(ToString::to_string)).chain(lagging.map(lag)).collect()
+    }
+
+    /// What somebody should know without anything being broken: fields that were not honoured to the letter, pods
+    /// that are left out for good reason, and resources that a node refused.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let conditions = self.conditions.iter().filter(|c| c.is_note());
+        let rejects = self.clients.iter().flat_map(|client| {
+            let rejected = client.types.values().filter(|sync| !sync.last_reject.is_empty());
+            rejected.map(|sync| format!("node {} refused: {}", client.name(), sync.last_reject))
+        });
+        conditions.map(|c| format!("{}: {}", c.object, c.message)).chain(rejects).collect()
+    }
+}
+
+impl Condition {
+    /// Neither fine nor broken.
+    fn is_note(&self) -> bool {
+        let unsaid = matches!(self.reason.as_str(), "UnsupportedValue" | "NoWaypoint");
+        (self.status && unsaid) || (!self.status && self.r#type == "undermesh.io/Enrolled")
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn select<T>(
         Some((namespace, name)) => (Some(namespace), Some(name)),
         None => (filter.namespace.as_deref(), typed),
     };
-    let all: Vec<String> = items.iter().map(|item| names(item)).map(|n| full(&n)).collect();
+    let all: Vec<String> = items.iter().map(|item| full(&names(item))).collect();
     let selected: Vec<T> = items
         .into_iter()
         .filter(|item| {

@@ -57,14 +57,20 @@ pub async fn run(places: &Places, global: &Global, args: &StatusArgs) -> Report 
         }
         blocks.extend(agent_table(&nodes.answers));
         blocks.extend(pod_table(&nodes.answers, args.pods));
-        if !problems.is_empty() {
-            blocks.extend([Block::Gap, Block::Line(Tone::Title, "PROBLEMS".to_owned())]);
-            blocks.extend(problems.iter().map(|problem| Block::Line(Tone::Plain, problem.clone())));
-        }
+        blocks.extend(list("PROBLEMS", &problems));
+        blocks.extend(list("NOTES", &control.as_ref().map(Control::notes).unwrap_or_default()));
         blocks
     })
     .exit(if problems.is_empty() { Exit::Fine } else { Exit::No })
     .unanswered(Exit::Unreachable, &unreachable)
+}
+
+fn list(title: &str, lines: &[String]) -> Vec<Block> {
+    if lines.is_empty() {
+        return Vec::new();
+    }
+    let head = [Block::Gap, Block::Line(Tone::Title, title.to_owned())];
+    head.into_iter().chain(lines.iter().map(|line| Block::Line(Tone::Plain, line.clone()))).collect()
 }
 
 /// Everything that is not as it should be, one line each.
@@ -122,17 +128,17 @@ fn control_blocks(control: Option<&Control>, absent: Option<&AskError>) -> Vec<B
         return absent.map(|error| Block::Line(Tone::Warn, default(error))).into_iter().collect();
     };
     let mut table =
-        Table::new(&["CONTROL PLANE", "VERSION", "READY", "CLIENTS IN SYNC", "ROOT EXPIRES", "PROBLEMS"]);
+        Table::new(&["CONTROL PLANE", "VERSION", "READY", "NODES", "IN SYNC", "ROOT EXPIRES", "PROBLEMS"]);
     let synced = control.clients.iter().filter(|client| client.is_synced()).count();
-    let clients = format!("{synced}/{}", control.clients.len());
-    let sync = if synced == control.clients.len() { Tone::Plain } else { Tone::Warn };
+    let connected = control.nodes.iter().filter(|node| node.connected).count();
     let root = control.root_left(SystemTime::now()).map(|left| format!("in {}", span(left)));
     let problems = control.problems().len();
     table.row([
         control.endpoint.clone().into(),
         control.version.clone().into(),
         yes_no(control.ready),
-        Cell::new(clients, sync),
+        share(connected, control.nodes.len()),
+        share(synced, control.clients.len()),
         root.unwrap_or_default().into(),
         Cell::new(problems.to_string(), if problems == 0 { Tone::Plain } else { Tone::Warn }),
     ]);
@@ -147,7 +153,7 @@ fn node_table(nodes: &[(Endpoint, NodeStatus)]) -> Block {
         "UP",
         "PODS",
         "FEED",
-        "WORKLOADS",
+        "RESOURCES",
         "CA",
         "CERTIFICATES",
         "FAIL",
