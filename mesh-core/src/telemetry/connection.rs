@@ -96,6 +96,20 @@ pub struct HandleCache {
     handles: HashMap<Key, Arc<ConnectionMetrics>>,
 }
 
+impl HandleCache {
+    /// How many pairs of peers are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Whether no pair is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+}
+
 /// Workloads and services by address in memory; identities by value, since each handshake makes a new one.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {

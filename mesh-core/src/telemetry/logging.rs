@@ -177,9 +177,9 @@ where
         event.record(&mut fields);
         match self.0 {
             LogFormat::Text => {
-                write!(out, "{time}\t{level}\t{scope}\t{}\t", fields.message)?;
+                write!(out, "{time}\t{level}\t{scope}\t{}", fields.message)?;
                 for (i, (name, value)) in fields.others.iter().enumerate() {
-                    let space = if i == 0 { "" } else { " " };
+                    let space = if i == 0 { "\t" } else { " " };
                     match value {
                         Value::String(text) if text.contains([' ', '"', '\t', '\n']) => {
                             write!(out, "{space}{name}={text:?}")?;
