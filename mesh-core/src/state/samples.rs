@@ -25,8 +25,8 @@ impl Mesh {
 
     pub(crate) fn add(&mut self, resource: impl Into<Resource>) {
         let address = match resource.into() {
-            Resource::Workload(workload) => wire::address::Type::Workload(workload),
-            Resource::Service(service) => wire::address::Type::Service(service),
+            Resource::Workload(workload) => wire::address::Type::Workload(*workload),
+            Resource::Service(service) => wire::address::Type::Service(*service),
         };
         self.index.apply_address("", &wire::Address { r#type: Some(address) }).unwrap();
     }
@@ -41,19 +41,19 @@ impl Mesh {
 }
 
 pub(crate) enum Resource {
-    Workload(wire::Workload),
-    Service(wire::Service),
+    Workload(Box<wire::Workload>),
+    Service(Box<wire::Service>),
 }
 
 impl From<wire::Workload> for Resource {
     fn from(workload: wire::Workload) -> Self {
-        Self::Workload(workload)
+        Self::Workload(Box::new(workload))
     }
 }
 
 impl From<wire::Service> for Resource {
     fn from(service: wire::Service) -> Self {
-        Self::Service(service)
+        Self::Service(Box::new(service))
     }
 }
 

@@ -51,7 +51,7 @@ fn failover_keeps_those_with_the_longest_run_of_shared_scopes() {
     let nothing = at(pod("nothing", &["10.0.0.3"]), "r2", "b", "9", "n9");
     let zone = || at(pod("zone", &["10.0.0.4"]), "r1", "a", "9", "n9");
     let only_zone = at(pod("only-zone", &["10.0.0.5"]), "r2", "a", "1", "n1");
-    let others = vec![region.clone(), nothing.clone(), only_zone.clone()];
+    let others = vec![region, nothing, only_zone];
     let mut mesh = placed(M::Failover, &scopes, others);
     assert_eq!(names(&mut mesh), ["region"], "a scope after a difference does not count");
     mesh.add(zone().serving("web", &[]));

@@ -105,7 +105,10 @@ fn json_has_the_same_fields_with_their_dots() {
 
 /// Blocks its writer until it is opened.
 #[derive(Clone, Default)]
-struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+struct Gate(Arc<(Mutex<Written>, Condvar)>);
+
+/// Whether writes may go on, and what was written.
+type Written = (bool, Vec<u8>);
 
 impl Gate {
     fn open(&self) {
@@ -155,13 +158,10 @@ fn a_writer_that_does_not_keep_up_costs_counted_lines_but_never_a_denial() {
     }
     assert!(dropped.get() > 10_000, "the queue is bounded: {}", dropped.get());
     let denied = AccessRecord { failure: Some(Failure::new(Code::PolicyDenied, "denied-1")), ..record(None) };
-    let refused = {
-        let (log, denied) = (log.clone(), denied.clone());
-        std::thread::spawn(move || {
-            let _guard = subscribed();
-            log.write(denied);
-        })
-    };
+    let refused = std::thread::spawn(move || {
+        let _guard = subscribed();
+        log.write(denied);
+    });
     gate.open();
     refused.join().unwrap();
     wait_for(|| gate.text().contains("denied-1"));
