@@ -94,7 +94,8 @@ impl Capture {
         let (programs, maps) = loader::load(&config)?;
         let maps = Arc::new(maps);
         maps.apply(&config.settings)?;
-        let agent = heartbeat::register_agent(&maps)?;
+        let agent =
+            if config.exempt_self { heartbeat::register_agent(&maps)? } else { heartbeat::Agent::default() };
         let heartbeat = config.heartbeat.then(|| Heartbeat::start(Arc::clone(&maps), agent)).transpose()?;
         let enrolled = enrol::Registry::adopt(&maps, config.limits.pods)?;
         let addresses = AddressWatch::start(Arc::clone(&maps))?;

@@ -34,6 +34,13 @@ macro_rules! read4 {
     };
 }
 
+/// Picks the address of the socket's family. Both were read before: a load in each branch would be merged into one
+/// with a computed offset, which the verifier refuses.
+#[inline(always)]
+fn by_family(family: u32, v4: u32, v6: Address) -> Address {
+    if family == AF_INET { Address::v4(v4) } else { v6 }
+}
+
 /// The context of connect, sendmsg, recvmsg and getpeername hooks.
 pub(crate) struct SockAddr(pub(crate) *mut bpf_sock_addr);
 
@@ -137,21 +144,21 @@ impl SockOps {
 
     #[inline(always)]
     pub(crate) fn local(&self) -> Endpoint {
-        let address = if read!((*self.0).family) == AF_INET {
-            Address::v4(read!((*self.0).local_ip4))
-        } else {
-            read4!((*self.0).local_ip6)
-        };
+        let address = by_family(
+            read!((*self.0).family),
+            read!((*self.0).local_ip4),
+            read4!((*self.0).local_ip6),
+        );
         Endpoint::new(address, read!((*self.0).local_port) as u16)
     }
 
     #[inline(always)]
     pub(crate) fn remote(&self) -> Endpoint {
-        let address = if read!((*self.0).family) == AF_INET {
-            Address::v4(read!((*self.0).remote_ip4))
-        } else {
-            read4!((*self.0).remote_ip6)
-        };
+        let address = by_family(
+            read!((*self.0).family),
+            read!((*self.0).remote_ip4),
+            read4!((*self.0).remote_ip6),
+        );
         Endpoint::new(address, u32::from_be(read!((*self.0).remote_port)) as u16)
     }
 
@@ -204,11 +211,9 @@ impl Lookup {
     /// The connection that the packet starts.
     #[inline(always)]
     pub(crate) fn tuple(&self) -> Tuple {
-        let (client, server) = if read!((*self.0).family) == AF_INET {
-            (Address::v4(read!((*self.0).remote_ip4)), Address::v4(read!((*self.0).local_ip4)))
-        } else {
-            (read4!((*self.0).remote_ip6), read4!((*self.0).local_ip6))
-        };
+        let family = read!((*self.0).family);
+        let client = by_family(family, read!((*self.0).remote_ip4), read4!((*self.0).remote_ip6));
+        let server = by_family(family, read!((*self.0).local_ip4), read4!((*self.0).local_ip6));
         Tuple {
             client,
             server,

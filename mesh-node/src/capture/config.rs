@@ -19,6 +19,8 @@ pub struct CaptureConfig {
     pub settings: MeshSettings,
     /// Whether to show signs of life. Off only in tests.
     pub heartbeat: bool,
+    /// Whether this process's own connections are exempt. Off only in tests, which play pod and agent at once.
+    pub exempt_self: bool,
 }
 
 impl CaptureConfig {
@@ -33,6 +35,7 @@ impl CaptureConfig {
             limits: Limits::default(),
             settings: MeshSettings::default(),
             heartbeat: true,
+            exempt_self: true,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Who this agent is for the exemption.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Agent {
     /// The process id that the kernel programs see; only known in the host's pid namespace.
     process: Option<u32>,
