@@ -239,7 +239,7 @@ impl Testbed {
         let program = run::binary("meshctl")?;
         let mut argv = vec![program.to_string_lossy().into_owned()];
         argv.extend(args.iter().map(|&arg| arg.to_owned()));
-        argv.extend(["--node".to_owned(), socket.to_string_lossy().into_owned()]);
+        argv.extend(["--node".to_owned(), format!("unix:{}", socket.display())]);
         // From the control plane's namespace, where its debug port is; the agent's socket is a file.
         super::process::finish(&self.control_place, argv, PATIENCE)
     }

@@ -22,6 +22,8 @@ pub enum Shape {
     Bulkr,
     /// Open connections, one round trip each, and keep them
     Hold,
+    /// One HTTP request per connection; everything but a 200 is a failure
+    Http,
 }
 
 /// Which load.
@@ -131,6 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
         Shape::Crr => shapes::many(args, &stop, &mut times, true),
         Shape::Bulk => shapes::bulk(args, &stop, true),
         Shape::Bulkr => shapes::bulk(args, &stop, false),
+        Shape::Http => shapes::http(args, &stop, &mut times),
         Shape::Hold => shapes::hold(args, &stop, &mut times),
     }?;
     if figures.seconds == 0.0 {

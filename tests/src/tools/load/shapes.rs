@@ -80,6 +80,39 @@ pub(super) fn connect_one(args: &Args, stop: &Stop, times: &mut Vec<u32>) -> Res
     Ok(figures)
 }
 
+/// One HTTP/1.1 request per connection, one after the other.
+pub(super) fn http(args: &Args, stop: &Stop, times: &mut Vec<u32>) -> Result<Figures> {
+    let mut figures = Figures::default();
+    let mut n = 0;
+    while !stop.now() {
+        let begin = Instant::now();
+        let to = target(args, n);
+        n += 1;
+        match get(to) {
+            Ok(()) => {
+                times.push(nanos(begin));
+                figures.ops += 1;
+            }
+            Err(error) => figures.fail("request", &error),
+        }
+        std::thread::sleep(Duration::from_millis(args.pause_ms));
+    }
+    Ok(figures)
+}
+
+fn get(to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = open(to)?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes())?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head)?;
+    if &head == b"HTTP/1.1 200" {
+        return Ok(());
+    }
+    let mut rest = [0; 1024];
+    let read = stream.read(&mut rest)?;
+    Err(Error::other(format!("{}{}", String::from_utf8_lossy(&head), String::from_utf8_lossy(&rest[..read]))))
+}
+
 struct Slot {
     stream: Option<TcpStream>,
     begin: Instant,
