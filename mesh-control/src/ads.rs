@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::auth::{Access, Caller};
-use crate::hub::Hub;
+use crate::hub::{CLOSED, Hub};
 use crate::metrics::Metrics;
 use snapshot::ResourceType;
 use subscription::{Reply, Subscription};
@@ -201,8 +201,8 @@ impl Stream<'_> {
                     }
                 },
                 changed = changes.changed() => match changed {
-                    Ok(()) => self.dirty = true,
-                    Err(_) => return Err(Status::unavailable("the control plane is stopping")),
+                    Ok(()) if *changes.borrow_and_update() != CLOSED => self.dirty = true,
+                    _ => return Err(Status::unavailable("the control plane is stopping")),
                 },
                 permit = out.reserve(), if self.dirty => match permit {
                     Ok(permit) => match self.next_response() {

@@ -226,7 +226,7 @@ mod tests {
         let expired = key.issue(&caller("a"), Duration::from_secs(60), hour_ago).unwrap();
         assert!(key.verify(&expired).unwrap_err().contains("Expired"), "{:?}", key.verify(&expired));
         let foreign = TokenKey::open(other.path()).unwrap();
-        let foreign = foreign.issue(&caller("a"), Duration::from_secs(60), SystemTime::now()).unwrap();
+        let foreign = foreign.issue(&caller("b"), Duration::from_secs(60), SystemTime::now()).unwrap();
         assert!(key.verify(&foreign).is_err());
         let good = key.issue(&caller("a"), Duration::from_secs(60), SystemTime::now()).unwrap();
         let mut parts: Vec<&str> = good.split('.').collect();

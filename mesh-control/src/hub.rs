@@ -43,6 +43,9 @@ pub struct Hub {
     changes: watch::Sender<u64>,
 }
 
+/// Number on the change channel that says that no snapshot follows.
+pub(crate) const CLOSED: u64 = u64::MAX;
+
 /// How long changes are collected before they are pushed.
 #[derive(Debug, Clone, Copy)]
 pub struct Debounce {
@@ -84,6 +87,11 @@ impl Hub {
         let mut receiver = self.changes.subscribe();
         receiver.mark_unchanged();
         receiver
+    }
+
+    /// Ends all streams: the process stops.
+    pub fn close(&self) {
+        self.changes.send_replace(CLOSED);
     }
 
     /// True once the source was read.

@@ -28,4 +28,6 @@ pub mod metrics;
 pub mod model;
 pub mod server;
 pub mod source;
+#[cfg(test)]
+mod testing;
 mod tree;

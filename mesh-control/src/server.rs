@@ -199,9 +199,10 @@ pub async fn run(
         result = source.run(state) => result?,
         _ = stopped.wait_for(|s| *s) => info!("stopping"),
     }
-    // Streams end with the listeners' shutdown; what hangs is cut.
+    // Streams end, so that clients go elsewhere at once; what hangs is cut.
+    parts.hub.close();
     let drained = timeout(GRACE, async {
-        while Arc::strong_count(&parts.clients) > 1 && !parts.clients.list().is_empty() {
+        while !parts.clients.list().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });

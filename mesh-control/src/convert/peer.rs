@@ -13,14 +13,17 @@ use crate::model::{Condition, Kind, MtlsMode, ObjectRef, Objects, PeerAuthentica
 
 const STATIC_STRICT: &str = "istio_converted_static_strict";
 
+/// A selector, and the policy that the workloads list which it selects.
+type Selected = (BTreeMap<String, String>, Option<String>);
+
 /// What each workload has to list.
 #[derive(Default)]
 pub(super) struct PeerPolicies {
     static_strict: String,
     mesh: Option<MtlsMode>,
     namespaces: BTreeMap<String, MtlsMode>,
-    /// By namespace, oldest first: selector, and the policy that selected workloads list.
-    selectors: BTreeMap<String, Vec<(BTreeMap<String, String>, Option<String>)>>,
+    /// By namespace, oldest first.
+    selectors: BTreeMap<String, Vec<Selected>>,
 }
 
 impl PeerPolicies {

@@ -1,1 +1,4 @@
-
+mod policies;
+mod services;
+mod waypoints;
+mod workloads;

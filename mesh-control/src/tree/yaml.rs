@@ -139,6 +139,7 @@ fn document(text: &str, offset: usize) -> Option<Result<Node, SyntaxError>> {
             max_total_scalar_bytes: 1 << 30,
         },
         with_snippet: false,
+        strict_booleans: true,
     };
     Some(match serde_saphyr::from_str_with_options::<Node>(text, options) {
         Ok(mut node) => {
@@ -147,13 +148,15 @@ fn document(text: &str, offset: usize) -> Option<Result<Node, SyntaxError>> {
         }
         Err(error) => {
             let line = error.location().map_or(1, |l| usize::try_from(l.line()).unwrap_or(1));
-            Err(SyntaxError { line: line + offset, message: first_line_of(&error.to_string()) })
+            Err(SyntaxError { line: line + offset, message: without_place(&error.to_string()) })
         }
     })
 }
 
-fn first_line_of(message: &str) -> String {
-    message.lines().next().unwrap_or_default().to_owned()
+/// The message without its place, which counts from the start of the document and not of the file.
+fn without_place(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    line.split_once(" at line ").map_or(line, |(text, _)| text).to_owned()
 }
 
 impl<'de> Deserialize<'de> for Node {

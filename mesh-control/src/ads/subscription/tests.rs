@@ -1,1 +1,150 @@
+use mesh_core::xds::proto::discovery::Status;
 
+use super::*;
+use crate::testing::resources;
+
+const A: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop, labels: {app: a}}\nspec: {nodeName: n1, containers: []}\nstatus: {podIP: 10.1.0.1}\n";
+const B: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: shop}\nspec: {nodeName: n1, containers: []}\nstatus: {podIP: 10.1.0.2}\n";
+const S: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\nspec: {clusterIP: 10.2.0.1, selector: {app: a}, ports: [{port: 80}]}\n";
+const POLICY: &str = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {}\n";
+const UID_A: &str = "Kubernetes//Pod/shop/a";
+const UID_B: &str = "Kubernetes//Pod/shop/b";
+const SERVICE: &str = "shop/s.shop.svc.cluster.local";
+
+fn snapshot(parts: &[&str]) -> Snapshot {
+    Snapshot::build(&resources(&parts.concat()), &Snapshot::default())
+}
+
+fn request(subscribe: &[&str], unsubscribe: &[&str]) -> DeltaDiscoveryRequest {
+    let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+    DeltaDiscoveryRequest {
+        resource_names_subscribe: list(subscribe),
+        resource_names_unsubscribe: list(unsubscribe),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    response.resources.iter().map(|r| r.name.as_str()).collect()
+}
+
+fn wildcard() -> Subscription {
+    let mut s = Subscription::new(ResourceType::Address);
+    s.request(&request(&[], &[]), "n1");
+    s
+}
+
+#[test]
+fn a_wildcard_client_gets_everything_then_only_what_changed() {
+    let mut s = wildcard();
+    let first = snapshot(&[A, S]);
+    let response = s.respond(&first).unwrap();
+    assert_eq!(names(&response), [UID_A, SERVICE]);
+    assert_eq!(response.type_url, "type.googleapis.com/istio.workload.Address");
+    assert!(s.respond(&first).is_none(), "nothing changed");
+    let response = s.respond(&snapshot(&[A, B, S])).unwrap();
+    assert_eq!((names(&response), response.removed_resources.len()), (vec![UID_B], 0));
+    let response = s.respond(&snapshot(&[&A.replace("10.1.0.1", "10.1.0.9"), B])).unwrap();
+    assert_eq!(
+        (names(&response), response.removed_resources.clone()),
+        (vec![UID_A], vec![SERVICE.to_owned()])
+    );
+}
+
+#[test]
+fn the_first_request_is_answered_even_when_there_is_nothing() {
+    for kind in ResourceType::ALL {
+        let mut s = Subscription::new(kind);
+        assert!(s.respond(&snapshot(&[])).is_none(), "not asked for yet");
+        s.request(&request(&[], &[]), "n1");
+        let response = s.respond(&snapshot(&[])).unwrap();
+        assert_eq!((response.resources.len(), response.type_url.as_str()), (0, kind.url()));
+        assert!(s.respond(&snapshot(&[])).is_none());
+    }
+}
+
+#[test]
+fn versions_are_hashes_of_the_content() {
+    let state = snapshot(&[A]);
+    let entry = &state.entries(ResourceType::Address)[UID_A];
+    assert_eq!(entry.version, format!("{:x}", twox_hash::XxHash64::oneshot(0, &entry.value)));
+    assert_eq!(entry.version, snapshot(&[A, B]).entries(ResourceType::Address)[UID_A].version);
+}
+
+#[test]
+fn a_client_that_comes_back_gets_what_differs_and_what_is_gone() {
+    let state = snapshot(&[A, S, POLICY]);
+    let version = |name: &str| state.entries(ResourceType::Address)[name].version.clone();
+    let mut s = Subscription::new(ResourceType::Address);
+    let mut back = request(&[], &[]);
+    back.initial_resource_versions = [
+        (UID_A.to_owned(), version(UID_A)),
+        (SERVICE.to_owned(), "old".into()),
+        ("x//Pod/y/z".into(), "1".into()),
+    ]
+    .into();
+    s.request(&back, "n1");
+    let response = s.respond(&state).unwrap();
+    assert_eq!(
+        (names(&response), response.removed_resources.clone()),
+        (vec![SERVICE], vec!["x//Pod/y/z".to_owned()])
+    );
+
+    let mut s = Subscription::new(ResourceType::Address);
+    back.initial_resource_versions =
+        [(UID_A.to_owned(), version(UID_A)), (SERVICE.to_owned(), version(SERVICE))].into();
+    s.request(&back, "n1");
+    let response = s.respond(&state).unwrap();
+    assert!(response.resources.is_empty() && response.removed_resources.is_empty(), "all held; answered");
+}
+
+#[test]
+fn acknowledgements_rejections_and_stale_nonces_are_told_apart() {
+    let mut s = wildcard();
+    let first = s.respond(&snapshot(&[A])).unwrap().nonce;
+    let second = s.respond(&snapshot(&[A, B])).unwrap().nonce;
+    let answer = |nonce: &str, error: Option<&str>| DeltaDiscoveryRequest {
+        response_nonce: nonce.into(),
+        error_detail: error.map(|m| Status { message: m.into(), ..Status::default() }),
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(s.request(&answer("wds-99", None), "n1"), Reply::Stale);
+    assert_eq!(s.request(&answer(&first, None), "n1"), Reply::Ack(first.clone()));
+    assert_eq!(s.request(&answer(&first, None), "n1"), Reply::Stale, "answered before");
+    assert_eq!(s.request(&answer(&second, Some("b: bad")), "n1"), Reply::Nack("b: bad".into()));
+    assert!(s.respond(&snapshot(&[A, B])).is_none(), "a rejection is not answered by the same again");
+    assert_eq!(s.request(&request(&[], &[]), "n1"), Reply::None);
+}
+
+#[test]
+fn an_on_demand_client_gets_what_it_asks_for_and_what_belongs_to_it() {
+    let mut s = Subscription::new(ResourceType::Address);
+    s.request(&request(&["*"], &["*"]), "n9");
+    let state = snapshot(&[A, B, S]);
+    let response = s.respond(&state).unwrap();
+    assert!(response.resources.is_empty(), "asked for nothing");
+    s.request(&request(&["/10.2.0.1"], &[]), "n9");
+    let response = s.respond(&state).unwrap();
+    assert_eq!(names(&response), [UID_A, SERVICE], "a service by its address, and its workloads");
+    assert_eq!(response.resources[1].aliases, ["/10.2.0.1"]);
+    s.request(&request(&["/10.9.9.9"], &[]), "n9");
+    let response = s.respond(&state).unwrap();
+    assert_eq!((names(&response).len(), response.removed_resources), (0, vec!["/10.9.9.9".to_owned()]));
+    let moved = snapshot(&[&A.replace("nodeName: n1", "nodeName: n2"), B, S]);
+    assert_eq!(names(&s.respond(&moved).unwrap()), [UID_A], "what it got before stays up to date");
+    let later =
+        snapshot(&[&A.replace("nodeName: n1", "nodeName: n2"), &B.replace("10.1.0.2", "10.9.9.9"), S]);
+    assert_eq!(names(&s.respond(&later).unwrap()), [UID_B], "an unknown key appears");
+}
+
+#[test]
+fn an_on_demand_client_gets_the_workloads_of_its_node() {
+    let mut s = Subscription::new(ResourceType::Address);
+    s.request(&request(&["*"], &["*"]), "n1");
+    let state = snapshot(&[A, B, S]);
+    s.respond(&state).unwrap();
+    s.request(&request(&[SERVICE], &[]), "n1");
+    assert_eq!(names(&s.respond(&state).unwrap()), [UID_A, UID_B, SERVICE]);
+    s.request(&request(&[UID_A], &[]), "n1");
+    assert_eq!(names(&s.respond(&state).unwrap()), [UID_A], "asked for by name: answered though it is held");
+}
