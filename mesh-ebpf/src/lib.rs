@@ -319,9 +319,20 @@ pub struct Socket {
     pub verdict_flags: u32,
     /// The capture port that the destination was rewritten to, 0 without capture.
     pub port: u16,
-    pub zero: u16,
+    /// See [`fin`].
+    pub fins: u16,
     /// When the flow's figures were last written.
     pub flushed_ns: u64,
+    /// Bytes received when the client's FIN was acknowledged.
+    pub half_closed_at: u64,
+}
+
+/// Bits of [`Socket::fins`]: the kernel's byte counts include a FIN.
+pub mod fin {
+    /// Ours was acknowledged.
+    pub const SENT: u16 = 1;
+    /// The peer's arrived.
+    pub const RECEIVED: u16 = 2;
 }
 
 /// Values of [`Socket::state`].
@@ -418,4 +429,4 @@ const _: () = assert!(size_of::<Endpoint>() == 20 && size_of::<Tuple>() == 36 &&
 const _: () = assert!(size_of::<Original>() == 32 && size_of::<Authorised>() == 24);
 const _: () = assert!(size_of::<VerdictKey>() == 48 && size_of::<Verdict>() == 16);
 const _: () =
-    assert!(size_of::<Flow>() == 36 + 4 + 5 * 8 + 6 * 4 && size_of::<Socket>() == 20 + 4 * 4 + 4 + 8);
+    assert!(size_of::<Flow>() == 36 + 4 + 5 * 8 + 6 * 4 && size_of::<Socket>() == 20 + 4 * 4 + 4 + 16);

@@ -137,6 +137,8 @@ impl Stream<'_> {
         known.generation = verdict.generation;
         known.policy = verdict.policy;
         known.verdict_flags = verdict.flags;
+        known.fins = 0;
+        known.half_closed_at = 0;
         known.flushed_ns = 0;
         count(Reason::FastPath);
         true

@@ -199,7 +199,10 @@ pub(crate) fn spread(to: &Endpoint) -> u32 {
     hash = (hash.rotate_left(13) ^ to.address.0[1]).wrapping_mul(0x85eb_ca6b);
     hash = (hash.rotate_left(13) ^ to.address.0[2]).wrapping_mul(0xc2b2_ae35);
     hash = (hash.rotate_left(13) ^ to.address.0[3]).wrapping_mul(0x27d4_eb2f);
-    hash ^ (hash >> 15)
+    // Addresses are network order, so neighbours differ in the top bits: mix them down to the ones that count.
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
 }
 
 /// What is known of a socket; with `create`, something always is unless the kernel is out of memory.

@@ -16,11 +16,15 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockOpsContext;
 use mesh_ebpf::{
-    Authorised, Flow, Original, Reason, Socket, Tuple, VerdictKey, authorised, flow, listener, socket,
+    Authorised, Flow, Original, Reason, Socket, Tuple, VerdictKey, authorised, fin, flow, listener, socket,
 };
 
 const TCP_SYN_SENT: u32 = 2;
+const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE: u32 = 7;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
 const HANDLED: u32 = 1;
 /// Figures of a busy connection are written this often.
 const FLUSH_NS: u64 = 1_000_000_000;
@@ -175,8 +179,9 @@ fn accepted(ops: &SockOps) {
 
 #[inline(always)]
 fn established(ops: &SockOps) {
-    if known(ops).is_some_and(|known| known.state == socket::AUTHORISED) {
-        flush(ops, flow::ESTABLISHED);
+    let Some(known) = known(ops) else { return };
+    if known.state == socket::AUTHORISED {
+        flush(ops, known, flow::ESTABLISHED);
     }
 }
 
@@ -186,42 +191,60 @@ fn measured(ops: &SockOps) {
     let now = now();
     if now.wrapping_sub(known.flushed_ns) >= FLUSH_NS {
         known.flushed_ns = now;
-        flush(ops, flow::ESTABLISHED);
+        flush(ops, known, flow::ESTABLISHED);
     }
 }
 
 #[inline(always)]
-fn flush(ops: &SockOps, state: u32) {
+fn flush(ops: &SockOps, known: &Socket, state: u32) {
     let Some(flow) = FLOWS.get_ptr_mut(&cookie(ops)) else { return };
+    // The kernel counts SYN and FIN as a byte each.
+    let signals = 1 + u64::from(known.fins & fin::SENT != 0);
+    let received = u64::from(known.fins & fin::RECEIVED != 0);
     // SAFETY: only callbacks of this one socket write the entry, and they are serialised by its lock; user space
     // reads it as a sample.
     unsafe {
         (*flow).updated_ns = now();
-        (*flow).bytes_sent = ops.bytes_acked();
-        (*flow).bytes_received = ops.bytes_received();
+        (*flow).bytes_sent = ops.bytes_acked().saturating_sub(signals);
+        (*flow).bytes_received = ops.bytes_received().saturating_sub(received);
         (*flow).srtt_us = ops.srtt_us();
         (*flow).retransmits = ops.retransmits();
-        (*flow).state =
-            if state == flow::CLOSED && (*flow).state == flow::OPENING { flow::FAILED } else { state };
+        (*flow).state = if state == flow::CLOSED && (*flow).state == flow::OPENING { flow::FAILED } else { state };
     }
 }
 
 #[inline(always)]
 fn changed(ops: &SockOps) {
     let (old, new) = (ops.arg0(), ops.arg1());
-    if new != TCP_CLOSE {
-        return;
-    }
     let Some(known) = known(ops) else { return };
     match known.state {
         // The listener may still have to accept an established connection that its client has already closed.
-        socket::RECORDED if old == TCP_SYN_SENT => {
+        socket::RECORDED if old == TCP_SYN_SENT && new == TCP_CLOSE => {
             let _ = ORIGINALS.remove(&as_client(ops));
         }
         socket::AUTHORISED => {
-            let _ = AUTHORISED.remove(&as_client(ops));
-            flush(ops, flow::CLOSED);
+            note_fins(ops, known, old, new);
+            if new == TCP_CLOSE {
+                let _ = AUTHORISED.remove(&as_client(ops));
+                flush(ops, known, flow::CLOSED);
+            }
         }
+        _ => {}
+    }
+}
+
+/// Learns from a change of state which FINs the byte counts include.
+#[inline(always)]
+fn note_fins(ops: &SockOps, known: &mut Socket, old: u32, new: u32) {
+    match (old, new) {
+        (_, TCP_CLOSE_WAIT | TCP_CLOSING) => known.fins |= fin::RECEIVED,
+        (_, TCP_FIN_WAIT2) => {
+            known.fins |= fin::SENT;
+            known.half_closed_at = ops.bytes_received();
+        }
+        (TCP_LAST_ACK | TCP_CLOSING, TCP_CLOSE) => known.fins |= fin::SENT,
+        // Whatever arrives last in this state is the peer's FIN.
+        (TCP_FIN_WAIT2, TCP_CLOSE) if ops.bytes_received() > known.half_closed_at => known.fins |= fin::RECEIVED,
         _ => {}
     }
 }
