@@ -13,6 +13,7 @@ mod mesh;
 #[cfg(test)]
 pub(crate) mod samples;
 mod service;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod workload;
@@ -26,6 +27,7 @@ pub use service::{
     Endpoint, HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, ServiceEndpoints, ServicePort,
     Visibility, WeightedWaypoint,
 };
+pub use settings::{SameNode, Settings, SettingsError};
 pub use workload::{
     AppProtocol, ApplicationTunnel, Extensions, Health, NetworkMode, PortMap, TunnelProtocol, Workload,
     WorkloadType,

@@ -151,7 +151,7 @@ async fn everything_that_is_wrong_is_a_line_and_the_exit_code_is_1() {
         "n1: not ready: workloads: not received",
         "n1: workload feed https://control:15012: refused",
         "n1: pod shop/broken-1 is not captured: its network namespace is gone",
-        "n1: 2 of 3 identities have no certificate, see `meshctl certs`",
+        "n1: 2 identities have no usable certificate, see `meshctl certs`",
         "control plane: shop.yaml:12: Pod shop/a: spec.nodeNam: unknown field; did you mean nodeName? (not in force)",
         "AuthorizationPolicy shop/l7: methods need a waypoint",
     ] {

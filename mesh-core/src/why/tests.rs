@@ -3,10 +3,13 @@
 use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
+use prost::Message as _;
+
 use super::*;
 use crate::admin::{Failure, Pod, PodState, Upstream};
 use crate::identity::SpiffeId;
 use crate::state::{MeshOptions, MeshState, StateIndex};
+use crate::xds::SETTINGS_EXTENSION;
 use crate::xds::proto::security::{
     self, Authorization, Clause, Match, Rule, StringMatch, string_match::MatchType,
 };
@@ -340,6 +343,15 @@ fn pods_of_one_node_take_the_fast_path_when_addressed_themselves_and_the_mesh_le
     assert_eq!(e.path, Some(Path::Tunnel), "{e:#?}");
     let e = world.ask(&n2(), "shop/backend-1", "shop/backend");
     assert_eq!(e.path, Some(Path::Tunnel), "service-addressed: {e:#?}");
+
+    let mut world = World::new();
+    let tunnel = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("tunnel".into())) };
+    let settings = prost_types::Struct { fields: [("sameNode".to_owned(), tunnel)].into() };
+    let config = prost_types::Any { type_url: String::new(), value: settings.encode_to_vec() };
+    let extension = wire::Extension { name: SETTINGS_EXTENSION.into(), config: Some(config) };
+    world.workload("client-1").extensions.push(extension);
+    let e = world.ask(&n1(), "shop/frontend-1", "shop/client-1:8080");
+    assert_eq!(e.path, Some(Path::Tunnel), "the destination asks for the tunnel: {e:#?}");
 }
 
 #[test]

@@ -214,7 +214,10 @@ fn takes_fast_path(walk: &Walk<'_>, route: &Route) -> bool {
     walk.facts.fast_path
         && route.service.is_none()
         && local(&walk.source)
-        && route.upstream.as_ref().is_some_and(|w| local(w))
+        && !walk.source.keeps_to_tunnel()
+        && route.upstream.as_ref().is_some_and(|w| {
+            local(w) && !w.keeps_to_tunnel() && w.waypoint.is_none() && w.application_tunnel.is_none()
+        })
 }
 
 fn end_of(route: &Route) -> Option<End> {

@@ -193,13 +193,12 @@ impl Control {
         end.duration_since(now).ok()
     }
 
-    /// What is not in force as it was written, and who does not keep up; one line each.
+    /// What is not in force as it was written, one line each. A client that has not acknowledged the last push is no
+    /// problem: that is so for a moment after every change.
     pub(super) fn problems(&self) -> Vec<String> {
         let conditions = self.conditions.iter().filter(|c| !c.status && !c.is_note());
-        let lagging = self.clients.iter().filter(|client| !client.is_synced());
-        let lag = |client: &Client| format!("node {} has not acknowledged what it was sent", client.name());
         let conditions = conditions.map(|c| format!("{}: {}", c.object, c.message));
-        conditions.chain(self.errors.iter().map(ToString::to_string)).chain(lagging.map(lag)).collect()
+        conditions.chain(self.errors.iter().map(ToString::to_string)).collect()
     }
 
     /// What somebody should know without anything being broken: fields that were not honoured to the letter, pods

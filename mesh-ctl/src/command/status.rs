@@ -80,9 +80,11 @@ fn problems(nodes: &[(Endpoint, NodeStatus)], control: Option<&Control>) -> Vec<
         let name = name_of(endpoint, node);
         problems.extend(node.pending.iter().map(|pending| format!("{name}: not ready: {pending}")));
         for (what, upstream) in [("workload feed", &node.xds), ("certificate authority", &node.ca)] {
+            // Nobody asks an authority for certificates while the node has no pods of the mesh.
+            let unused = what == "certificate authority" && upstream.since_ms == 0;
             if let Some(problem) = &upstream.problem {
                 problems.push(format!("{name}: {what} {}: {problem}", upstream.address));
-            } else if !upstream.connected {
+            } else if !upstream.connected && !unused {
                 problems.push(format!("{name}: {what} {}: not connected", upstream.address));
             }
         }
@@ -91,12 +93,10 @@ fn problems(nodes: &[(Endpoint, NodeStatus)], control: Option<&Control>) -> Vec<
             let why = pod.problem.as_deref().unwrap_or("no reason given");
             format!("{name}: pod {}/{} is not captured: {why}", pod.namespace, pod.name)
         }));
-        let (usable, all) = certificates(node);
-        if usable < all {
-            problems.push(format!(
-                "{name}: {} of {all} identities have no certificate, see `meshctl certs`",
-                all - usable
-            ));
+        let lost = node.certificates.get("Unavailable").copied().unwrap_or(0);
+        if lost > 0 {
+            problems
+                .push(format!("{name}: {lost} identities have no usable certificate, see `meshctl certs`"));
         }
     }
     if let Some(control) = control {
@@ -170,9 +170,9 @@ fn node_table(nodes: &[(Endpoint, NodeStatus)]) -> Block {
             yes_no(node.is_ready()),
             since(node.started_ms).into(),
             share(captured, wanted),
-            upstream(&node.xds),
+            upstream(&node.xds, "never reached"),
             resources.to_string().into(),
-            upstream(&node.ca),
+            upstream(&node.ca, "not asked yet"),
             share(usable, all),
             node.fail.clone().into(),
             node.same_node.clone().into(),
@@ -185,10 +185,11 @@ fn share(part: usize, all: usize) -> Cell {
     Cell::new(format!("{part}/{all}"), if part < all { Tone::Warn } else { Tone::Plain })
 }
 
-fn upstream(upstream: &Upstream) -> Cell {
+/// `never` is for one that was never heard of.
+fn upstream(upstream: &Upstream, never: &str) -> Cell {
     match (upstream.connected, upstream.since_ms) {
         (true, _) => Cell::new("connected", Tone::Good),
-        (false, 0) => Cell::new("never reached", Tone::Bad),
+        (false, 0) => Cell::new(never, Tone::Warn),
         (false, ms) => Cell::new(format!("lost {} ago", since(ms)), Tone::Bad),
     }
 }

@@ -18,9 +18,6 @@ use crate::capture::Pair;
 use crate::config::SameNode;
 use crate::proxy::OWN_PORTS;
 
-/// Name of the workload extension that keeps a workload's traffic within the node on the tunnel (`sameNode: tunnel`).
-pub const TUNNEL_EXTENSION: &str = "undermesh.io/same-node-tunnel";
-
 /// What the kernel attests of an enrolled pod.
 #[derive(Debug, Clone)]
 pub struct PodFacts {
@@ -68,7 +65,7 @@ impl Judge<'_> {
             && destination.waypoint.is_none()
             && destination.application_tunnel.is_none()
             && !OWN_PORTS.contains(&pair.port)
-            && [source, destination].iter().all(|w| w.extension(TUNNEL_EXTENSION).is_none())
+            && [source, destination].iter().all(|w| !w.keeps_to_tunnel())
             && [source, destination].iter().all(|w| has_certificate(&w.identity));
         if !eligible {
             return None;

@@ -72,6 +72,15 @@ fn a_policy_that_does_not_allow_the_source_identity_keeps_the_pair_off() {
     assert_eq!(verdict(&state(|_| (), allow), &PAIR), None);
 }
 
+/// As the control plane sends `sameNode: tunnel`.
+fn same_node_tunnel() -> wire::Extension {
+    let word = prost_types::value::Kind::StringValue("tunnel".into());
+    let fields = [("sameNode".to_owned(), prost_types::Value { kind: Some(word) })].into();
+    let value = prost::Message::encode_to_vec(&prost_types::Struct { fields });
+    let config = Some(prost_types::Any { type_url: String::new(), value });
+    wire::Extension { name: mesh_core::xds::SETTINGS_EXTENSION.into(), config }
+}
+
 #[test]
 fn whatever_the_tunnel_would_do_besides_keeps_the_pair_off() {
     let waypoint = wire::GatewayAddress {
@@ -87,7 +96,7 @@ fn whatever_the_tunnel_would_do_besides_keeps_the_pair_off() {
         ("not announced as HBONE", Box::new(|w| w.tunnel_protocol = 0)),
         (
             "sameNode: tunnel",
-            Box::new(|w| w.extensions.push(wire::Extension { name: TUNNEL_EXTENSION.into(), config: None })),
+            Box::new(|w| w.extensions.push(same_node_tunnel())),
         ),
     ];
     for (name, change) in cases {
