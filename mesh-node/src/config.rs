@@ -45,6 +45,8 @@ pub struct Node {
     pub cluster_id: String,
     /// DNS suffix of services.
     pub cluster_domain: String,
+    /// Among services of one hostname, one of this namespace wins over the first; empty for none.
+    pub preferred_service_namespace: String,
     /// Id of the network that this node's pods share an address space with; empty for a single network.
     pub network: String,
     /// Namespace of the agent's service account (node metadata `NAMESPACE`).
@@ -59,6 +61,7 @@ impl Default for Node {
             name: String::new(),
             cluster_id: "Kubernetes".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            preferred_service_namespace: String::new(),
             network: String::new(),
             namespace: "istio-system".to_owned(),
             service_account: "mesh-node".to_owned(),

@@ -27,6 +27,9 @@ pub struct PodInfo {
     /// TCP ports that the kubelet probes; probes reach the application without the mesh.
     #[serde(default)]
     pub probe_ports: Vec<u16>,
+    /// The search list of the pod's `resolv.conf`. Without it: what Kubernetes writes for `ClusterFirst`.
+    #[serde(default)]
+    pub dns_search: Option<Vec<String>>,
     /// A pod in the node's own network namespace is never enrolled.
     #[serde(default)]
     pub host_network: bool,

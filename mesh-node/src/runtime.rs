@@ -29,6 +29,7 @@ use crate::config::{Config, FailMode, SameNode};
 use crate::control::authority::GrpcAuthority;
 use crate::control::enrol::{Enroller, Parts};
 use crate::control::{self, report, revocations};
+use crate::dns;
 use crate::fastpath;
 use crate::generations::{Phase, Registration};
 use crate::pods::DirectorySource;
@@ -38,6 +39,8 @@ use crate::proxy::limits::{Gauge, connections_for_files, raise_open_files};
 use crate::proxy::worker::Worker;
 use crate::{admin::http, certs};
 
+/// The agent's own resolver configuration.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Offers for the fast path that wait for the controller.
 const CANDIDATES: usize = 1024;
 /// How often a draining agent looks whether its connections have ended.
@@ -132,13 +135,39 @@ async fn serve(config: Config, settings: LogSettings, logging: Logging, files: u
     let workers: Result<Vec<_>, _> =
         (0..shared.config.proxy.workers).map(|index| Worker::start(index, Arc::clone(&shared))).collect();
     let workers = Rc::new(workers.context("cannot start the data workers")?);
-    let mut tasks = Tasks { shared, workers, capture, readiness: Arc::new(Readiness::new(&PENDING)) };
+    let dns = start_dns(&shared, &mut registry)?;
+    let mut tasks = Tasks { shared, workers, capture, readiness: Arc::new(Readiness::new(&PENDING)), dns };
     let admin = tasks.start(offered, ca, lists, registry, logging, started_ms);
     let ports = Ports::open(&tasks, &admin, &registration)?;
     tasks.until_told(&mut signals, &mut registration, &admin.quit).await;
     ports.close();
     tasks.drain(&mut signals, &mut registration).await;
     Ok(())
+}
+
+/// The DNS proxy, if the agent answers pods' queries.
+fn start_dns(shared: &Arc<Shared>, registry: &mut Registry) -> anyhow::Result<Option<dns::Server>> {
+    let config = &shared.config;
+    if !config.capture.dns {
+        return Ok(None);
+    }
+    let fallback = std::fs::read_to_string(RESOLV_CONF).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read {RESOLV_CONF}: only servers that pods ask are asked");
+        String::new()
+    });
+    let preferred = &config.node.preferred_service_namespace;
+    let settings = dns::Settings {
+        rules: dns::Rules {
+            domain: dns::ClusterDomain::new(&config.node.cluster_domain),
+            preferred_namespace: (!preferred.is_empty()).then(|| preferred.clone()),
+        },
+        fallback: dns::resolv::nameservers(&fallback),
+        limits: dns::Limits::default(),
+    };
+    let metrics = dns::Metrics::register(&shared.metrics, registry);
+    let state = Arc::clone(shared);
+    let server = dns::Server::start(settings, Arc::new(move || state.state.load_full()), metrics);
+    server.map(Some).context("cannot start the DNS thread")
 }
 
 const PENDING: [&str; 2] = [control::READY, control::enrol::READY];
@@ -149,6 +178,8 @@ struct Tasks {
     workers: Rc<Vec<Worker>>,
     capture: Arc<Capture>,
     readiness: Arc<Readiness>,
+    /// Taken by the enroller.
+    dns: Option<dns::Server>,
 }
 
 impl Tasks {
@@ -179,6 +210,7 @@ impl Tasks {
         let enroller = Enroller::new(Parts {
             shared: Arc::clone(&self.shared),
             capture: Arc::clone(&self.capture),
+            dns: self.dns.take(),
             workers: Rc::clone(&self.workers),
             source: Arc::new(DirectorySource::new(config.capture.pods_dir.clone())),
             readiness: Arc::clone(&self.readiness),

@@ -97,6 +97,12 @@ impl LocalWorkload {
     }
 }
 
+impl std::fmt::Display for LocalWorkload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.key)
+    }
+}
+
 /// `namespace/name`.
 pub(super) fn name_key(namespace: &str, name: &str) -> Str {
     format!("{namespace}/{name}").into()

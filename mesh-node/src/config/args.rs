@@ -51,6 +51,9 @@ pub struct RunArgs {
     /// DNS suffix of services
     #[arg(long, value_name = "DOMAIN", env = "CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
+    /// Namespace whose services win among several of one hostname
+    #[arg(long, value_name = "NAMESPACE", env = "PREFERED_SERVICE_NAMESPACE")]
+    pub preferred_service_namespace: Option<String>,
     /// Id of the network of this node
     #[arg(long, value_name = "ID", env = "NETWORK")]
     pub network: Option<String>,
@@ -129,6 +132,7 @@ impl RunArgs {
         set(&mut node.name, &self.node);
         set(&mut node.cluster_id, &self.cluster_id);
         set(&mut node.cluster_domain, &self.cluster_domain);
+        set(&mut node.preferred_service_namespace, &self.preferred_service_namespace);
         set(&mut node.network, &self.network);
         set(&mut xds.address, &self.xds);
         set_option(&mut xds.root_cert, &self.root_cert);

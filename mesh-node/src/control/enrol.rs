@@ -19,6 +19,7 @@ use super::net::KernelNet;
 use super::plan::{Held, Plan, Wanted, plan, wanted};
 use crate::admin::readiness::Readiness;
 use crate::capture::{Capture, CaptureError, EnrolledPod, ListenerKind};
+use crate::dns;
 use crate::pods::{PodInfo, PodKey, PodSource};
 use crate::proxy::dial::prepare_listener;
 use crate::proxy::limits::Gauge;
@@ -37,12 +38,11 @@ const BACKLOG: i32 = 1024;
 /// Name in the list of what readiness waits for.
 pub const READY: &str = "pods of this node";
 
-/// What the DNS proxy is told of pods; it serves them on the control runtime.
-pub type DnsServe = Rc<dyn Fn(&Arc<Pod>, &Arc<EnrolledPod>) -> Result<(), String>>;
-
 struct Enrolled {
     pod: Arc<Pod>,
     kernel: Arc<EnrolledPod>,
+    /// Its queries are answered as long as this lives.
+    _dns: Option<dns::PodHandle>,
 }
 
 /// The parts that the enroller works with.
@@ -51,6 +51,8 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     /// The kernel side.
     pub capture: Arc<Capture>,
+    /// Who answers DNS queries, if the agent does.
+    pub dns: Option<dns::Server>,
     /// Who serves.
     pub workers: Rc<Vec<Worker>>,
     /// Where pods are found.
@@ -196,7 +198,7 @@ impl Enroller {
     }
 
     fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
-        let Parts { shared, capture, workers, .. } = &self.parts;
+        let Parts { shared, capture, workers, dns, .. } = &self.parts;
         let kernel = capture.enrol(info)?;
         let failed = |action: &'static str| {
             let pod = info.to_string();
@@ -237,8 +239,10 @@ impl Enroller {
             let sockets = sockets.into_iter().map(|(kind, _, listener)| (kind, listener)).collect();
             worker.tell(Command::Add(Arc::clone(&pod), Listeners { sockets }));
         }
+        let serve = |dns: &dns::Server| dns.serve_pod(&kernel, capture, &shared.config.node.name);
+        let dns = dns.as_ref().map(serve).transpose()?;
         capture.activate(&kernel)?;
-        Ok(Enrolled { pod, kernel })
+        Ok(Enrolled { pod, kernel, _dns: dns })
     }
 
     fn release(&mut self, key: &PodKey) {

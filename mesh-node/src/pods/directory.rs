@@ -4,6 +4,7 @@
 //! be writable by nobody else.
 
 use super::{PodInfo, PodSnapshot, PodSource, SourceError, WatchGuard};
+use crate::dns::names::MAX_SEARCH;
 use notify::{RecursiveMode, Watcher};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -64,6 +65,11 @@ fn read(path: &Path, owner: u32) -> Result<PodInfo, String> {
         if !value.is_absolute() {
             return Err(format!("field `{field}` is `{}`, must be an absolute path", value.display()));
         }
+    }
+    if pod.dns_search.as_ref().is_some_and(|list| list.len() > MAX_SEARCH) {
+        return Err(format!(
+            "field `dns_search` has more than {MAX_SEARCH} domains, the most that pods have"
+        ));
     }
     if pod.probe_ports.contains(&0) {
         return Err("field `probe_ports` has 0, must be ports from 1 to 65535".into());

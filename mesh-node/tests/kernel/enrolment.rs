@@ -17,6 +17,7 @@ fn unnamed(netns: &Netns, number: usize) -> PodInfo {
         cgroup: own_cgroup(),
         labels: Default::default(),
         probe_ports: Vec::new(),
+        dns_search: None,
         host_network: false,
     }
 }

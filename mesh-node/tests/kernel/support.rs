@@ -86,6 +86,7 @@ impl Net {
             cgroup: own_cgroup(),
             labels: Default::default(),
             probe_ports: Vec::new(),
+            dns_search: None,
             host_network: false,
         }
     }
