@@ -1,14 +1,15 @@
 //! The side that opens tunnels.
 
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use http::StatusCode;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::baggage::BaggageHeader;
 use super::error::Error;
@@ -28,12 +29,32 @@ struct State {
     active: Arc<AtomicUsize>,
     closed: AtomicBool,
     streams: usize,
+    tls: OnceLock<rustls::Error>,
+}
+
+impl State {
+    /// The error, with its cause where the connection below knows one.
+    fn explain(&self, error: impl Into<Error>) -> Error {
+        match (error.into(), self.tls.get()) {
+            (Error::Io(_) | Error::PeerClosed(_) | Error::Closed, Some(cause)) => {
+                Error::Tls(cause.clone().into())
+            }
+            (error, _) => error,
+        }
+    }
+}
+
+/// Notes what TLS says when a read fails. h2 keeps only the text of an I/O error; but in TLS 1.3 a server's refusal of
+/// our certificate arrives here, after the handshake, and has to be told from a broken connection.
+struct Noting<IO> {
+    io: IO,
+    state: Arc<State>,
 }
 
 /// The future that moves the connection's bytes. Spawn it; it resolves when the connection is over.
 #[must_use = "a connection moves only while its driver is polled"]
 pub struct Driver<IO> {
-    connection: Connection<IO, Bytes>,
+    connection: Connection<Noting<IO>, Bytes>,
     keepalive: Keepalive,
     state: Arc<State>,
 }
@@ -56,6 +77,13 @@ impl ClientConnection {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
+        let state = Arc::new(State {
+            active: Arc::default(),
+            closed: AtomicBool::new(false),
+            streams: settings.streams as usize,
+            tls: OnceLock::new(),
+        });
+        let io = Noting { io, state: Arc::clone(&state) };
         let (requests, mut connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(settings.stream_window)
@@ -65,13 +93,9 @@ impl ClientConnection {
             .max_send_buffer_size(settings.send_buffer)
             .initial_max_send_streams(settings.streams as usize)
             .handshake(io)
-            .await?;
+            .await
+            .map_err(|e| state.explain(e))?;
         let keepalive = Keepalive::new(connection.ping_pong(), settings);
-        let state = Arc::new(State {
-            active: Arc::default(),
-            closed: AtomicBool::new(false),
-            streams: settings.streams as usize,
-        });
         let driver = Driver { connection, keepalive, state: Arc::clone(&state) };
         Ok((Self { requests, state }, driver))
     }
@@ -83,9 +107,10 @@ impl ClientConnection {
     pub async fn open(&self, connect: &ConnectRequest) -> Result<Opened, Error> {
         let request = connect.encode()?;
         let active = Active::new(&self.state.active);
-        let mut requests = self.requests.clone().ready().await?;
-        let (response, send) = requests.send_request(request, false)?;
-        let response = response.await?;
+        let explain = |e| self.state.explain(e);
+        let mut requests = self.requests.clone().ready().await.map_err(explain)?;
+        let (response, send) = requests.send_request(request, false).map_err(explain)?;
+        let response = response.await.map_err(explain)?;
         if response.status() != StatusCode::OK {
             return Err(Error::Status(response.status()));
         }
@@ -139,7 +164,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let ended = match Pin::new(&mut this.connection).poll(cx) {
-            Poll::Ready(result) => result.map_err(Error::from),
+            Poll::Ready(result) => result.map_err(|e| this.state.explain(e)),
             // Dropping the connection, as the caller does with a driver that is done, ends every stream.
             Poll::Pending => match this.keepalive.poll_silent(cx) {
                 Poll::Ready(()) => Err(Error::Silent),
@@ -154,5 +179,45 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
 impl<IO> Drop for Driver<IO> {
     fn drop(&mut self) {
         self.state.closed.store(true, Ordering::Release);
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Noting<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.io).poll_read(cx, to);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(cause) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>())
+        {
+            // Only the first counts; what follows is the echo of it.
+            let _ = this.state.tls.set(cause.clone());
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Noting<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -65,51 +65,56 @@ pub enum Ended {
 
 /// Copies between the application's socket (first) and a tunnel stream (second), until both directions have ended, one
 /// of them fails, or `cancel` resolves.
-pub async fn socket_and_tunnel<C: Future<Output = ()>>(
+pub fn socket_and_tunnel<C: Future<Output = ()>>(
     socket: TcpStream,
     stream: HboneStream,
     meter: &impl Meter,
     cancel: C,
-) -> Ended {
+) -> impl Future<Output = Ended> {
+    // Not inside the future: one that is dropped before its first poll resets its socket, too.
     let mut socket = Abortable::new(socket);
-    // Dropped before both directions ended, the halves reset the stream.
-    let HboneStream { mut send, mut recv } = stream;
-    let ended = {
-        let to_tunnel = tunnel::send(&socket, &mut send, meter);
-        let from_tunnel = tunnel::receive(&mut recv, &socket, meter);
-        until_ended(to_tunnel, from_tunnel, cancel).await
-    };
-    match &ended {
-        Ended::Finished => socket.finished = true,
-        // RFC 9113 §8.5: an error of the TCP connection.
-        Ended::FirstReset(_) => send.reset(Reason::CONNECT_ERROR),
-        _ => send.reset(Reason::CANCEL),
+    async move {
+        // Dropped before both directions ended, the halves reset the stream.
+        let HboneStream { mut send, mut recv } = stream;
+        let ended = {
+            let to_tunnel = tunnel::send(&socket, &mut send, meter);
+            let from_tunnel = tunnel::receive(&mut recv, &socket, meter);
+            until_ended(to_tunnel, from_tunnel, cancel).await
+        };
+        match &ended {
+            Ended::Finished => socket.finish(),
+            // RFC 9113 §8.5: an error of the TCP connection.
+            Ended::FirstReset(_) => send.reset(Reason::CONNECT_ERROR),
+            _ => send.reset(Reason::CANCEL),
+        }
+        ended
     }
-    ended
 }
 
 /// Copies between two sockets. See [`socket_and_tunnel`].
-pub async fn sockets<C: Future<Output = ()>>(
+pub fn sockets<C: Future<Output = ()>>(
     first: TcpStream,
     second: TcpStream,
     meter: &impl Meter,
     cancel: C,
-) -> Ended {
-    let mut first = Abortable::new(first);
-    let mut second = Abortable::new(second);
-    let ended = {
-        let forward = socket::copy(&first, &second, |n| meter.forward(n));
-        let backward = socket::copy(&second, &first, |n| meter.backward(n));
-        let forward =
-            async { forward.await.map_err(|e| e.into_ended(Ended::FirstReset, Ended::SecondReset)) };
-        let backward =
-            async { backward.await.map_err(|e| e.into_ended(Ended::SecondReset, Ended::FirstReset)) };
-        until_ended(forward, backward, cancel).await
-    };
-    if matches!(ended, Ended::Finished) {
-        (first.finished, second.finished) = (true, true);
+) -> impl Future<Output = Ended> {
+    let (mut first, mut second) = (Abortable::new(first), Abortable::new(second));
+    async move {
+        let ended = {
+            let forward = socket::copy(&first, &second, |n| meter.forward(n));
+            let backward = socket::copy(&second, &first, |n| meter.backward(n));
+            let forward =
+                async { forward.await.map_err(|e| e.into_ended(Ended::FirstReset, Ended::SecondReset)) };
+            let backward =
+                async { backward.await.map_err(|e| e.into_ended(Ended::SecondReset, Ended::FirstReset)) };
+            until_ended(forward, backward, cancel).await
+        };
+        if matches!(ended, Ended::Finished) {
+            first.finish();
+            second.finish();
+        }
+        ended
     }
-    ended
 }
 
 /// Polls both directions until both are done, or anything ends the whole.
@@ -151,6 +156,11 @@ struct Abortable {
 impl Abortable {
     const fn new(socket: TcpStream) -> Self {
         Self { socket, finished: false }
+    }
+
+    /// A method, not an assignment: an `async move` block would capture the field alone, as a copy.
+    const fn finish(&mut self) {
+        self.finished = true;
     }
 }
 

@@ -34,6 +34,9 @@ pub enum Error {
     /// No answer to a ping.
     #[error("no answer to a keepalive ping")]
     Silent,
+    /// The peer began with something that is not HTTP/2.
+    #[error("the peer does not speak HTTP/2: {0}")]
+    NotHttp2(Reason),
     /// The peer sent no HTTP/2 preface in time.
     #[error("the peer did not begin HTTP/2 in time")]
     HandshakeTimeout,
@@ -63,7 +66,7 @@ impl Error {
             Self::Violation(_) => Code::TunnelViolation,
             Self::Reset(_) => Code::TunnelReset,
             Self::Silent => Code::TunnelSilent,
-            Self::HandshakeTimeout => Code::TunnelHandshake,
+            Self::NotHttp2(_) | Self::HandshakeTimeout => Code::TunnelHandshake,
             Self::Tls(e) => e.code(),
         }
     }
@@ -80,11 +83,7 @@ impl From<h2::Error> for Error {
     fn from(error: h2::Error) -> Self {
         let reason = error.reason();
         if error.is_io() {
-            let io = error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
-            return match TlsError::inside(&io) {
-                Some(tls) => Self::Tls(tls),
-                None => Self::Io(io),
-            };
+            return Self::Io(error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()));
         }
         let Some(reason) = reason else { return Self::Closed };
         match (error.is_reset(), error.is_go_away(), error.is_remote()) {

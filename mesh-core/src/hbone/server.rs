@@ -57,7 +57,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             .max_concurrent_streams(settings.streams);
         let mut connection = tokio::time::timeout(settings.handshake_timeout, builder.handshake(io))
             .await
-            .map_err(|_| Error::HandshakeTimeout)??;
+            .map_err(|_| Error::HandshakeTimeout)?
+            .map_err(|e| match Error::from(e) {
+                Error::Violation(reason) => Error::NotHttp2(reason),
+                other => other,
+            })?;
         let keepalive = Keepalive::new(connection.ping_pong(), settings);
         Ok(Self { connection, keepalive, silent: false })
     }

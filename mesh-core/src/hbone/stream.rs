@@ -134,10 +134,16 @@ impl SendHalf {
 }
 
 impl RecvHalf {
-    /// The next bytes; `None` at the peer's end of file. They count against the peer's window until
+    /// The next bytes, never empty; `None` at the peer's end of file. They count against the peer's window until
     /// [`RecvHalf::passed_on`].
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        self.stream.poll_data(cx).map(|data| data.map(|d| d.map_err(Error::from)))
+        loop {
+            match ready!(self.stream.poll_data(cx)) {
+                // An END_STREAM of its own comes as an empty frame.
+                Some(Ok(data)) if data.is_empty() => {}
+                data => return Poll::Ready(data.map(|d| d.map_err(Error::from))),
+            }
+        }
     }
 
     /// Lets the peer send `n` more bytes, once as many are written onward.

@@ -10,6 +10,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
+use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::crl::Revocations;
@@ -204,14 +205,28 @@ impl WorkloadCertificate {
     /// Checks again the chain of a peer that is connected to this workload, after the revocation lists changed.
     ///
     /// # Errors
-    /// The peer would not be accepted any more. Expiry does not count: open connections outlive a rotation.
+    /// The peer's certificate, or one above it, is revoked by now. Nothing else counts any more: open connections
+    /// outlive a rotation of certificates and roots.
     pub fn recheck_peer(&self, chain: &[CertificateDer<'_>]) -> Result<(), PeerError> {
-        let now = UnixTime::now();
-        let usage = webpki::KeyUsage::client_auth();
-        match self.trust.check_chain(chain, usage, now) {
-            Err(PeerError::Revoked) => Err(PeerError::Revoked),
-            _ => Ok(()),
+        let mut at = UnixTime::now();
+        // Expiry is reported before revocation: look at each expired certificate at a time when it was valid.
+        for _ in 0..=chain.len() {
+            match self.trust.check_chain(chain, AnyPurpose, at) {
+                Err(PeerError::Revoked) => return Err(PeerError::Revoked),
+                Err(PeerError::Expired { not_after, .. }) if not_after < at => at = not_after,
+                _ => return Ok(()),
+            }
         }
+        Ok(())
+    }
+}
+
+/// For a second look: the first one has checked the purpose.
+struct AnyPurpose;
+
+impl ExtendedKeyUsageValidator for AnyPurpose {
+    fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        Ok(())
     }
 }
 

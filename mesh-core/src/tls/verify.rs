@@ -11,7 +11,10 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
+use webpki::{
+    EndEntityCert, ExtendedKeyUsageValidator, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy,
+};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -32,7 +35,7 @@ impl Trust {
     pub(super) fn check_chain(
         &self,
         chain: &[CertificateDer<'_>],
-        usage: KeyUsage,
+        usage: impl ExtendedKeyUsageValidator,
         now: UnixTime,
     ) -> Result<(), PeerError> {
         let [leaf, intermediates @ ..] = chain else { return Err(PeerError::UnknownIssuer) };

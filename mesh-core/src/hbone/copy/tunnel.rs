@@ -90,7 +90,6 @@ fn poll_pieces(
 ) -> Poll<Result<bool, Ended>> {
     while pieces.len() < PIECES {
         match from.poll_data(cx) {
-            Poll::Ready(Some(Ok(data))) if data.is_empty() => {}
             Poll::Ready(Some(Ok(data))) => pieces.push_back(data),
             Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(Ended::Tunnel(e))),
             Poll::Ready(None) => return Poll::Ready(Ok(false)),
