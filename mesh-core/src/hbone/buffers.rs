@@ -20,15 +20,17 @@ thread_local! {
 
 /// An empty buffer with room for a large read.
 pub(super) fn take() -> BytesMut {
-    FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(SIZE))
+    let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.capacity() < LEAST_ROOM {
+        // Takes the whole allocation back if the pieces that were split off are gone, else makes a new one.
+        buffer.reserve(SIZE);
+    }
+    buffer
 }
 
-/// Gives a buffer back. What it still contains is forgotten.
+/// Gives a buffer back, also one of which pieces were split off. What it still contains is forgotten.
 pub(super) fn give(mut buffer: BytesMut) {
     buffer.clear();
-    if buffer.capacity() < LEAST_ROOM {
-        return;
-    }
     FREE.with_borrow_mut(|free| {
         if free.len() < KEPT {
             free.push(buffer);

@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use h2::Reason;
 use tokio::net::TcpStream;
@@ -77,9 +77,21 @@ pub fn socket_and_tunnel<C: Future<Output = ()>>(
         // Dropped before both directions ended, the halves reset the stream.
         let HboneStream { mut send, mut recv } = stream;
         let ended = {
-            let to_tunnel = tunnel::send(&socket, &mut send, meter);
-            let from_tunnel = tunnel::receive(&mut recv, &socket, meter);
-            until_ended(to_tunnel, from_tunnel, cancel).await
+            let mut cancel = pin!(cancel);
+            let mut forward = pin!(tunnel::send(&socket, &mut send, meter));
+            let mut backward = pin!(tunnel::receive(&mut recv, &socket, meter));
+            let mut broken = pin!(socket::broken(&socket));
+            let mut done = [false; 2];
+            poll_fn(|cx| {
+                if cancel.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ended::Cancelled);
+                }
+                if let Poll::Ready(ended) = poll_both([forward.as_mut(), backward.as_mut()], &mut done, cx) {
+                    return Poll::Ready(ended);
+                }
+                broken.as_mut().poll(cx).map(Ended::FirstReset)
+            })
+            .await
         };
         match &ended {
             Ended::Finished => socket.finish(),
@@ -101,13 +113,26 @@ pub fn sockets<C: Future<Output = ()>>(
     let (mut first, mut second) = (Abortable::new(first), Abortable::new(second));
     async move {
         let ended = {
-            let forward = socket::copy(&first, &second, |n| meter.forward(n));
-            let backward = socket::copy(&second, &first, |n| meter.backward(n));
-            let forward =
-                async { forward.await.map_err(|e| e.into_ended(Ended::FirstReset, Ended::SecondReset)) };
-            let backward =
-                async { backward.await.map_err(|e| e.into_ended(Ended::SecondReset, Ended::FirstReset)) };
-            until_ended(forward, backward, cancel).await
+            let mut cancel = pin!(cancel);
+            let ends = [Ended::FirstReset as fn(io::Error) -> Ended, Ended::SecondReset];
+            let mut forward = pin!(socket::copy(&first, &second, |n| meter.forward(n), ends));
+            let mut backward = pin!(socket::copy(&second, &first, |n| meter.backward(n), [ends[1], ends[0]]));
+            let mut first_broken = pin!(socket::broken(&first));
+            let mut second_broken = pin!(socket::broken(&second));
+            let mut done = [false; 2];
+            poll_fn(|cx| {
+                if cancel.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ended::Cancelled);
+                }
+                if let Poll::Ready(ended) = poll_both([forward.as_mut(), backward.as_mut()], &mut done, cx) {
+                    return Poll::Ready(ended);
+                }
+                if let Poll::Ready(ended) = first_broken.as_mut().poll(cx).map(Ended::FirstReset) {
+                    return Poll::Ready(ended);
+                }
+                second_broken.as_mut().poll(cx).map(Ended::SecondReset)
+            })
+            .await
         };
         if matches!(ended, Ended::Finished) {
             first.finish();
@@ -117,34 +142,21 @@ pub fn sockets<C: Future<Output = ()>>(
     }
 }
 
-/// Polls both directions until both are done, or anything ends the whole.
-async fn until_ended(
-    forward: impl Future<Output = Result<(), Ended>>,
-    backward: impl Future<Output = Result<(), Ended>>,
-    cancel: impl Future<Output = ()>,
-) -> Ended {
-    let (mut forward, mut backward, mut cancel) = (pin!(forward), pin!(backward), pin!(cancel));
-    let (mut forward_done, mut backward_done) = (false, false);
-    poll_fn(|cx| {
-        if cancel.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ended::Cancelled);
+type Direction<'a> = Pin<&'a mut dyn Future<Output = Result<(), Ended>>>;
+
+/// Polls both directions. Ready when both are done, or one fails.
+fn poll_both(directions: [Direction<'_>; 2], done: &mut [bool; 2], cx: &mut Context<'_>) -> Poll<Ended> {
+    for (direction, done) in directions.into_iter().zip(done.iter_mut()) {
+        if *done {
+            continue;
         }
-        for (direction, done) in [
-            (forward.as_mut() as Pin<&mut dyn Future<Output = Result<(), Ended>>>, &mut forward_done),
-            (backward.as_mut(), &mut backward_done),
-        ] {
-            if *done {
-                continue;
-            }
-            match direction.poll(cx) {
-                Poll::Ready(Ok(())) => *done = true,
-                Poll::Ready(Err(ended)) => return Poll::Ready(ended),
-                Poll::Pending => {}
-            }
+        match direction.poll(cx) {
+            Poll::Ready(Ok(())) => *done = true,
+            Poll::Ready(Err(ended)) => return Poll::Ready(ended),
+            Poll::Pending => {}
         }
-        if forward_done && backward_done { Poll::Ready(Ended::Finished) } else { Poll::Pending }
-    })
-    .await
+    }
+    if done.iter().all(|d| *d) { Poll::Ready(Ended::Finished) } else { Poll::Pending }
 }
 
 /// A socket that is reset (RST) when dropped, unless it was finished.

@@ -82,7 +82,8 @@ impl ConnectRequest {
         let parsed = http::uri::Authority::from_maybe_shared(Bytes::from(authority.clone())).map_err(bad)?;
         let mut parts = http::uri::Parts::default();
         parts.authority = Some(parsed);
-        let uri = Uri::from_parts(parts).map_err(|_| InvalidAuthority::BadHost(authority.clone()))?;
+        let uri =
+            Uri::from_parts(parts).map_err(|_not_a_uri| InvalidAuthority::BadHost(authority.clone()))?;
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = uri;

@@ -25,6 +25,7 @@ pub struct ServerConnection<IO> {
 
 /// What a peer asked for.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the large one is the common one, and moves once")]
 pub enum Incoming {
     /// A CONNECT that waits for an answer.
     Connect(IncomingConnect),
@@ -57,7 +58,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             .max_concurrent_streams(settings.streams);
         let mut connection = tokio::time::timeout(settings.handshake_timeout, builder.handshake(io))
             .await
-            .map_err(|_| Error::HandshakeTimeout)?
+            .map_err(|_elapsed| Error::HandshakeTimeout)?
             .map_err(|e| match Error::from(e) {
                 Error::Violation(reason) => Error::NotHttp2(reason),
                 other => other,

@@ -28,7 +28,8 @@ pub struct Peer {
 
 /// Opens TLS as a client, with [`super::WorkloadCertificate::client_config`]. No name is sent.
 ///
-/// The peer's refusal of *our* certificate shows only with the first read after this, see [`TlsError::inside`].
+/// The peer's refusal of *our* certificate shows only with the first read after this; the tunnel's client reports it as
+/// [`crate::hbone::Error::Tls`].
 ///
 /// # Errors
 /// The peer is not accepted, is not TLS, or does not answer within [`TIMEOUT`].
@@ -40,7 +41,7 @@ where
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
     let stream = tokio::time::timeout(TIMEOUT, TlsConnector::from(config).connect(name, io))
         .await
-        .map_err(|_| TlsError::Timeout(TIMEOUT))??;
+        .map_err(|_elapsed| TlsError::Timeout(TIMEOUT))??;
     let peer = peer(stream.get_ref().1)?;
     Ok((stream, peer))
 }
@@ -55,7 +56,7 @@ where
 {
     let stream = tokio::time::timeout(TIMEOUT, TlsAcceptor::from(config).accept(io))
         .await
-        .map_err(|_| TlsError::Timeout(TIMEOUT))??;
+        .map_err(|_elapsed| TlsError::Timeout(TIMEOUT))??;
     let peer = peer(stream.get_ref().1)?;
     Ok((stream, peer))
 }

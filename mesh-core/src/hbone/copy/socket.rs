@@ -6,42 +6,28 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::super::buffers;
+use super::Ended;
 
-/// Which side of a direction failed.
-pub(super) enum Failed {
-    /// The socket that was read.
-    Source(io::Error),
-    /// The socket that was written.
-    Target(io::Error),
-}
-
-impl Failed {
-    pub(super) fn into_ended<E>(self, source: impl Fn(io::Error) -> E, target: impl Fn(io::Error) -> E) -> E {
-        match self {
-            Self::Source(e) => source(e),
-            Self::Target(e) => target(e),
-        }
-    }
-}
-
-/// Copies until the end of file, then shuts the target's write side down.
-pub(super) async fn copy(from: &TcpStream, to: &TcpStream, count: impl Fn(u64)) -> Result<(), Failed> {
+/// Copies until the end of file, then shuts the target's write side down. `ends` says what a failure of the source and
+/// of the target mean.
+pub(super) async fn copy(
+    from: &TcpStream,
+    to: &TcpStream,
+    count: impl Fn(u64),
+    ends: [fn(io::Error) -> Ended; 2],
+) -> Result<(), Ended> {
+    let [source, target] = ends;
     loop {
-        let Some(mut buffer) =
-            poll_fn(|cx| poll_read(from, cx, buffers::SIZE)).await.map_err(Failed::Source)?
-        else {
-            shutdown(to).map_err(Failed::Target)?;
-            return Ok(());
+        let Some(mut buffer) = poll_fn(|cx| poll_read(from, cx, buffers::SIZE)).await.map_err(source)? else {
+            return shutdown(to).map_err(target);
         };
         while buffer.has_remaining() {
-            let n = poll_fn(|cx| poll_write(to, cx, &buffer)).await.map_err(Failed::Target)?;
+            let n = poll_fn(|cx| poll_write(to, cx, &buffer)).await.map_err(target)?;
             count(n as u64);
-            if n == buffer.len() {
-                break;
-            }
             buffer.advance(n);
         }
         buffers::give(buffer);
@@ -83,6 +69,21 @@ fn poll_write(to: &TcpStream, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Res
         match to.try_write(data) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready!(to.poll_write_ready(cx))?,
             result => return Poll::Ready(result),
+        }
+    }
+}
+
+/// Resolves when the socket breaks (RST, keepalive). A direction that waits for its other end does not look at its own;
+/// without this, a connection whose client is gone would live as long as its server reads nothing.
+pub(super) async fn broken(socket: &TcpStream) -> io::Error {
+    loop {
+        if let Err(e) = socket.ready(Interest::ERROR).await {
+            return e;
+        }
+        match socket.take_error() {
+            Ok(Some(e)) | Err(e) => return e,
+            // Something else was flagged: wait for the next event.
+            Ok(None) => _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into())),
         }
     }
 }

@@ -227,6 +227,42 @@ fn a_reset_by_either_application_reaches_the_other_as_a_reset() {
 }
 
 #[test]
+fn a_reset_is_passed_on_although_the_other_application_reads_nothing() {
+    worker(async {
+        let (client, mut far, _) = tunnel().await;
+        let Path { mut client, mut server, near, far } = relay(&client, &mut far).await;
+        // Until everything on the way is full.
+        let filling = async {
+            loop {
+                client.write_all(&[1; 100_000]).await.unwrap();
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(1), filling).await.is_err());
+        client.set_zero_linger().unwrap();
+        drop(client);
+        assert!(matches!(near.ended.await.unwrap(), Ended::FirstReset(_)));
+        assert!(matches!(far.ended.await.unwrap(), Ended::Tunnel(Error::Reset(Reason::CONNECT_ERROR))));
+        let mut read = Ok(1);
+        while matches!(read, Ok(1..)) {
+            read = server.read(&mut vec![0; 1 << 20]).await;
+        }
+        assert!(is_reset(read));
+
+        let (mut client, first) = socket_pair().await;
+        let (_server, second) = socket_pair().await;
+        let relay = plain(first, second);
+        while let Ok(written) =
+            tokio::time::timeout(Duration::from_millis(300), client.write_all(&[1; 100_000])).await
+        {
+            written.unwrap();
+        }
+        client.set_zero_linger().unwrap();
+        drop(client);
+        assert!(matches!(relay.ended.await.unwrap(), Ended::FirstReset(_)));
+    });
+}
+
+#[test]
 fn a_cancelled_connection_is_reset_on_both_sides_at_once() {
     worker(async {
         let (client, mut far, _) = tunnel().await;
@@ -323,6 +359,22 @@ fn a_slow_reader_stops_the_sender_within_the_windows_and_starves_nobody() {
 
         check_pattern(&mut slow.server, total).await;
         sending.await.unwrap();
+    });
+}
+
+#[test]
+fn idle_streams_keep_no_share_of_the_connections_window() {
+    worker(async {
+        let (client, mut far, _) = tunnel().await;
+        let mut idle = Vec::new();
+        for _ in 0..90 {
+            let mut path = relay(&client, &mut far).await;
+            path.client.write_all(b"x").await.unwrap();
+            path.server.read_exact(&mut [0]).await.unwrap();
+            idle.push(path);
+        }
+        let Path { mut client, mut server, .. } = relay(&client, &mut far).await;
+        tokio::join!(send_pattern(&mut client, 20 << 20), check_pattern(&mut server, 20 << 20));
     });
 }
 
