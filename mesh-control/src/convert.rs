@@ -19,7 +19,7 @@ use mesh_core::xds::proto::security::Authorization;
 use mesh_core::xds::proto::workload::{Address, address};
 
 use crate::model::mesh::Undermesh;
-use crate::model::{Condition, Objects};
+use crate::model::{Condition, Key, Kind, ObjectRef, Objects};
 
 /// What holds for the whole mesh: command-line defaults, overridden by the mesh settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +120,20 @@ impl Context<'_> {
         keys.extend(self.peers.of(namespace, labels));
         keys
     }
+
+    /// Says which fields of an object have no effect.
+    fn unsupported(&mut self, object: &ObjectRef, fields: &[String]) {
+        if !fields.is_empty() {
+            let message = format!("no effect on the node's part of the mesh: {}", fields.join(", "));
+            self.conditions.push(Condition::new(
+                object.clone(),
+                "Accepted",
+                true,
+                "UnsupportedValue",
+                message,
+            ));
+        }
+    }
 }
 
 /// Converts all objects. `mesh` has the settings of `objects` applied.
@@ -148,7 +162,6 @@ pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources
 }
 
 fn settings_conditions(objects: &Objects, mesh: &Mesh, conditions: &mut Vec<Condition>) {
-    use crate::model::{Key, Kind, ObjectRef};
     let Some(settings) = &objects.settings else { return };
     for field in &settings.unsupported {
         conditions.push(Condition::new(

@@ -169,8 +169,11 @@ pub async fn run(
     bound(addresses);
 
     let (state, states) = watch::channel(Arc::default());
-    let source =
-        DirectorySource { path: options.source.clone(), root_namespace: options.mesh.root_namespace.clone() };
+    let source = DirectorySource {
+        path: options.source.clone(),
+        root_namespace: options.mesh.root_namespace.clone(),
+        memory: Some(options.state_dir.join("last-good.json")),
+    };
     let debug = Debug {
         hub: parts.hub.clone(),
         clients: parts.clients.clone(),

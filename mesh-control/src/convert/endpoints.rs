@@ -16,17 +16,25 @@ use crate::model::{
 pub(super) struct Slices<'a> {
     by_pod: BTreeMap<Key, Vec<(&'a Service, PortList)>>,
     with_slices: BTreeSet<Key>,
+    /// Slices that name no service.
+    pub(super) orphans: Vec<&'a EndpointSlice>,
     /// Endpoints that are no pod of ours.
     pub(super) foreign: Vec<(&'a EndpointSlice, &'a Service, &'a Endpoint, PortList)>,
 }
 
 impl<'a> Slices<'a> {
     pub(super) fn new(objects: &'a Objects) -> Self {
-        let mut out = Self { by_pod: BTreeMap::new(), with_slices: BTreeSet::new(), foreign: Vec::new() };
+        let mut out = Self {
+            by_pod: BTreeMap::new(),
+            with_slices: BTreeSet::new(),
+            orphans: Vec::new(),
+            foreign: Vec::new(),
+        };
         for slice in objects.endpoint_slices.values() {
             let Some(service) =
                 slice.service().and_then(|s| objects.services.get(&Key::new(&slice.meta.namespace, s)))
             else {
+                out.orphans.push(slice);
                 continue;
             };
             out.with_slices.insert(service.meta.key());

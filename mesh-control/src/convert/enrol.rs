@@ -12,6 +12,10 @@ use crate::model::{Condition, Kind, ObjectRef, Pod};
 
 const MODE: &str = "istio.io/dataplane-mode";
 const SAME_NODE: &str = "undermesh.io/same-node";
+const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// Annotations of Istio's node agent that have no effect here.
+const UNSUPPORTED: &[&str] =
+    &["ambient.istio.io/bypass-inbound-capture", "istio.io/reroute-virtual-interfaces"];
 /// Namespaces whose pods are never enrolled.
 const EXCLUDED: &[&str] = &["kube-system"];
 
@@ -38,6 +42,9 @@ pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, uid: &str) -> Enro
     if wanted {
         extensions.push(Extension { name: ENROL_EXTENSION.to_owned(), config: None });
         extensions.extend(settings(context, pod));
+        let set = UNSUPPORTED.iter().filter(|a| pod.meta.annotation(a).is_some());
+        let set: Vec<String> = set.map(|a| format!("annotation {a}")).collect();
+        context.unsupported(&ObjectRef::of(Kind::Pod, &pod.meta), &set);
     }
     Enrolment { tunnel, native, extensions }
 }
@@ -89,6 +96,18 @@ fn settings(context: &mut Context<'_>, pod: &Pod) -> Option<Extension> {
             ));
             Some(SameNode::Tunnel)
         });
+    }
+    match pod.meta.annotation(DNS_CAPTURE) {
+        None => {}
+        Some("true") => settings.dns_capture = Some(true),
+        Some("false") => settings.dns_capture = Some(false),
+        Some(other) => context.conditions.push(Condition::new(
+            ObjectRef::of(Kind::Pod, &pod.meta),
+            "Accepted",
+            false,
+            "InvalidValue",
+            format!("annotation {DNS_CAPTURE} is {other:?}; write \"true\" or \"false\" (the mesh's setting holds)"),
+        )),
     }
     if settings == Undermesh::default() {
         return None;

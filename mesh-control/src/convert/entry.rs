@@ -157,15 +157,7 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     for entry in context.objects.service_entries.values() {
         let own: Vec<&Host<'_>> = hosts.iter().filter(|h| std::ptr::eq(h.entry, &**entry)).collect();
         inline_endpoints(context, entry, &own, resources);
-        if !entry.unsupported.is_empty() {
-            context.conditions.push(Condition::new(
-                ObjectRef::of(Kind::ServiceEntry, &entry.meta),
-                "Accepted",
-                true,
-                "UnsupportedValue",
-                format!("{}: no effect, nodes see every ServiceEntry", entry.unsupported.join(", ")),
-            ));
-        }
+        context.unsupported(&ObjectRef::of(Kind::ServiceEntry, &entry.meta), &entry.unsupported);
     }
     context.services.hosts = hosts;
     for entry in context.objects.workload_entries.values() {

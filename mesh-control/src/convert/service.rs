@@ -18,6 +18,7 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     let objects = context.objects;
     for service in objects.services.values().filter(|s| !s.external_name) {
         let object = ObjectRef::of(Kind::Service, &service.meta);
+        context.unsupported(&object, &service.unsupported);
         let binding = bind(context, &object, &service.meta, Traffic::Service);
         let hostname = context.mesh.hostname(&service.meta.namespace, &service.meta.name);
         let addresses: Vec<NetworkAddress> = service

@@ -93,6 +93,18 @@ impl Waypoints {
                     "annotation ambient.istio.io/waypoint-inbound-binding has no effect: the waypoint receives HBONE",
                 ));
             }
+            if !gateway.unsupported.is_empty() {
+                conditions.push(Condition::new(
+                    ObjectRef::of(Kind::Gateway, &gateway.meta),
+                    "Accepted",
+                    true,
+                    "UnsupportedValue",
+                    format!(
+                        "no effect, waypoints are not deployed from here: {}",
+                        gateway.unsupported.join(", ")
+                    ),
+                ));
+            }
             let waypoint = Waypoint {
                 address: address(gateway, listener.map_or(HBONE_PORT, |l| u32::from(l.port)), network),
                 allowed: listener.map_or(AllowedNamespaces::Same, |l| l.allowed.clone()),

@@ -22,6 +22,15 @@ pub(super) fn pod_uid(cluster: &str, meta: &Meta) -> String {
 pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     let objects = context.objects;
     let slices = Slices::new(objects);
+    for slice in &slices.orphans {
+        context.conditions.push(Condition::new(
+            ObjectRef::of(Kind::EndpointSlice, &slice.meta),
+            "Accepted",
+            false,
+            "NoService",
+            "no effect: label kubernetes.io/service-name names no Service of its namespace",
+        ));
+    }
     let mut owner_of = BTreeMap::new();
     for pod in objects.pods.values().filter(|p| !p.ips.is_empty() && !p.terminal) {
         for ip in pod.ips.iter().filter(|_| !pod.host_network) {

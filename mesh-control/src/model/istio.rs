@@ -231,6 +231,8 @@ pub struct Gateway {
     pub listeners: Vec<Listener>,
     /// `status.addresses`, or `spec.addresses` where nothing has written a status.
     pub addresses: Vec<GatewayHost>,
+    /// Fields that are valid and have no effect here.
+    pub unsupported: Vec<String>,
 }
 
 /// An address of a Gateway.

@@ -81,6 +81,8 @@ pub struct Service {
     pub distribution: Option<Distribution>,
     /// `spec.type: ExternalName`.
     pub external_name: bool,
+    /// Fields that are valid and have no effect here.
+    pub unsupported: Vec<String>,
 }
 
 /// A port of a Service.

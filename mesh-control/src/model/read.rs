@@ -8,6 +8,7 @@ mod policy;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -37,7 +38,13 @@ pub(crate) struct Read {
     pub(crate) object: Option<ObjectRef>,
     pub(crate) line: usize,
     pub(crate) result: Result<Object, Vec<FieldError>>,
+    /// The document as text, where losing its object over a restart would open the mesh.
+    pub(crate) text: Option<Arc<str>>,
 }
+
+/// Kinds whose last good version is kept over a restart.
+const KEPT: &[Kind] =
+    &[Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::ConfigMap, Kind::Namespace, Kind::Gateway];
 
 /// API group and versions, kind, reader, whether it has a namespace.
 type Reader = fn(&Document<'_>) -> Result<Object, Vec<FieldError>>;
@@ -70,6 +77,7 @@ pub(crate) fn read(node: &Node, root_namespace: &str) -> Read {
         object: None,
         line: node.line,
         result: Err(vec![FieldError { line: node.line_of(field), field: field.to_owned(), message }]),
+        text: None,
     };
     let Some(api_version) = node.text("apiVersion") else {
         return fail("apiVersion", "missing; write the API group and version, for example v1".into());
@@ -101,7 +109,9 @@ pub(crate) fn read(node: &Node, root_namespace: &str) -> Read {
     };
     let key = Key::new(namespace, name);
     let result = reader(&Document { node, key: key.clone(), root_namespace });
-    Read { object: Some(ObjectRef { kind: *kind, key }), line: node.line, result }
+    let keep = KEPT.contains(kind) && !matches!(result, Err(_) | Ok(Object::Ignored(_)));
+    let text = keep.then(|| node.to_json().to_string().into());
+    Read { object: Some(ObjectRef { kind: *kind, key }), line: node.line, result, text }
 }
 
 fn unknown_kind(group: &str, kind: &str) -> String {

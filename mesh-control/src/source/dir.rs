@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use super::{Source, SourceError, State};
-pub use loader::Loader;
+pub use loader::{Loader, Remembered};
 
 /// A write is read once the directory was quiet for this long, so that half-written files are rarely seen.
 const QUIET: Duration = Duration::from_millis(20);
@@ -36,12 +36,41 @@ pub struct DirectorySource {
     pub path: PathBuf,
     /// Namespace of the mesh settings.
     pub root_namespace: String,
+    /// File that keeps the last good versions over a restart.
+    pub memory: Option<PathBuf>,
+}
+
+impl DirectorySource {
+    fn recall(&self) -> Vec<Remembered> {
+        let Some(path) = &self.memory else { return Vec::new() };
+        let read = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(cause) => Err(cause),
+        };
+        read.inspect_err(|cause| warn!(path = %path.display(), %cause, "last good versions cannot be read"))
+            .unwrap_or_default()
+    }
+
+    fn remember(&self, known: &mut Vec<Remembered>, loader: &Loader) {
+        let now = loader.remembered();
+        if let Some(path) = self.memory.as_ref().filter(|_| now != *known) {
+            match crate::files::write_json(path, &now) {
+                Ok(()) => *known = now,
+                Err(cause) => {
+                    warn!(path = %path.display(), %cause, "last good versions are not kept over a restart")
+                }
+            }
+        }
+    }
 }
 
 impl Source for DirectorySource {
     async fn run(self, out: watch::Sender<Arc<State>>) -> Result<(), SourceError> {
         let unreadable = |cause| SourceError::Unreadable { path: self.path.display().to_string(), cause };
         let mut loader = Loader::new(&self.root_namespace);
+        let mut known = self.recall();
+        loader.restore(&known);
         let (events, mut changed) = mpsc::channel::<()>(1);
         let watcher = watch_directory(&self.path, events.clone());
         let rescan = if watcher.is_some() { RESCAN } else { RESCAN_UNWATCHED };
@@ -57,6 +86,7 @@ impl Source for DirectorySource {
                     let before = out.borrow().clone();
                     if let Some(state) = loader.load(files) {
                         report(&before, &state);
+                        self.remember(&mut known, &loader);
                         out.send_replace(Arc::new(state));
                     }
                 }

@@ -89,6 +89,21 @@ impl Node {
         line
     }
 
+    /// The same without lines, to be written down.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(v) => (*v).into(),
+            Value::Int(v) => (*v).into(),
+            Value::Uint(v) => (*v).into(),
+            Value::Float(v) => (*v).into(),
+            Value::Text(v) => v.as_str().into(),
+            Value::List(items) => items.iter().map(Self::to_json).collect(),
+            Value::Map(entries) => entries.iter().map(|e| (e.key.clone(), e.value.to_json())).collect(),
+        }
+    }
+
     fn shift(&mut self, by: usize) {
         self.line += by;
         match &mut self.value {

@@ -121,6 +121,18 @@ fn given_slices_are_followed_instead_of_the_selector() {
     assert_eq!(foreign.services[NAME].ports, [port(80, 9999)]);
     let unready = crate::testing::resources(&format!("{POD}{service}{}", slice("false")));
     assert!(unready.workload(UID).services.is_empty());
+    let orphan = crate::testing::resources(&format!("{POD}{}", slice("true")));
+    assert_eq!(orphan.condition("EndpointSlice shop/web-1", "Accepted").reason, "NoService");
+}
+
+#[test]
+fn fields_without_effect_are_told() {
+    let spec = "clusterIP: 10.2.0.1, ports: [{port: 80}], sessionAffinity: ClientIP, externalIPs: [1.2.3.4]";
+    let resources = resources(&service(", annotations: {networking.istio.io/exportTo: \".\"}", spec));
+    let condition = resources.condition("Service shop/web", "Accepted");
+    for field in ["spec.sessionAffinity", "spec.externalIPs", "networking.istio.io/exportTo"] {
+        assert!(condition.message.contains(field), "{}", condition.message);
+    }
 }
 
 #[test]

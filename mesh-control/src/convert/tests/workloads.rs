@@ -138,15 +138,21 @@ fn a_pod_on_the_host_network_is_never_enrolled_and_says_so() {
 fn settings_reach_the_pods_that_they_are_for() {
     let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  \
                     undermesh: |\n    failOpen: true\n    excludedCIDRs: [192.168.0.1/16]\n    excludedPorts: [9000]\n";
-    let annotated = pod(", annotations: {undermesh.io/same-node: tunnel}", "", "");
+    let annotated = pod(
+        ", annotations: {undermesh.io/same-node: tunnel, ambient.istio.io/dns-capture: \"false\", ambient.istio.io/bypass-inbound-capture: \"true\"}",
+        "",
+        "",
+    );
     let resources = resources(&format!("{settings}{AMBIENT}{annotated}"));
     let extension = &resources.workload(UID).extensions[1];
     assert_eq!(extension.name, SETTINGS_EXTENSION);
     let config = prost_types::Struct::decode(extension.config.as_ref().unwrap().value.as_slice()).unwrap();
     let keys: Vec<&str> = config.fields.keys().map(String::as_str).collect();
-    assert_eq!(keys, ["excludedCIDRs", "excludedPorts", "failOpen", "sameNode"]);
+    assert_eq!(keys, ["dnsCapture", "excludedCIDRs", "excludedPorts", "failOpen", "sameNode"]);
     let cidr = format!("{:?}", config.fields["excludedCIDRs"]);
     assert!(cidr.contains("192.168.0.0/16"), "{cidr}");
+    let condition = resources.condition("Pod shop/p", "Accepted");
+    assert!(condition.message.contains("bypass-inbound-capture"), "{}", condition.message);
 }
 
 #[test]

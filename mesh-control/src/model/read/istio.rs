@@ -341,7 +341,7 @@ pub(super) fn service_entry(doc: &Document<'_>) -> Result<Object, Vec<FieldError
         let ip = check.ip(&format!("status.addresses[{i}].value"), &a.value);
         assigned.extend(ip.map(|ip| (a.host, ip)));
     }
-    let unsupported = if spec.export_to.is_empty() { vec![] } else { vec!["exportTo".to_owned()] };
+    let unsupported = if spec.export_to.is_empty() { vec![] } else { vec!["spec.exportTo".to_owned()] };
     let resolution = match spec.resolution {
         ResolutionText::None => Resolution::None,
         ResolutionText::Static => Resolution::Static,
@@ -370,14 +370,10 @@ struct GatewaySpec {
     gateway_class_name: String,
     listeners: Vec<ListenerText>,
     addresses: Vec<GatewayAddressText>,
-    #[serde(rename = "infrastructure")]
-    _infrastructure: Option<IgnoredAny>,
-    #[serde(rename = "allowedListeners")]
-    _allowed_listeners: Option<IgnoredAny>,
-    #[serde(rename = "defaultScope")]
-    _default_scope: Option<IgnoredAny>,
-    #[serde(rename = "tls")]
-    _tls: Option<IgnoredAny>,
+    infrastructure: Option<IgnoredAny>,
+    allowed_listeners: Option<IgnoredAny>,
+    default_scope: Option<IgnoredAny>,
+    tls: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -387,18 +383,15 @@ struct ListenerText {
     port: i64,
     protocol: String,
     allowed_routes: Option<AllowedRoutesText>,
-    #[serde(rename = "hostname")]
-    _hostname: Option<IgnoredAny>,
-    #[serde(rename = "tls")]
-    _tls: Option<IgnoredAny>,
+    hostname: Option<IgnoredAny>,
+    tls: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct AllowedRoutesText {
     namespaces: Option<RouteNamespacesText>,
-    #[serde(rename = "kinds")]
-    _kinds: Option<IgnoredAny>,
+    kinds: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -448,9 +441,40 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
     if spec.listeners.is_empty() {
         check.error("spec.listeners", "missing; a waypoint has {name: mesh, port: 15008, protocol: HBONE}");
     }
+    let set = [
+        ("infrastructure", spec.infrastructure.is_some()),
+        ("allowedListeners", spec.allowed_listeners.is_some()),
+        ("defaultScope", spec.default_scope.is_some()),
+        ("tls", spec.tls.is_some()),
+    ];
+    let mut unsupported: Vec<String> =
+        set.iter().filter(|(_, set)| *set).map(|(name, _)| format!("spec.{name}")).collect();
+    let listeners = listeners(spec.listeners, &mut unsupported, &mut check);
+    let (given, field) = match status.addresses.is_empty() {
+        true => (spec.addresses, "spec.addresses"),
+        false => (status.addresses, "status.addresses"),
+    };
+    let addresses = gateway_addresses(given, field, &mut check);
+    let class = spec.gateway_class_name;
+    check.finish(Object::Gateway(Arc::new(Gateway { meta, class, listeners, addresses, unsupported })))
+}
+
+fn listeners(
+    given: Vec<ListenerText>,
+    unsupported: &mut Vec<String>,
+    check: &mut Check<'_>,
+) -> Vec<Listener> {
     let mut listeners = Vec::new();
-    for (i, l) in spec.listeners.into_iter().enumerate() {
+    for (i, l) in given.into_iter().enumerate() {
         let field = format!("spec.listeners[{i}]");
+        let kinds = l.allowed_routes.as_ref().is_some_and(|a| a.kinds.is_some());
+        for (name, set) in
+            [("hostname", l.hostname.is_some()), ("tls", l.tls.is_some()), ("allowedRoutes.kinds", kinds)]
+        {
+            if set {
+                unsupported.push(format!("{field}.{name}"));
+            }
+        }
         let port = check.port(&format!("{field}.port"), l.port);
         if l.protocol.is_empty() {
             check.error(format!("{field}.protocol"), "missing; write HBONE for a waypoint");
@@ -460,9 +484,7 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         let allowed = match (namespaces.from, namespaces.selector) {
             (FromText::Same, _) => AllowedNamespaces::Same,
             (FromText::All, _) => AllowedNamespaces::All,
-            (FromText::Selector, Some(s)) => {
-                AllowedNamespaces::Selector(label_selector(s, &place, &mut check))
-            }
+            (FromText::Selector, Some(s)) => AllowedNamespaces::Selector(label_selector(s, &place, check)),
             (FromText::Selector, None) => {
                 check.error(place, "missing; from: Selector needs one");
                 AllowedNamespaces::Same
@@ -470,10 +492,10 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         };
         listeners.push(Listener { name: l.name, port, protocol: l.protocol, allowed });
     }
-    let (given, field) = match status.addresses.is_empty() {
-        true => (spec.addresses, "spec.addresses"),
-        false => (status.addresses, "status.addresses"),
-    };
+    listeners
+}
+
+fn gateway_addresses(given: Vec<GatewayAddressText>, field: &str, check: &mut Check<'_>) -> Vec<GatewayHost> {
     let mut addresses = Vec::new();
     for (i, a) in given.into_iter().enumerate() {
         match a.kind.as_deref() {
@@ -492,12 +514,7 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
             }
         }
     }
-    check.finish(Object::Gateway(Arc::new(Gateway {
-        meta,
-        class: spec.gateway_class_name,
-        listeners,
-        addresses,
-    })))
+    addresses
 }
 
 fn label_selector(selector: metav1::LabelSelector, field: &str, check: &mut Check<'_>) -> LabelSelector {

@@ -157,6 +157,17 @@ pub(super) fn service(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         Distribution::parse(value).filter(|_| known)
     });
     let ip_families = ip_families(spec.ip_families.as_deref().unwrap_or_default(), &mut check);
+    let mut unsupported = Vec::new();
+    if spec.session_affinity.as_deref().is_some_and(|a| a != "None") {
+        unsupported.push("spec.sessionAffinity".to_owned());
+    }
+    if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
+        unsupported.push("spec.externalIPs".to_owned());
+    }
+    let export = "networking.istio.io/exportTo";
+    if meta.annotation(export).is_some() {
+        unsupported.push(format!("annotation {export}"));
+    }
     let service = Service {
         meta,
         cluster_ips,
@@ -167,6 +178,7 @@ pub(super) fn service(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         internal_local,
         distribution,
         external_name: kind == "ExternalName",
+        unsupported,
     };
     check.finish(Object::Service(Arc::new(service)))
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use twox_hash::XxHash64;
 
 use super::Files;
@@ -37,6 +38,16 @@ struct Good {
     file: String,
     line: usize,
     hash: u64,
+    text: Option<Arc<str>>,
+}
+
+/// An object in force, as it is kept over a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The file that it was read from.
+    pub file: String,
+    /// The document.
+    pub text: String,
 }
 
 impl Loader {
@@ -49,6 +60,27 @@ impl Loader {
             in_force: BTreeMap::new(),
             problems: Vec::new(),
             loaded: false,
+        }
+    }
+
+    /// What must not be lost over a restart: policies, settings and what decides about enrolment.
+    #[must_use]
+    pub fn remembered(&self) -> Vec<Remembered> {
+        let one = |g: &Good| Some(Remembered { file: g.file.clone(), text: g.text.as_deref()?.to_owned() });
+        self.in_force.values().filter_map(one).collect()
+    }
+
+    /// Takes what an earlier process remembered as the last good versions. To be called before the first
+    /// [`Loader::load`], which lets go of everything that is really gone.
+    pub fn restore(&mut self, remembered: &[Remembered]) {
+        for kept in remembered {
+            for document in documents(&kept.text).into_iter().flatten() {
+                let read = read(&document, &self.root_namespace);
+                if let (Some(reference), Ok(object)) = (read.object, read.result) {
+                    let good = Good { object, file: kept.file.clone(), line: 0, hash: 0, text: read.text };
+                    self.in_force.insert(reference, good);
+                }
+            }
         }
     }
 
@@ -84,6 +116,7 @@ impl Loader {
                                 file: file.clone(),
                                 line: document.line,
                                 hash: parsed.hash,
+                                text: document.text.clone(),
                             },
                         );
                     }
@@ -158,6 +191,7 @@ impl Loader {
                         field: String::new(),
                         message: format!("is no valid YAML: {}", e.message),
                     }]),
+                    text: None,
                 }),
             }
         }

@@ -224,3 +224,20 @@ fn an_object_may_move_to_another_file_and_lists_are_unfolded() {
     let keys: Vec<String> = state.objects.pods.keys().map(ToString::to_string).collect();
     assert_eq!((keys, state.problems.len()), (vec!["default/q".into(), "shop/p".into()], 0));
 }
+
+#[test]
+fn the_last_good_policy_survives_a_restart_and_what_is_gone_does_not_come_back() {
+    let settings = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: \"1\"}}\n";
+    let mut first = Loader::new("istio-system");
+    first.load(files(&[("p.yaml", &policy("DENY")), ("n.yaml", settings), ("pod.yaml", POD)])).unwrap();
+    let kept = serde_json::to_string(&first.remembered()).unwrap();
+
+    let mut second = Loader::new("istio-system");
+    second.restore(&serde_json::from_str::<Vec<Remembered>>(&kept).unwrap());
+    let state = second.load(files(&[("p.yaml", &policy("DENI")), ("pod.yaml", POD)])).unwrap();
+    let policies: Vec<_> = state.objects.authorization_policies.values().map(|p| p.action).collect();
+    assert_eq!(policies, [crate::model::Action::Deny]);
+    assert_eq!(state.problems[0].consequence, "its last good version stays in force");
+    assert!(state.objects.namespaces.is_empty(), "its file is gone");
+    assert_eq!(second.remembered().len(), 1);
+}
