@@ -158,10 +158,11 @@ impl Route {
         Ok(self)
     }
 
-    /// Uid of the workload that the load balancer chose.
+    /// Uid of the workload that is dialled: what to exclude when it does not take the connection. Across networks that
+    /// is the instance of the gateway; an endpoint whose gateway has no instance left is not picked again.
     #[must_use]
     pub fn chosen(&self) -> Option<&Str> {
-        self.endpoint.as_ref().or(self.upstream.as_ref()).map(|workload| &workload.uid)
+        self.upstream.as_ref().map(|workload| &workload.uid)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The way of a connection that a local workload opens.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -49,22 +50,23 @@ pub fn outbound(
         Some(found) if found.service.load_balancing.mode == Mode::Passthrough => {
             return Ok(untouched(RouteKind::Passthrough, destination, Some(&found.service)));
         }
-        Some(found) => {
-            let selected =
-                select(found, source, destination.port(), Resolution::Standard, request.excluded, rng)
-                    .map_err(|reason| no_upstream(destination, found, reason))?;
-            Upstream::of_service(selected, found, destination)
-        }
+        Some(found) => match pick(state, request, found, rng)? {
+            Picked::Here(upstream) => upstream,
+            Picked::Elsewhere { upstream, via } => {
+                let Some(service) = service else { return Err(RouteError::NoService(destination)) };
+                return through_gateway(request, &service.service, upstream, via);
+            }
+        },
         None => match state.workload_by_ip(network, ip) {
+            // Only connections to services cross networks.
+            Some(workload) if workload.network != source.network => {
+                return Err(RouteError::NoService(destination));
+            }
             Some(workload) => Upstream::of_workload(workload, destination.port(), destination),
             None => return Ok(untouched(RouteKind::Unknown, destination, None)),
         },
     };
 
-    if upstream.workload.network != source.network {
-        let Some(service) = service else { return Err(RouteError::NoService(destination)) };
-        return through_gateway(state, request, &service.service, upstream, rng);
-    }
     if service.is_none()
         && let Some(waypoint) = workload_waypoint_applies(state, &upstream.workload, source, request.client)
     {
@@ -155,6 +157,44 @@ impl Upstream {
     }
 }
 
+/// An endpoint of a service.
+enum Picked {
+    /// In the own network.
+    Here(Upstream),
+    /// In another one, with the gateway there.
+    Elsewhere { upstream: Upstream, via: Upstream },
+}
+
+/// Picks an endpoint that can be reached: one whose gateway cannot be used is left out, like one that refused.
+fn pick(
+    state: &MeshState,
+    request: &Outbound<'_>,
+    found: &ServiceEndpoints,
+    rng: &mut fastrand::Rng,
+) -> Result<Picked, RouteError> {
+    let Outbound { source, destination, .. } = *request;
+    let mut excluded = Cow::Borrowed(request.excluded);
+    let mut unreachable = None;
+    loop {
+        match select(found, source, destination.port(), Resolution::Standard, &excluded, rng) {
+            Ok(selected) => {
+                let upstream = Upstream::of_service(selected, found, destination);
+                if upstream.workload.network == source.network {
+                    return Ok(Picked::Here(upstream));
+                }
+                match resolve_gateway(state, request, &upstream.workload, rng) {
+                    Ok(via) => return Ok(Picked::Elsewhere { upstream, via }),
+                    Err(error) => {
+                        excluded.to_mut().push(upstream.workload.uid.clone());
+                        unreachable.get_or_insert(error);
+                    }
+                }
+            }
+            Err(reason) => return Err(unreachable.unwrap_or_else(|| no_upstream(destination, found, reason))),
+        }
+    }
+}
+
 /// A canary set is sampled by weight; without a positive weight the plain waypoint counts.
 fn service_waypoint<'a>(service: &'a Service, rng: &mut fastrand::Rng) -> Option<&'a GatewayAddress> {
     let sampled = pick_weighted(&service.weighted_waypoints, |w| w.weight, rng).map(|w| &w.destination);
@@ -170,7 +210,8 @@ fn through_service_waypoint(
 ) -> Result<Route, RouteError> {
     let via = resolve_waypoint(state, request, waypoint, rng)?;
     if via.workload.network != request.source.network {
-        return through_gateway(state, request, service, via, rng);
+        let gateway = resolve_gateway(state, request, &via.workload, rng)?;
+        return through_gateway(request, service, via, gateway);
     }
     let (authority, addressed) = (Authority::from(request.destination), Some(service.clone()));
     tunnel_to_gateway(RouteKind::ServiceWaypoint, via, authority, addressed)
@@ -195,21 +236,28 @@ fn tunnel_to_gateway(
     })
 }
 
-/// Across networks: a tunnel to the gateway of the endpoint's network, and inside it one to the endpoint.
-fn through_gateway(
+/// The gateway of a workload in another network.
+fn resolve_gateway(
     state: &MeshState,
     request: &Outbound<'_>,
-    service: &Arc<Service>,
-    upstream: Upstream,
+    workload: &Workload,
     rng: &mut fastrand::Rng,
-) -> Result<Route, RouteError> {
-    let workload = upstream.workload;
+) -> Result<Upstream, RouteError> {
     let Some(gateway) = &workload.network_gateway else {
         let reason = GatewayProblem::NotNamed;
         return Err(RouteError::UnknownGateway { gateway: format!("of workload {}", workload.uid), reason });
     };
-    let fail = |reason| RouteError::UnknownGateway { gateway: gateway.to_string(), reason };
-    let via = resolve(state, request, gateway, Resolution::Standard, rng).map_err(fail)?;
+    resolve(state, request, gateway, Resolution::Standard, rng)
+        .map_err(|reason| RouteError::UnknownGateway { gateway: gateway.to_string(), reason })
+}
+
+/// Across networks: a tunnel to the gateway of the endpoint's network, and inside it one to the endpoint.
+fn through_gateway(
+    request: &Outbound<'_>,
+    service: &Arc<Service>,
+    upstream: Upstream,
+    via: Upstream,
+) -> Result<Route, RouteError> {
     let dial = via.dial(via.port)?;
     let host = service.host.hostname().into();
     let authority = Authority::Host { host, port: request.destination.port() };
@@ -223,7 +271,7 @@ fn through_gateway(
         protocol: Protocol::DoubleHbone { outer, inner },
         upstream: Some(via.workload),
         service: Some(service.clone()),
-        endpoint: Some(workload),
+        endpoint: Some(upstream.workload),
     })
 }
 

@@ -341,11 +341,7 @@ fn another_network_is_reached_by_a_tunnel_within_a_tunnel_to_its_gateway() {
     );
     assert_eq!(expected(outer), ["cluster.local/ns/shop/sa/gw-1"]);
     assert_eq!(expected(inner), ["cluster.local/ns/shop/sa/remote"], "only the names of the service");
-    assert_eq!(
-        &**route.chosen().unwrap(),
-        uid("split"),
-        "the endpoint, not the gateway, is excluded on failure"
-    );
+    assert_eq!(&*route.endpoint.as_ref().unwrap().name, "split");
 }
 
 #[test]
@@ -362,6 +358,36 @@ fn another_network_without_a_usable_gateway_fails() {
         .with(wire::Workload { addresses: vec![bytes("172.16.0.1")], ..far("split").serving("web", &[]) });
     let error = go(&mut reachable, "10.1.0.1:80").unwrap_err().to_string();
     assert!(error.contains("names no gateway"), "an address of another network cannot be dialled: {error}");
+}
+
+#[test]
+fn every_gateway_instance_is_tried_and_then_the_endpoints_of_other_networks() {
+    let third = wire::Workload {
+        network: "third".into(),
+        network_gateway: Some(waypoint_for("gw-b")),
+        ..pod("third", &[])
+    };
+    let mut mesh = with_gateway(across(Some(waypoint_for("gw"))))
+        .with(pod("gw-2", &["10.0.0.201"]).serving("gw", &[]))
+        .with(third.serving("web", &[]))
+        .with(service("gw-b", "10.1.0.201", &[(15008, 15008)]))
+        .with(pod("gw-b-1", &["10.0.0.210"]).serving("gw-b", &[]));
+    let mut excluded = Vec::new();
+    let mut seen = BTreeSet::new();
+    let error = loop {
+        match go_excluding(&mut mesh, "10.1.0.1:80", &excluded) {
+            Ok(route) => {
+                seen.insert(upstream(&route).to_owned());
+                excluded.push(route.chosen().unwrap().clone());
+            }
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["gw-1", "gw-2", "gw-b-1"]);
+    assert!(
+        error.starts_with("unknown network gateway:") && error.contains("refused this connection"),
+        "{error}"
+    );
 }
 
 #[test]

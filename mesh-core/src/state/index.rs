@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use rpds::HashTrieMapSync;
 
 use super::address::NetworkCidr;
-use super::mesh::{MeshOptions, MeshState, NetworkIndex, name_key};
+use super::mesh::{MeshOptions, MeshState, NetworkIndex, lower_case, name_key};
 use super::service::{Endpoint, Service, ServiceEndpoints};
 use super::workload::Workload;
 use super::{DecodeError, Problem, Str};
@@ -107,6 +107,9 @@ impl StateIndex {
         }
         self.changed = true;
         if let Some(previous) = &previous {
+            if previous.authorization_policies != workload.authorization_policies {
+                self.state.policy_version += 1;
+            }
             self.unindex_workload(previous);
             let kept = |key: &Str| workload.services.iter().any(|(k, _)| k == key);
             for (key, _) in previous.services.iter().filter(|(key, _)| !kept(key)) {
@@ -145,7 +148,7 @@ impl StateIndex {
                 previous.endpoints
             }
             None => {
-                push(&mut self.state.hostnames, service.host.hostname().into(), key.clone());
+                push(&mut self.state.hostnames, lower_case(service.host.hostname()).into(), key.clone());
                 Arc::new(self.staged.remove(&key).unwrap_or_default())
             }
         };
@@ -165,7 +168,7 @@ impl StateIndex {
         for vip in &service.cidr_vips {
             self.drop_prefix(vip, service.host.key());
         }
-        drop_from(&mut self.state.hostnames, service.host.hostname(), |k| &**k == key);
+        drop_from(&mut self.state.hostnames, &*lower_case(service.host.hostname()), |k| &**k == key);
         self.state.services.remove_mut(key);
         if !previous.endpoints.is_empty() {
             self.staged.insert(service.host.key().clone(), Arc::unwrap_or_clone(previous.endpoints));

@@ -1,5 +1,6 @@
 //! The immutable snapshot and its lookups.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub struct MeshState {
     pub(super) services: HashTrieMapSync<Str, ServiceEndpoints>,
     /// By name of the network.
     pub(super) networks: HashTrieMapSync<Str, NetworkIndex>,
-    /// Keys of services by hostname, in order of arrival.
+    /// Keys of services by hostname in lower case, in order of arrival.
     pub(super) hostnames: HashTrieMapSync<Str, Vec<Str>>,
     /// Workloads without an address by `namespace/hostname`.
     pub(super) workload_hostnames: HashTrieMapSync<Str, Vec<Arc<Workload>>>,
@@ -103,6 +104,15 @@ impl std::fmt::Display for LocalWorkload {
     }
 }
 
+/// Hostnames are equal whatever the case (RFC 4343); nearly all are lower-case already.
+pub(super) fn lower_case(hostname: &str) -> Cow<'_, str> {
+    if hostname.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(hostname.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(hostname)
+    }
+}
+
 /// `namespace/name`.
 pub(super) fn name_key(namespace: &str, name: &str) -> Str {
     format!("{namespace}/{name}").into()
@@ -121,7 +131,9 @@ impl MeshState {
         self.version
     }
 
-    /// Grows when a policy came, changed or went: live connections are evaluated again.
+    /// Grows when a policy came, changed or went, or a workload lists other ones than before: live connections are
+    /// evaluated again. (The reference leaves them alone in the second case, so that a change to STRICT may spare
+    /// connections that are open.)
     #[must_use]
     pub fn policy_version(&self) -> u64 {
         self.policy_version
@@ -208,12 +220,13 @@ impl MeshState {
     /// The service of a hostname as a client of that namespace sees it; ranking as for addresses.
     #[must_use]
     pub fn service_by_hostname(&self, hostname: &str, client: Option<&str>) -> Option<&ServiceEndpoints> {
-        self.best_service(self.hostnames.get(hostname)?, client)
+        self.best_service(self.hostnames.get(&*lower_case(hostname))?, client)
     }
 
     /// All services of a hostname, whoever sees them, in order of arrival.
     pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &ServiceEndpoints> {
-        self.hostnames.get(hostname).into_iter().flatten().filter_map(|key| self.services.get(key))
+        let keys = self.hostnames.get(&*lower_case(hostname)).into_iter().flatten();
+        keys.filter_map(|key| self.services.get(key))
     }
 
     /// What an address belongs to: a workload first, then a service.

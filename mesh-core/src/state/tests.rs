@@ -1,3 +1,5 @@
+mod histories;
+
 use super::samples::*;
 use super::*;
 use crate::xds::proto::{security, workload as wire};
@@ -347,6 +349,25 @@ fn the_version_grows_only_with_changes_and_the_policy_version_only_with_policies
     let third = mesh.state();
     mesh.index.apply_policy(&policy).unwrap();
     assert_eq!(mesh.state().policy_version(), third.policy_version());
+    let strict = wire::Workload {
+        authorization_policies: vec!["istio-system/strict".into()],
+        ..pod("b", &["10.0.0.2"])
+    };
+    mesh.add(strict);
+    assert!(mesh.state().policy_version() > third.policy_version(), "other policies apply to it now");
+}
+
+#[test]
+fn hostnames_are_equal_whatever_their_case() {
+    let external =
+        wire::Service { hostname: "API.Example.com".into(), ..service("api", "10.1.0.9", &[(443, 443)]) };
+    let mut mesh = Mesh::default().with(external);
+    for asked in ["api.example.com", "API.EXAMPLE.COM"] {
+        assert!(mesh.state().service_by_hostname(asked, None).is_some(), "{asked}");
+        assert_eq!(mesh.state().services_by_hostname(asked).count(), 1);
+    }
+    mesh.index.remove_address("shop/API.Example.com");
+    assert!(mesh.state().service_by_hostname("api.example.com", None).is_none());
 }
 
 #[test]
