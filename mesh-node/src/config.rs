@@ -144,6 +144,8 @@ pub struct Capture {
     pub host_cgroup: PathBuf,
     /// cgroup2 directory that holds the pods; empty means `host_cgroup`.
     pub pods_cgroup: PathBuf,
+    /// cgroup2 directories in which kubelets live: their probes of declared ports reach the application directly.
+    pub kubelet_cgroups: Vec<PathBuf>,
     /// bpffs directory for pins; empty means `/sys/fs/bpf/undermesh/<node>`.
     pub pin_dir: PathBuf,
     /// The compiled programs, if not the ones that were embedded at build time.
@@ -163,6 +165,7 @@ impl Default for Capture {
             pods_dir: PathBuf::from("/run/undermesh/pods"),
             host_cgroup: PathBuf::new(),
             pods_cgroup: PathBuf::new(),
+            kubelet_cgroups: Vec::new(),
             pin_dir: PathBuf::new(),
             bpf_object: None,
             fail: FailMode::Closed,

@@ -3,7 +3,8 @@
 //!
 //! The agent connects to the application with the client's address as its source. The answer is addressed to the
 //! client; `tcp_fwmark_accept` gives it the mark of the SYN, the rule sends the mark to a table of its own, and that
-//! table's only route delivers everything locally.
+//! table's only route delivers everything locally. Where no socket listens the kernel answers by itself;
+//! `fwmark_reflect` gives its RST the same way, so that a refusal arrives as one.
 
 use crate::sys::Netns;
 use mesh_ebpf::AGENT_MARK;
@@ -125,7 +126,15 @@ impl PodNetlink {
                 ) => {}
             other => other?,
         }
-        netns.run(|| fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"))?
+        netns.run(|| {
+            fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1")?;
+            fs::write("/proc/sys/net/ipv4/fwmark_reflect", "1")?;
+            match fs::write("/proc/sys/net/ipv6/fwmark_reflect", "1") {
+                // IPv6 is off in this kernel.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        })?
     }
 
     fn add(&self, message: RouteNetlinkMessage) -> io::Result<()> {

@@ -66,6 +66,9 @@ pub struct RunArgs {
     /// cgroup2 directory that holds the pods
     #[arg(long, value_name = "DIR", env = "UM_PODS_CGROUP")]
     pub pods_cgroup: Option<PathBuf>,
+    /// cgroup2 directory of a kubelet, for its probes; may be repeated
+    #[arg(long, value_name = "DIR", env = "UM_KUBELET_CGROUPS", value_delimiter = ',')]
+    pub kubelet_cgroup: Vec<PathBuf>,
     /// bpffs directory for pins [default: /sys/fs/bpf/undermesh/NODE]
     #[arg(long, value_name = "DIR", env = "UM_PIN_DIR")]
     pub pin_dir: Option<PathBuf>,
@@ -146,6 +149,9 @@ impl RunArgs {
         set(&mut capture.pods_dir, &self.pods_dir);
         set(&mut capture.host_cgroup, &self.host_cgroup);
         set(&mut capture.pods_cgroup, &self.pods_cgroup);
+        if !self.kubelet_cgroup.is_empty() {
+            capture.kubelet_cgroups.clone_from(&self.kubelet_cgroup);
+        }
         set(&mut capture.pin_dir, &self.pin_dir);
         set_option(&mut capture.bpf_object, &self.bpf_object);
         set(&mut capture.fail, &self.fail);

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +34,12 @@ const RESYNC: Duration = Duration::from_secs(2);
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a pod that waits for its certificate is looked at again.
 const CERTIFICATE_POLL: Duration = Duration::from_millis(20);
+/// How often the kernel's maps are swept.
+const SWEEP_EVERY: Duration = Duration::from_secs(15);
+/// A record of a connection that nobody took for this long belongs to none.
+const STALE: Duration = Duration::from_secs(150);
+/// Changes that come this close together are one.
+const COALESCE: Duration = Duration::from_millis(5);
 /// Connections that wait for accept, per listener.
 const BACKLOG: i32 = 1024;
 /// Name in the list of what readiness waits for.
@@ -60,7 +67,7 @@ pub struct Parts {
     /// What readiness waits for.
     pub readiness: Arc<Readiness>,
     /// Newest report for the control plane.
-    pub report: watch::Sender<EnrolmentReport>,
+    pub report: watch::Sender<super::report::Newest>,
     /// Newest list for the admin endpoint.
     pub status: watch::Sender<Vec<admin::Pod>>,
     /// The enrolled pods, for the fast path.
@@ -75,6 +82,8 @@ pub struct Enroller {
     problems: BTreeMap<PodKey, String>,
     waiting_since: HashMap<PodKey, Instant>,
     settled: bool,
+    swept: Instant,
+    kubelets: Vec<u64>,
 }
 
 impl Enroller {
@@ -88,6 +97,8 @@ impl Enroller {
             problems: BTreeMap::new(),
             waiting_since: HashMap::new(),
             settled: false,
+            swept: Instant::now(),
+            kubelets: Vec::new(),
         }
     }
 
@@ -114,6 +125,7 @@ impl Enroller {
                 () = changed.notified() => {}
                 () = tokio::time::sleep(again.unwrap_or(RESYNC).min(RESYNC)) => {}
             }
+            tokio::time::sleep(COALESCE).await;
         }
     }
 
@@ -155,6 +167,8 @@ impl Enroller {
             tokio::task::yield_now().await;
         }
         self.repair();
+        self.find_kubelets();
+        self.sweep();
         self.publish(&state, &wanted, &missing);
         self.settle(&wanted);
         again
@@ -272,6 +286,32 @@ impl Enroller {
         }
     }
 
+    /// A kubelet that was restarted may be in a new cgroup under its path.
+    fn find_kubelets(&mut self) {
+        let id = |path: &PathBuf| std::fs::metadata(path).map(|m| m.ino()).ok();
+        let found: Vec<u64> = self.parts.shared.config.capture.kubelet_cgroups.iter().filter_map(id).collect();
+        if found == self.kubelets {
+            return;
+        }
+        match self.parts.capture.set_kubelet_cgroups(&found) {
+            Ok(()) => self.kubelets = found,
+            Err(error) => tracing::error!(%error, "probes of the kubelet are captured like other connections"),
+        }
+    }
+
+    /// Records of connections that never came to an accept.
+    fn sweep(&mut self) {
+        if self.swept.elapsed() < SWEEP_EVERY {
+            return;
+        }
+        self.swept = Instant::now();
+        match self.parts.capture.sweep(STALE) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "stale records of connections removed"),
+            Err(error) => tracing::error!(%error, "cannot remove stale records of connections"),
+        }
+    }
+
     fn publish(&self, state: &MeshState, wanted: &BTreeMap<PodKey, Wanted>, missing: &[PodKey]) {
         let mut reported = Vec::new();
         for (key, enrolled) in &self.enrolled {
@@ -289,7 +329,7 @@ impl Enroller {
         }
         reported.sort_by(|a, b| a.workload_uid.cmp(&b.workload_uid));
         let node = self.parts.shared.config.node.name.clone();
-        change(&self.parts.report, EnrolmentReport { node, pods: reported });
+        change(&self.parts.report, Some(EnrolmentReport { node, pods: reported }));
         change(&self.parts.status, self.status(wanted, missing));
         let mut kernel: Vec<_> = self.enrolled.values().map(|e| Arc::clone(&e.kernel)).collect();
         kernel.sort_by_key(|k| k.cookie);

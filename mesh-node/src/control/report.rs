@@ -15,9 +15,16 @@ const LAST_RETRY: Duration = Duration::from_secs(15);
 /// A control plane without the service is asked again this often; it may have been replaced.
 const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
 
+/// The newest report; none until the agent has looked at its pods. An empty one would say that nothing is captured
+/// any more, while an agent that was restarted has not taken its pods over yet.
+pub type Newest = Option<EnrolmentReport>;
+
 /// Sends the newest report on every connection and on every change, for ever.
-pub async fn run(server: &ControlPlane, reports: watch::Receiver<EnrolmentReport>) {
+pub async fn run(server: &ControlPlane, mut reports: watch::Receiver<Newest>) {
     let mut retry = FIRST_RETRY;
+    if reports.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
     loop {
         let ended = stream(server, reports.clone()).await;
         match ended {
@@ -43,7 +50,7 @@ enum Ended {
     Status(Box<Status>),
 }
 
-async fn stream(server: &ControlPlane, mut reports: watch::Receiver<EnrolmentReport>) -> Result<(), Ended> {
+async fn stream(server: &ControlPlane, mut reports: watch::Receiver<Newest>) -> Result<(), Ended> {
     let channel = server.connect().await?;
     let (sender, mut queue) = tokio::sync::mpsc::channel(1);
     let outgoing = futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx));
@@ -51,9 +58,12 @@ async fn stream(server: &ControlPlane, mut reports: watch::Receiver<EnrolmentRep
     server.authorize(request.metadata_mut())?;
     // The server may answer only once it has read a report.
     let first = reports.borrow_and_update().clone();
-    let _ = sender.try_send(first);
     let mut client = NodeServiceClient::new(channel);
     let status = |s: Status| Ended::Status(Box::new(s));
+    if let Some(first) = first {
+        // The queue holds one and is empty.
+        let _ = sender.try_send(first);
+    }
     let mut acks = client.report_enrolment(request).await.map_err(status)?.into_inner();
     loop {
         tokio::select! {
@@ -66,7 +76,8 @@ async fn stream(server: &ControlPlane, mut reports: watch::Receiver<EnrolmentRep
                 if changed.is_err() {
                     return Ok(());
                 }
-                let report = reports.borrow_and_update().clone();
+                let newest = reports.borrow_and_update().clone();
+                let Some(report) = newest else { continue };
                 if sender.send(report).await.is_err() {
                     return Ok(());
                 }

@@ -20,7 +20,7 @@ pub async fn follow(path: &Path, revocations: &Revocations, workers: Rc<Vec<Work
         if modified != loaded && modified == seen {
             loaded = modified;
             load(path, revocations);
-            workers.iter().for_each(|w| w.tell(Command::Reevaluate));
+            workers.iter().for_each(|w| w.tell(Command::RecheckPeers));
         }
         seen = modified;
         tokio::time::sleep(LOOK_EVERY).await;

@@ -111,7 +111,13 @@ impl PodSource for DirectorySource {
     }
 
     fn watch(&self, changed: Arc<dyn Fn() + Send + Sync>) -> Result<WatchGuard, SourceError> {
-        let mut watcher = notify::recommended_watcher(move |_event| changed())
+        let heed = move |event: notify::Result<notify::Event>| {
+            // Taking a snapshot makes access events: heeding them, the reconciler would chase itself.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                changed();
+            }
+        };
+        let mut watcher = notify::recommended_watcher(heed)
             .map_err(|error| self.error(format!("cannot watch: {error}")))?;
         watcher
             .watch(&self.path, RecursiveMode::NonRecursive)

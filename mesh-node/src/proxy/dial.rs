@@ -7,13 +7,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::error::Code;
 use mesh_core::hbone::io::ReadAhead;
 use mesh_core::hbone::{ClientConnection, Settings};
 use mesh_core::identity::SpiffeId;
-use mesh_core::tls::{self, TlsError};
+use mesh_core::telemetry::{Reporter, ReporterLabels};
+use mesh_core::tls::{self, TlsError, WorkloadCertificate};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
@@ -133,16 +135,38 @@ where
     let (connection, driver) = ClientConnection::handshake(tls, &settings)
         .await
         .map_err(|e| Failed::new(e.code(), format!("http2 handshake failed: {e}")))?;
-    let gone = proxy.pod.gone.clone();
-    tokio::task::spawn_local(async move {
+    let identity = peer.identity.clone();
+    tokio::task::spawn_local(drive(Rc::clone(proxy), driver, certificate, peer));
+    Ok(TunnelHandle { connection, peer: identity })
+}
+
+/// Moves a tunnel's bytes until it ends, the pod is gone, or the peer's certificate is revoked.
+async fn drive(
+    proxy: Rc<PodProxy>,
+    driver: impl Future<Output = Result<(), mesh_core::hbone::Error>>,
+    certificate: Arc<WorkloadCertificate>,
+    peer: tls::handshake::Peer,
+) {
+    let mut driver = std::pin::pin!(driver);
+    loop {
         tokio::select! {
-            ended = driver => if let Err(error) = ended {
-                tracing::debug!(%error, code = error.code().code(), "a tunnel ended");
-            },
-            () = gone.cancelled() => {}
+            ended = &mut driver => {
+                if let Err(error) = ended {
+                    tracing::debug!(peer = %peer.identity, %error, code = error.code().code(), "a tunnel ended");
+                }
+                return;
+            }
+            () = proxy.pod.gone.cancelled() => return,
+            () = proxy.worker.recheck.notified() => {
+                if certificate.recheck_peer(&peer.chain).is_err() {
+                    let labels = ReporterLabels(Reporter::Source);
+                    proxy.shared().metrics.crl_rejections.get_or_create(&labels).inc();
+                    tracing::warn!(peer = %peer.identity, "a tunnel was closed: peer certificate revoked by CRL");
+                    return;
+                }
+            }
         }
-    });
-    Ok(TunnelHandle { connection, peer: peer.identity })
+    }
 }
 
 fn streams(limit: usize) -> u32 {

@@ -18,8 +18,9 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::policy::{Conn, Verdict, evaluate};
 use mesh_core::route::{self, InboundTarget};
 use mesh_core::state::{MeshState, Workload};
-use mesh_core::telemetry::{Connection, Direction, Opened, Peer, Reporter, SecurityPolicy, infer_service};
-use mesh_core::tls;
+use mesh_core::telemetry::{Connection, Direction, Opened, Peer, Reporter, ReporterLabels, SecurityPolicy, infer_service};
+use mesh_core::tls::{self, WorkloadCertificate};
+use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -32,10 +33,17 @@ use super::session::{Session, report_early};
 use super::worker::PodProxy;
 use super::{OWN_PORTS, canonical, proxy_header};
 
+/// What HTTP/2 runs over.
+type Tunnel = TlsStream<ReadAhead<TcpStream>>;
+
 /// Who is at the other end of a tunnel.
 struct Remote {
     socket: SocketAddr,
     identity: SpiffeId,
+    /// As the peer presented it, for later revocations.
+    chain: Arc<[CertificateDer<'static>]>,
+    /// What we served with, which knows the revocation lists.
+    certificate: Arc<WorkloadCertificate>,
     /// The pod's address that the peer connected to.
     local: SocketAddr,
 }
@@ -53,7 +61,7 @@ pub(super) async fn handle(proxy: &Rc<PodProxy>, socket: TcpStream, from: Socket
             return refuse(&Failed::new(Code::Overloaded, overload.as_str()));
         }
     };
-    let (tls, peer) = match accept_tls(proxy, socket).await {
+    let (tls, peer, certificate) = match accept_tls(proxy, socket).await {
         Ok(accepted) => accepted,
         Err(failed) => return refuse(&failed),
     };
@@ -64,24 +72,32 @@ pub(super) async fn handle(proxy: &Rc<PodProxy>, socket: TcpStream, from: Socket
             return refuse(&Failed::new(error.code(), text));
         }
     };
-    streams(proxy, connection, &Rc::new(Remote { socket: from, identity: peer.identity, local })).await;
+    let remote = Remote { socket: from, identity: peer.identity, chain: peer.chain, certificate, local };
+    streams(proxy, connection, &Rc::new(remote)).await;
 }
 
 async fn accept_tls(
     proxy: &PodProxy,
     socket: TcpStream,
-) -> Result<(TlsStream<ReadAhead<TcpStream>>, tls::handshake::Peer), Failed> {
+) -> Result<(Tunnel, tls::handshake::Peer, Arc<WorkloadCertificate>), Failed> {
     let shared = proxy.shared();
     let patience = shared.config.proxy.workload_wait;
     let (_, workload) = proxy.pod.workload(shared, patience).await?;
     let certificate = shared.certificates.wait(&workload.identity, patience).await?;
-    tls::accept(certificate.server_config(), ReadAhead::new(socket)).await.map_err(|e| tls_failed(&e))
+    let accepted = tls::accept(certificate.server_config(), ReadAhead::new(socket)).await;
+    let (tls, peer) = accepted.map_err(|e| {
+        if e.code() == Code::PeerRevoked {
+            count_revoked(proxy);
+        }
+        tls_failed(&e)
+    })?;
+    Ok((tls, peer, certificate))
 }
 
 /// Serves the CONNECTs of one tunnel until it ends. While draining, it takes no new ones and lets the others end.
 async fn streams(
     proxy: &Rc<PodProxy>,
-    mut connection: ServerConnection<TlsStream<ReadAhead<TcpStream>>>,
+    mut connection: ServerConnection<Tunnel>,
     peer: &Rc<Remote>,
 ) {
     let drain = proxy.shared().drain.clone();
@@ -95,6 +111,15 @@ async fn streams(
                 connection.drain();
                 continue;
             }
+            () = proxy.worker.recheck.notified() => {
+                if let Err(error) = peer.certificate.recheck_peer(&peer.chain) {
+                    count_revoked(proxy);
+                    let failed = Failed::new(error.code(), "connection closed: peer certificate revoked by CRL");
+                    report_early(proxy, Direction::Inbound, peer.socket, Some(peer.local), &failed);
+                    return;
+                }
+                continue;
+            }
         };
         match incoming {
             Some(Ok(Incoming::Connect(connect))) => {
@@ -105,11 +130,17 @@ async fn streams(
                 report_early(proxy, Direction::Inbound, peer.socket, Some(peer.local), &failed);
             }
             Some(Err(error)) => {
+                // Only the connection as a whole fails here; asked again, it would fail again at once.
                 tracing::debug!(peer = %peer.socket, %error, code = error.code().code(), "a tunnel ended");
+                return;
             }
             None => return,
         }
     }
+}
+
+fn count_revoked(proxy: &PodProxy) {
+    proxy.shared().metrics.crl_rejections.get_or_create(&ReporterLabels(Reporter::Destination)).inc();
 }
 
 async fn stream(proxy: Rc<PodProxy>, connect: IncomingConnect, peer: Rc<Remote>) {

@@ -17,7 +17,7 @@ use mesh_core::state::Workload;
 use mesh_core::telemetry::HandleCache;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::TunnelHandle;
@@ -59,8 +59,10 @@ pub enum Command {
     Add(Arc<Pod>, Listeners),
     /// Serve it no more; its connections end through [`Pod::gone`].
     Remove(Arc<Pod>),
-    /// Policies or certificates' revocations changed.
+    /// Policies changed.
     Reevaluate,
+    /// Revocation lists changed.
+    RecheckPeers,
     /// Describe the connections.
     Describe(oneshot::Sender<Vec<Described>>),
 }
@@ -156,6 +158,8 @@ pub(super) struct Local {
     pub(super) live: Registry,
     /// Metrics by pair of peers.
     pub(super) handles: RefCell<HandleCache>,
+    /// Wakes every tunnel when revocation lists changed.
+    pub(super) recheck: Notify,
     pods: RefCell<HashMap<String, Rc<PodProxy>>>,
 }
 
@@ -195,6 +199,7 @@ impl Local {
             shared,
             live: Registry::default(),
             handles: RefCell::default(),
+            recheck: Notify::new(),
             pods: RefCell::default(),
         })
     }
@@ -238,6 +243,7 @@ async fn serve(local: &Rc<Local>, mut commands: mpsc::UnboundedReceiver<Command>
                     tracing::info!(worker = local.index, ended, "connections ended by a policy change");
                 }
             }
+            Some(Command::RecheckPeers) => local.recheck.notify_waiters(),
             // Who asked may have left.
             Some(Command::Describe(answer)) => drop(answer.send(local.describe())),
         }

@@ -138,3 +138,12 @@ async fn two_pods_of_one_node_are_offered_for_the_fast_path_once_the_tunnel_work
     let offered = a.candidates.recv().await.unwrap();
     assert_eq!((offered.source, offered.destination), (ip_a, echo));
 }
+
+#[tokio::test]
+async fn a_drained_agent_lets_idle_tunnels_of_its_peers_go() {
+    let bed = Bed::new().await;
+    exchange(bed.a.connect(bed.echo).await, b"x").await.unwrap();
+    assert_eq!(bed.b.pod.gauge.open(), 1, "the tunnel itself");
+    bed.b.shared.drain.cancel();
+    until("the tunnel is gone", || bed.b.pod.gauge.open() == 0).await;
+}
