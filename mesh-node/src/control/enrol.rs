@@ -289,13 +289,16 @@ impl Enroller {
     /// A kubelet that was restarted may be in a new cgroup under its path.
     fn find_kubelets(&mut self) {
         let id = |path: &PathBuf| std::fs::metadata(path).map(|m| m.ino()).ok();
-        let found: Vec<u64> = self.parts.shared.config.capture.kubelet_cgroups.iter().filter_map(id).collect();
+        let found: Vec<u64> =
+            self.parts.shared.config.capture.kubelet_cgroups.iter().filter_map(id).collect();
         if found == self.kubelets {
             return;
         }
         match self.parts.capture.set_kubelet_cgroups(&found) {
             Ok(()) => self.kubelets = found,
-            Err(error) => tracing::error!(%error, "probes of the kubelet are captured like other connections"),
+            Err(error) => {
+                tracing::error!(%error, "probes of the kubelet are captured like other connections")
+            }
         }
     }
 

@@ -18,7 +18,9 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::policy::{Conn, Verdict, evaluate};
 use mesh_core::route::{self, InboundTarget};
 use mesh_core::state::{MeshState, Workload};
-use mesh_core::telemetry::{Connection, Direction, Opened, Peer, Reporter, ReporterLabels, SecurityPolicy, infer_service};
+use mesh_core::telemetry::{
+    Connection, Direction, Opened, Peer, Reporter, ReporterLabels, SecurityPolicy, infer_service,
+};
 use mesh_core::tls::{self, WorkloadCertificate};
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt as _;
@@ -95,11 +97,7 @@ async fn accept_tls(
 }
 
 /// Serves the CONNECTs of one tunnel until it ends. While draining, it takes no new ones and lets the others end.
-async fn streams(
-    proxy: &Rc<PodProxy>,
-    mut connection: ServerConnection<Tunnel>,
-    peer: &Rc<Remote>,
-) {
+async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<Tunnel>, peer: &Rc<Remote>) {
     let drain = proxy.shared().drain.clone();
     let mut drained = std::pin::pin!(drain.cancelled().fuse());
     let mut draining = false;

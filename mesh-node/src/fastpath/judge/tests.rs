@@ -94,10 +94,7 @@ fn whatever_the_tunnel_would_do_besides_keeps_the_pair_off() {
         ("waypoint", Box::new(|w| w.waypoint = Some(waypoint))),
         ("application tunnel", Box::new(|w| w.application_tunnel = Some(wire::ApplicationTunnel::default()))),
         ("not announced as HBONE", Box::new(|w| w.tunnel_protocol = 0)),
-        (
-            "sameNode: tunnel",
-            Box::new(|w| w.extensions.push(same_node_tunnel())),
-        ),
+        ("sameNode: tunnel", Box::new(|w| w.extensions.push(same_node_tunnel()))),
     ];
     for (name, change) in cases {
         assert_eq!(verdict(&state(change, |_| ()), &PAIR), None, "{name}");
