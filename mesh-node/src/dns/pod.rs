@@ -105,7 +105,7 @@ pub(super) enum Step {
     /// This is sent.
     Reply(Vec<u8>),
     /// Another server is asked.
-    Forward(Pending),
+    Forward(Box<Pending>),
 }
 
 /// A query that waits for another server.
@@ -172,7 +172,7 @@ impl Served {
                     return Step::Reply(failed(&query, transport));
                 };
                 log(&query, workload, "forwarded", 0);
-                Step::Forward(Pending { query, bytes: bytes.to_vec(), labels, _permit: permit })
+                Step::Forward(Box::new(Pending { query, bytes: bytes.to_vec(), labels, _permit: permit }))
             }
         }
     }

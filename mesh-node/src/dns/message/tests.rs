@@ -200,7 +200,7 @@ fn a_reply_belongs_to_the_query_with_its_id_and_question() {
 fn a_reply_that_is_cut_keeps_its_question_and_says_so() {
     let asked = bytes("a.example.");
     let question = read(&asked).unwrap().question;
-    let mut reply = asked.clone();
+    let mut reply = asked;
     reply[2] |= 0x80;
     reply[6..12].fill(7);
     reply.extend([1; 600]);
