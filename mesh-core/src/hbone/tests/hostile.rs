@@ -228,7 +228,7 @@ async fn headers_above_64_kib_are_refused_and_the_connection_lives_on() {
     assert!(far.connect().await.request.baggage.is_some(), "60 KiB are within the limit");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn endless_continuation_is_cut_off() {
     let (raw, far) = Raw::new().await;
     let start = frame(HEADERS, 0, 1, &literal(":method", "CONNECT"));
@@ -245,7 +245,7 @@ async fn endless_continuation_is_cut_off() {
     assert_eq!(far.ended.await.unwrap().unwrap_err().code(), Code::TunnelViolation);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn streams_opened_and_reset_in_a_row_end_the_connection() {
     let (raw, far) = Raw::new().await;
     let (_, reason) = raw
@@ -287,7 +287,7 @@ async fn data_beyond_the_window_ends_the_stream() {
     assert_eq!(error.code(), Code::TunnelViolation, "{error:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flood_of_tiny_data_frames_ends_the_connection() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
@@ -297,7 +297,7 @@ async fn a_flood_of_tiny_data_frames_ends_the_connection() {
     assert_eq!(reason, Some(ENHANCE_YOUR_CALM), "after {written} bytes");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flood_of_empty_data_frames_ends_the_connection() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
