@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::xds::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use mesh_core::xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -30,6 +30,9 @@ use subscription::{Reply, Subscription};
 
 /// Responses that may wait for a client.
 const QUEUE: usize = 2;
+/// A stream ends after this long and up to half as long again, so that clients spread over several replicas; it
+/// ends cleanly, so that the client comes back at once.
+const STREAM_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -189,8 +192,12 @@ impl Stream<'_> {
     ) -> Result<(), Status> {
         let mut changes = self.server.hub.snapshots();
         self.request(&first)?;
+        let age =
+            tokio::time::sleep(STREAM_AGE + Duration::from_secs(fastrand::u64(..STREAM_AGE.as_secs() / 2)));
+        tokio::pin!(age);
         loop {
             tokio::select! {
+                () = &mut age => return Ok(()),
                 message = inbound.message() => match message {
                     Ok(Some(request)) => self.request(&request)?,
                     Ok(None) => return Ok(()),

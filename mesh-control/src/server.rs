@@ -39,8 +39,6 @@ const MAX_MESSAGE: usize = 200 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes at once; more wait in the kernel's queue.
 const HANDSHAKES: usize = 256;
-/// Clients reconnect at least this often, so that several replicas share them evenly.
-const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// The CA's files are looked at again this often.
 const CA_REFRESH: Duration = Duration::from_secs(5);
 /// Lifetime of the listener's own certificate; it is made anew at half of it.
@@ -231,8 +229,6 @@ fn router(parts: &Parts, access: Access, with_ca: bool) -> Router {
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        // Spread, so that not all clients that connected at once come back at once.
-        .max_connection_age(CONNECTION_AGE + Duration::from_secs(fastrand::u64(0..600)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .add_service(

@@ -1,6 +1,9 @@
 use mesh_core::xds::proto::discovery::Status;
+use mesh_core::xds::proto::workload::{Address, Workload, address};
+use proptest::prelude::*;
 
 use super::*;
+use crate::convert::{AddressResource, Resources};
 use crate::testing::resources;
 
 const A: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop, labels: {app: a}}\nspec: {nodeName: n1, containers: []}\nstatus: {podIP: 10.1.0.1}\n";
@@ -147,4 +150,55 @@ fn an_on_demand_client_gets_the_workloads_of_its_node() {
     assert_eq!(names(&s.respond(&state).unwrap()), [UID_A, UID_B, SERVICE]);
     s.request(&request(&[UID_A], &[]), "n1");
     assert_eq!(names(&s.respond(&state).unwrap()), [UID_A], "asked for by name: answered though it is held");
+}
+
+/// Resources `0`..`9` with a number each as their content.
+fn numbered(content: &BTreeMap<u8, u8>) -> Resources {
+    let one = |(name, content): (&u8, &u8)| {
+        let workload = Workload { uid: name.to_string(), name: content.to_string(), ..Workload::default() };
+        let address = Address { r#type: Some(address::Type::Workload(workload)) };
+        (name.to_string(), AddressResource { address, aliases: vec![] })
+    };
+    Resources { addresses: content.iter().map(one).collect(), ..Resources::default() }
+}
+
+/// Name to version, as a client keeps it.
+fn apply(client: &mut BTreeMap<String, String>, response: Option<DeltaDiscoveryResponse>) {
+    for resource in response.iter().flat_map(|r| &r.resources) {
+        client.insert(resource.name.clone(), resource.version.clone());
+    }
+    for name in response.iter().flat_map(|r| &r.removed_resources) {
+        client.remove(name);
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_a_client_ends_with_exactly_what_there_is(
+        history in prop::collection::vec((prop::collection::btree_map(0u8..10, 0u8..3, 0..8), 0u8..4, 0u8..10), 1..12)
+    ) {
+        let mut client = BTreeMap::new();
+        let mut stream = wildcard();
+        let mut snapshot = Snapshot::default();
+        for (content, event, lost) in history {
+            snapshot = Snapshot::build(&numbered(&content), &snapshot);
+            match event {
+                // Busy: this snapshot is skipped.
+                0 => continue,
+                // The connection breaks; one resource is not held any more (it had been rejected).
+                1 => {
+                    client.remove(&lost.to_string());
+                    stream = Subscription::new(ResourceType::Address);
+                    let back = DeltaDiscoveryRequest { initial_resource_versions: client.clone(), ..Default::default() };
+                    stream.request(&back, "");
+                }
+                _ => {}
+            }
+            apply(&mut client, stream.respond(&snapshot));
+            let there: BTreeMap<String, String> =
+                snapshot.entries(ResourceType::Address).iter().map(|(n, e)| (n.to_string(), e.version.clone())).collect();
+            prop_assert_eq!(&client, &there);
+            prop_assert!(stream.respond(&snapshot).is_none(), "up to date");
+        }
+    }
 }

@@ -96,6 +96,10 @@ fn endpoints_are_derived_from_selector_and_pods_when_no_slice_is_given() {
         format!("{POD}{}", service("", &format!("clusterIP: 10.2.0.1, selector: {{app: web}}, {ports}")));
     let found = resources(&text).workload(UID).services[NAME].ports.clone();
     assert_eq!(found, [port(80, 8080), port(81, 81)], "a named port that the pod lacks is left out");
+    let sidecar = POD.replace("containers: [", "initContainers: [{name: s, restartPolicy: Always, ports: [{name: missing, containerPort: 9}]}], containers: [");
+    let sidecar =
+        format!("{sidecar}{}", service("", &format!("clusterIP: 10.2.0.1, selector: {{app: web}}, {ports}")));
+    assert_eq!(resources(&sidecar).workload(UID).services[NAME].ports[2], port(82, 9));
     let other = format!("{POD}{}", service("", "selector: {app: other}, ports: [{port: 80}]"));
     assert!(resources(&other).workload(UID).services.is_empty());
     let none = format!("{POD}{}", service("", "ports: [{port: 80}]"));

@@ -75,9 +75,13 @@ pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         }
     }
     let mut ports = BTreeMap::new();
-    for (c, container) in spec.containers.iter().enumerate() {
+    // An init container that is restarted runs beside the others (a native sidecar), and its ports count.
+    let init = spec.init_containers.iter().flatten().enumerate();
+    let init = init.filter(|(_, c)| c.restart_policy.as_deref() == Some("Always"));
+    let all = spec.containers.iter().enumerate().map(|(i, c)| (format!("spec.containers[{i}]"), c));
+    for (place, container) in all.chain(init.map(|(i, c)| (format!("spec.initContainers[{i}]"), c))) {
         for (p, port) in container.ports.iter().flatten().enumerate() {
-            let field = format!("spec.containers[{c}].ports[{p}]");
+            let field = format!("{place}.ports[{p}]");
             let number = check.port(&format!("{field}.containerPort"), i64::from(port.container_port));
             let transport = transport(port.protocol.as_deref(), &format!("{field}.protocol"), &mut check);
             if let Some(name) = &port.name {
