@@ -19,7 +19,7 @@ const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
 /// any more, while an agent that was restarted has not taken its pods over yet.
 pub type Newest = Option<EnrolmentReport>;
 
-/// Sends the newest report on every connection and on every change, for ever.
+/// Sends the newest report on every connection and on every change, until the agent drains: then a successor reports.
 pub async fn run(server: &ControlPlane, mut reports: watch::Receiver<Newest>) {
     let mut retry = FIRST_RETRY;
     if reports.wait_for(Option::is_some).await.is_err() {
@@ -27,6 +27,9 @@ pub async fn run(server: &ControlPlane, mut reports: watch::Receiver<Newest>) {
     }
     loop {
         let ended = stream(server, reports.clone()).await;
+        if reports.has_changed().is_err() {
+            return;
+        }
         match ended {
             Ok(()) => retry = FIRST_RETRY,
             Err(Ended::Status(status)) if status.code() == Code::Unimplemented => {
