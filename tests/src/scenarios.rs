@@ -7,6 +7,7 @@
 mod fast;
 mod hostile;
 mod insight;
+mod interop;
 mod life;
 mod plain;
 mod policy;
@@ -73,6 +74,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         insight::SCENARIOS,
         programs::SCENARIOS,
         hostile::SCENARIOS,
+        interop::SCENARIOS,
     ]
     .into_iter()
     .flatten()

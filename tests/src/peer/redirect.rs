@@ -15,21 +15,21 @@ pub fn nft_script() -> String {
     format!(
         "table inet um_peer {{
   chain mark_in {{
-    type filter hook prerouting priority mangle;
+    type filter hook prerouting priority -150;
     meta mark & 0xfff == {ZTUNNEL_MARK} ct mark set {ANSWER_MARK}
   }}
   chain mark_out {{
-    type route hook output priority mangle;
+    type route hook output priority -150;
     ct mark {ANSWER_MARK} meta mark set ct mark
   }}
   chain inbound {{
-    type nat hook prerouting priority dstnat;
+    type nat hook prerouting priority -100;
     meta mark & 0xfff == {ZTUNNEL_MARK} accept
     iifname lo accept
     meta l4proto tcp tcp dport != 15008 redirect to :15006
   }}
   chain outbound {{
-    type nat hook output priority dstnat;
+    type nat hook output priority -100;
     meta mark & 0xfff == {ZTUNNEL_MARK} accept
     meta mark & 0xfff == {ANSWER_MARK} accept
     oifname lo accept
@@ -40,12 +40,17 @@ pub fn nft_script() -> String {
     )
 }
 
-/// Lines for `ip -batch` in the pod's namespace, one address family each.
+/// Arguments of `ip` (after the namespace) that lead answers back to ztunnel, one address family each.
 #[must_use]
-pub fn ip_lines(v6: bool) -> Vec<String> {
-    let (family, all) = if v6 { ("-6 ", "::/0") } else { ("", "0.0.0.0/0") };
-    vec![
-        format!("{family}rule add fwmark {ANSWER_MARK}/0xfff lookup {ANSWER_TABLE}"),
-        format!("{family}route add local {all} dev lo table {ANSWER_TABLE}"),
-    ]
+pub fn ip_commands() -> Vec<Vec<String>> {
+    let words = |line: String| line.split(' ').map(str::to_owned).collect();
+    [("-4", "0.0.0.0/0"), ("-6", "::/0")]
+        .into_iter()
+        .flat_map(|(family, all)| {
+            [
+                words(format!("{family} rule add fwmark {ANSWER_MARK}/0xfff lookup {ANSWER_TABLE}")),
+                words(format!("{family} route add local {all} dev lo table {ANSWER_TABLE}")),
+            ]
+        })
+        .collect()
 }

@@ -23,7 +23,7 @@ spec:
   containers:
   - name: main
     image: none
-    command: [mesh-tests, tool, serve, --echo, 8080, --greet, 8081]
+    command: [mesh-tests, tool, serve, --echo, '8080', --greet, '8081']
     ports: [{containerPort: 8080}, {containerPort: 8081}]
 ---
 apiVersion: v1
