@@ -72,14 +72,15 @@ impl Testbed {
         ];
         argv.extend(options.control.iter().cloned());
         self.control = Some(Proc::spawn(&self.control_place, argv, &self.dir.join("control.log"))?);
-        wait::until_true("ready control plane", PATIENCE, || {
+        let end = wait::until("ready control plane", PATIENCE, || {
             if let Some(control) = &mut self.control
                 && !control.running()?
             {
-                bail!("mesh-control ended: {}", super::process::tail(&control.log(), 10));
+                return Ok(Some(Some(control.log())));
             }
-            self.control_get("/ready").map(|_| true)
-        })
+            self.control_get("/ready").map(|_| Some(None))
+        })?;
+        end.map_or(Ok(()), |log| bail!("mesh-control ended: {}", super::process::gist(&log)))
     }
 
     /// GET on the control plane's debug port.
@@ -144,17 +145,18 @@ impl Testbed {
     /// # Errors
     /// It ends or does not become ready.
     pub fn wait_agent_ready(&mut self, node: &str) -> Result<()> {
-        wait::until_true(&format!("ready agent on {node}"), PATIENCE, || {
+        let end = wait::until(&format!("ready agent on {node}"), PATIENCE, || {
             let node = self.node_mut(node)?;
             if let Some(agent) = node.agents.last_mut()
                 && !agent.running()?
             {
-                bail!("mesh-node ended: {}", super::process::tail(&agent.log(), 10));
+                return Ok(Some(Some(agent.log())));
             }
-            node.netns
-                .within(|| http::get_tcp(([127, 0, 0, 1], 15021).into(), "/healthz/ready"))?
-                .map(|_| true)
+            let ready = || http::get_tcp(([127, 0, 0, 1], 15021).into(), "/healthz/ready");
+            node.netns.within(ready)?.map(|_| Some(None))
         })
+        .with_context(|| self.explain())?;
+        end.map_or(Ok(()), |log| bail!("mesh-node on {node} ended: {}", super::process::gist(&log)))
     }
 
     /// GET on a node's admin socket.

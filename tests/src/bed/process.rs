@@ -241,6 +241,16 @@ pub fn finish(place: &Place, program: impl Into<Program>, deadline: Duration) ->
     })
 }
 
+/// What a log says of an end: its lines without a backtrace, the last of them.
+pub fn gist(log: &str) -> String {
+    let plain = |line: &&str| {
+        let start = line.trim_start();
+        !start.starts_with("at ") && !start.split(':').next().is_some_and(|n| n.parse::<u32>().is_ok())
+    };
+    let lines: Vec<&str> = log.lines().filter(plain).collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
 /// The last lines of a text.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();

@@ -63,8 +63,19 @@ pub fn guarded(command: impl FnOnce() -> Result<bool>) -> Result<bool> {
         bail!("the testbed makes network namespaces and loads kernel programs: run it as root");
     }
     watch_signals()?;
+    mount_bpffs()?;
     super::leftovers::remove_dead()?;
     command()
+}
+
+/// Agents pin their programs on a bpffs, which bare machines and containers have not always mounted.
+fn mount_bpffs() -> Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    if table.lines().any(|line| line.split(' ').nth(2) == Some("bpf")) {
+        return Ok(());
+    }
+    rustix::mount::mount("bpf", "/sys/fs/bpf", "bpf", rustix::mount::MountFlags::empty(), None)
+        .context("cannot mount a bpffs at /sys/fs/bpf")
 }
 
 fn watch_signals() -> Result<()> {
