@@ -8,7 +8,7 @@ mod story;
 use crate::bed::mesh::MeshOptions;
 use crate::bed::{Load, Testbed, Topology, net, run, wait};
 use crate::tools::load::Figures;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::process::Signal;
 use shop::{ENROLLED, ONLY_FRONTEND, SHOP};
 use std::io::IsTerminal;
@@ -35,7 +35,10 @@ pub fn run(args: &Args) -> Result<bool> {
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
     story.say("Every box is a network namespace; the programs in the pods are unmodified:");
     story.show(shop::PICTURE);
-    told(&mut bed, &mut story).with_context(|| bed.explain())?;
+    if let Err(error) = told(&mut bed, &mut story) {
+        println!("{}", bed.explain());
+        return Err(error);
+    }
     let good = story.summary();
     if std::io::stdin().is_terminal() && !args.no_wait {
         println!(
@@ -156,7 +159,7 @@ fn policy(bed: &mut Testbed, story: &mut Story) -> Result<()> {
         story.claim(&format!("{from} is {wanted}"), worked == allowed, &said);
     }
     story.say("Why? The mesh says who decided:");
-    let text = bed.meshctl_any("b", &["why", "shop/intruder", "shop/backend:8080"])?;
+    let text = bed.meshctl_any("b", &["why", "shop/intruder", "shop/backend:80"])?;
     story.show(&indent(&text));
     story.claim("meshctl why names the policy", text.contains("only-frontend"), "it does not");
     Ok(())

@@ -126,6 +126,10 @@ pub fn guide(bed: &Testbed) -> Result<String> {
     Ok(text)
 }
 
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  | {line}\n")).collect()
+}
+
 /// Prints every name.
 pub fn list() {
     for scenario in all() {
@@ -164,6 +168,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
                 }
                 None => {
                     println!("test {} ... FAILED ({took:.1} s)\n  {error:#}", scenario.name);
+                    println!("{}", indent(&this_run::last_logs()));
                     failures.push(scenario.name);
                     if args.fail_fast {
                         break;

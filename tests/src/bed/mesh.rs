@@ -72,15 +72,17 @@ impl Testbed {
         ];
         argv.extend(options.control.iter().cloned());
         self.control = Some(Proc::spawn(&self.control_place, argv, &self.dir.join("control.log"))?);
-        let end = wait::until("ready control plane", PATIENCE, || {
+        wait::until_true("ready control plane", PATIENCE, || {
             if let Some(control) = &mut self.control
                 && !control.running()?
             {
-                return Ok(Some(Some(control.log())));
+                return Err(wait::hopeless(format!(
+                    "mesh-control ended: {}",
+                    super::process::gist(&control.log())
+                )));
             }
-            self.control_get("/ready").map(|_| Some(None))
-        })?;
-        end.map_or(Ok(()), |log| bail!("mesh-control ended: {}", super::process::gist(&log)))
+            self.control_get("/ready").map(|_| true)
+        })
     }
 
     /// GET on the control plane's debug port.
@@ -145,18 +147,27 @@ impl Testbed {
     /// # Errors
     /// It ends or does not become ready.
     pub fn wait_agent_ready(&mut self, node: &str) -> Result<()> {
-        let end = wait::until(&format!("ready agent on {node}"), PATIENCE, || {
+        wait::until_true(&format!("ready agent on {node}"), PATIENCE, || {
             let node = self.node_mut(node)?;
             if let Some(agent) = node.agents.last_mut()
                 && !agent.running()?
             {
-                return Ok(Some(Some(agent.log())));
+                return Err(wait::hopeless(format!(
+                    "mesh-node ended: {}",
+                    super::process::gist(&agent.log())
+                )));
+            }
+            // During an upgrade the readiness port may still be the old agent's: the status says whose it is.
+            let status = http::get_unix(&node.dir.join("run/admin.sock"), "/status")?;
+            let status: Value = serde_json::from_str(&status).context("/status is no JSON")?;
+            if Some(status["pid"].as_u64().unwrap_or(0)) != node.agents.last().map(|agent| agent.pid().into())
+            {
+                return Ok(false);
             }
             let ready = || http::get_tcp(([127, 0, 0, 1], 15021).into(), "/healthz/ready");
-            node.netns.within(ready)?.map(|_| Some(None))
+            node.netns.within(ready)?.with_context(|| format!("pending: {}", status["pending"]))?;
+            Ok(status["pending"].as_array().is_some_and(Vec::is_empty))
         })
-        .with_context(|| self.explain())?;
-        end.map_or(Ok(()), |log| bail!("mesh-node on {node} ended: {}", super::process::gist(&log)))
     }
 
     /// GET on a node's admin socket.

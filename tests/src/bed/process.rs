@@ -245,7 +245,7 @@ pub fn finish(place: &Place, program: impl Into<Program>, deadline: Duration) ->
 pub fn gist(log: &str) -> String {
     let plain = |line: &&str| {
         let start = line.trim_start();
-        !start.starts_with("at ") && !start.split(':').next().is_some_and(|n| n.parse::<u32>().is_ok())
+        !start.starts_with("at ") && start.split(':').next().is_none_or(|n| n.parse::<u32>().is_err())
     };
     let lines: Vec<&str> = log.lines().filter(plain).collect();
     lines[lines.len().saturating_sub(12)..].join("\n")

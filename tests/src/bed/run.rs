@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 static BEDS: AtomicU32 = AtomicU32::new(0);
+static LOGS: Mutex<String> = Mutex::new(String::new());
 static DEADLINE: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// Parent of every run's directory.
@@ -105,6 +106,16 @@ fn watch_signals() -> Result<()> {
 /// The name of the next testbed of this run: `um-<pid>-<n>`, which leads every name that it makes.
 pub fn next_name() -> String {
     format!("um-{}-{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Keeps the logs of a testbed that ends, for a report of what failed.
+pub fn remember_logs(text: String) {
+    *LOGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = text;
+}
+
+/// The logs of the testbed that ended last.
+pub fn last_logs() -> String {
+    std::mem::take(&mut *LOGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 /// The directory of a testbed by name.

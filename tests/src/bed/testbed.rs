@@ -5,7 +5,7 @@ use super::net::{self, Link};
 use super::netns::Netns;
 use super::objects::{self, PodSpec};
 use super::pod::PATIENCE;
-use super::process::{Place, Proc};
+use super::process::{Place, Proc, Program};
 use super::{Pod, leftovers, netns, run, wait};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -360,7 +360,9 @@ impl Testbed {
             spec: spec.clone(),
         };
         for command in &spec.commands {
-            let program = pod.spawn(command.iter().cloned())?;
+            let mut program = Program::from(command.iter().cloned());
+            program.env.push(("UM_DIR".to_owned(), pod.dir.to_string_lossy().into_owned()));
+            let program = pod.spawn(program)?;
             pod.programs.push(program);
         }
         write_pod_file(node, &pod, &cgroup)?;
@@ -440,6 +442,7 @@ impl Testbed {
 
 impl Drop for Testbed {
     fn drop(&mut self) {
+        run::remember_logs(self.explain());
         if let Some(keep) = std::env::var_os("UM_KEEP_LOGS") {
             let to = Path::new(&keep).join(&self.name);
             let _ = std::fs::create_dir_all(&keep);
@@ -486,7 +489,10 @@ fn wait_started(pod: &mut Pod) -> Result<()> {
     wait::until_true(&format!("pod {key} listening on {ports:?}"), PATIENCE, || {
         for program in &mut pod.programs {
             if !program.running()? {
-                bail!("its program ended: {}", super::process::tail(&program.log(), 5));
+                return Err(wait::hopeless(format!(
+                    "its program ended: {}",
+                    super::process::gist(&program.log())
+                )));
             }
         }
         for port in &ports {

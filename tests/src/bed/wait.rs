@@ -4,9 +4,27 @@ use super::run;
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
+/// An error that no waiting will mend.
+#[derive(Debug)]
+struct Hopeless(String);
+
+impl std::fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hopeless {}
+
+/// An error that ends a wait at once: what is waited for cannot come any more.
+pub fn hopeless(why: impl Into<String>) -> anyhow::Error {
+    Hopeless(why.into()).into()
+}
+
 /// Calls `look` until it gives a value, and says what it waited for if it never does.
 ///
-/// `look` returns `Ok(None)` for "not yet"; an error is remembered as the reason and tried again.
+/// `look` returns `Ok(None)` for "not yet"; an error is remembered as the reason and tried again, unless it is
+/// [`hopeless`].
 ///
 /// # Errors
 /// The deadline passed (with `what` and the last reason), or the run was interrupted.
@@ -19,6 +37,7 @@ pub fn until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Result
         match look() {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => {}
+            Err(error) if error.is::<Hopeless>() => return Err(error.context(format!("no {what}"))),
             Err(error) => last = Some(error),
         }
         if start.elapsed() > deadline {

@@ -76,8 +76,20 @@ spec:
   containers:
   - name: nginx
     image: none
-    command: [nginx, -e, stderr, -c, /dev/null, -g]
-    args: ['daemon off; user root; pid /dev/null; events { worker_connections 512; } http { access_log off; client_body_temp_path /tmp; proxy_temp_path /tmp; fastcgi_temp_path /tmp; uwsgi_temp_path /tmp; scgi_temp_path /tmp; server { listen 8080; listen [::]:8080; return 200 \"{}\"; } }']
+    command:
+    - sh
+    - -c
+    - |
+      cat > $UM_DIR/nginx.conf <<END
+      daemon off; user root; pid $UM_DIR/nginx.pid; events { worker_connections 512; }
+      http {
+        access_log off;
+        client_body_temp_path $UM_DIR/t1; proxy_temp_path $UM_DIR/t2; fastcgi_temp_path $UM_DIR/t3;
+        uwsgi_temp_path $UM_DIR/t4; scgi_temp_path $UM_DIR/t5;
+        server { listen 8080; listen [::]:8080; return 200 '{\"service\": \"catalog (nginx)\"}'; }
+      }
+      END
+      exec nginx -e stderr -c $UM_DIR/nginx.conf
     ports: [{containerPort: 8080}]
 ---
 apiVersion: v1

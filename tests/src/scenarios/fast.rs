@@ -4,7 +4,7 @@ use super::shop::{self, ONLY_FRONTEND, open, open_with, talks};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::{Load, Testbed, Topology, net, run, wait};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -47,7 +47,6 @@ fn direct_now(bed: &Testbed, to: SocketAddr) -> Result<bool> {
 /// Connects until the pair is on the fast path.
 fn warm(bed: &Testbed, to: SocketAddr) -> Result<()> {
     wait::until_true("fast path", Duration::from_secs(10), || direct_now(bed, to))
-        .with_context(|| bed.explain())
 }
 
 fn direct() -> Result<()> {

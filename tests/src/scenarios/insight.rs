@@ -119,11 +119,14 @@ fn why() -> Result<()> {
     let to = bed.pod("shop/backend")?.at(8080).to_string();
     bed.apply("policy", ONLY_FRONTEND)?;
     wait::until("policy in force", SOON, || refused(&bed, "shop/other", &to).map(Some))?;
-    let text = bed.meshctl_any("b", &["why", "shop/other", "shop/backend:8080"])?;
-    ensure!(text.contains("only-frontend"), "it does not name the policy:\n{text}");
-    let text = bed.meshctl_any("b", &["why", "shop/local", "shop/backend:8080"])?;
+    // The service by name, and the pod by address.
+    for target in ["shop/backend:80", &to] {
+        let text = bed.meshctl_any("b", &["why", "shop/other", target])?;
+        ensure!(text.contains("shop/only-frontend"), "{target}: it does not name the policy:\n{text}");
+    }
+    let text = bed.meshctl_any("b", &["why", "shop/local", "shop/backend:80"])?;
     ensure!(text.to_lowercase().contains("allow"), "it does not say that it is allowed:\n{text}");
-    let json = bed.meshctl_any("b", &["why", "shop/other", "shop/backend:8080", "-o", "json"])?;
+    let json = bed.meshctl_any("b", &["why", "shop/other", "shop/backend:80", "-o", "json"])?;
     serde_json::from_str::<serde_json::Value>(&json).with_context(|| format!("no JSON: {json}"))?;
     Ok(())
 }

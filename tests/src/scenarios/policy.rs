@@ -3,7 +3,7 @@
 use super::shop::{self, ONLY_FRONTEND, open, peer_authentication, refused, talks};
 use super::{Scenario, scenario};
 use crate::bed::{Load, Testbed, wait};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -64,7 +64,7 @@ fn only_frontend() -> Result<()> {
     let mut bed = open()?;
     let to = backend(&bed, 8080)?;
     for from in ["shop/frontend", "shop/other", "shop/local", "outside/visitor"] {
-        talks(&bed, from, &to).with_context(|| bed.explain())?;
+        talks(&bed, from, &to)?;
     }
     bed.apply("policy", ONLY_FRONTEND)?;
     eventually("policy in force", || refused(&bed, "shop/other", &to))?;

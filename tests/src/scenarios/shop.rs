@@ -149,7 +149,7 @@ pub(crate) fn open_with(topology: &Topology, options: &MeshOptions) -> Result<Te
 
 /// Waits for enrolment; failing, shows the mesh's own logs.
 pub(crate) fn enrolled(bed: &Testbed, keys: &[&str]) -> Result<()> {
-    bed.wait_enrolled(keys).with_context(|| format!("not enrolled\n{}", bed.explain()))
+    bed.wait_enrolled(keys).context("not enrolled")
 }
 
 /// The exchange of a short text works.

@@ -44,7 +44,7 @@ fn encrypted() -> Result<()> {
     for to in [backend.at(8080), backend.at6(8080)] {
         let capture = bed.capture("a")?;
         let outcome = frontend.call(&to.to_string(), &["--send", words, "--half-close"])?;
-        ensure!(outcome.ok && outcome.received == words, "{to}: {}\n{}", outcome.problem(), bed.explain());
+        ensure!(outcome.ok && outcome.received == words, "{to}: {}", outcome.problem());
         check_wire(&capture.stop()?, words.as_bytes()).with_context(|| format!("to {to}"))?;
     }
     Ok(())
@@ -81,7 +81,7 @@ fn services() -> Result<()> {
         "backend.shop:81",
         "backend.shop.svc.cluster.local:81",
     ] {
-        let (outcome, seen) = frontend.greeted(to).with_context(|| bed.explain())?;
+        let (outcome, seen) = frontend.greeted(to)?;
         ensure!(seen.local.port() == 8081, "{to} led to port {}", seen.local.port());
         ensure!([backend.at(8081), backend.at6(8081)].contains(&seen.local), "{to} led to {}", seen.local);
         let peer = outcome.peer.map(|a| a.to_string()).unwrap_or_default();
