@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::auth::{Caller, TokenKey};
+use crate::ca::authority::DEFAULT_TTL;
 use crate::ca::store;
 use crate::convert::{Mesh, convert};
 use crate::hub::Debounce;
@@ -151,21 +152,36 @@ impl Cli {
             Command::Check { path, root_namespace } => check(&path, &root_namespace),
             Command::Token(args) => token(&args),
             Command::Ca { command: CaCommand::Show { state_dir } } => {
-                if !state_dir.join("ca/generations.json").exists() {
-                    bail!(
-                        "{} holds no certificate authority; start mesh-control run first",
-                        state_dir.display()
-                    );
-                }
+                needs_own_ca(&state_dir)?;
                 print_generations(&store::generations(&state_dir, SystemTime::now())?);
                 Ok(ExitCode::SUCCESS)
             }
             Command::Ca { command: CaCommand::Rotate { state_dir, overlap } } => {
+                needs_own_ca(&state_dir)?;
+                if overlap < DEFAULT_TTL / 2 {
+                    eprintln!(
+                        "warning: nodes renew certificates after up to {} and learn the new root then; until they \
+                         have, they refuse peers whose certificate it signed",
+                        humantime::format_duration(DEFAULT_TTL / 2)
+                    );
+                }
                 print_generations(&store::rotate(&state_dir, None, overlap, SystemTime::now())?);
                 Ok(ExitCode::SUCCESS)
             }
         }
     }
+}
+
+/// A mistyped directory must not become a second mesh.
+fn needs_own_ca(state_dir: &Path) -> anyhow::Result<()> {
+    if state_dir.join("ca/generations.json").exists() {
+        return Ok(());
+    }
+    bail!(
+        "{} holds no certificate authority of ours; is the path right, and has mesh-control run been started? \
+         (a CA plugged in with --ca-dir is shown and rotated by its owner)",
+        state_dir.display()
+    )
 }
 
 fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
