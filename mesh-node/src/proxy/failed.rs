@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use mesh_core::error::Code;
-use mesh_core::policy::DenyReason;
+use mesh_core::policy::{Action, DenyReason, PolicySet};
 use mesh_core::telemetry::Failure;
+use mesh_core::why::Object;
 
 use crate::certs::CertError;
 
@@ -30,12 +31,16 @@ impl Failed {
 
     /// A refusal by policy, in the words of Istio's node proxy.
     #[must_use]
-    pub fn denied(reason: &DenyReason) -> Self {
-        Self {
-            code: Code::PolicyDenied,
-            text: format!("connection closed due to policy rejection: {reason}").into(),
-            decided_by: reason.policy().map(|p| Arc::from(&**p)),
-        }
+    pub fn denied(reason: &DenyReason, policies: &PolicySet) -> Self {
+        let text = format!("connection closed due to policy rejection: {reason}");
+        Self { decided_by: deciding(reason, policies), ..Self::new(Code::PolicyDenied, text) }
+    }
+
+    /// A connection that a changed policy no longer allows.
+    #[must_use]
+    pub fn policy_changed(reason: &DenyReason, policies: &PolicySet) -> Self {
+        let text = "connection closed due to policy change";
+        Self { decided_by: deciding(reason, policies), ..Self::new(Code::PolicyChanged, text) }
     }
 
     /// As the access log takes it.
@@ -43,16 +48,19 @@ impl Failed {
     pub fn to_log(&self) -> Failure {
         Failure::new(self.code, Arc::clone(&self.text))
     }
+}
 
-    /// A connection that a changed policy no longer allows.
-    #[must_use]
-    pub fn policy_changed(reason: &DenyReason) -> Self {
-        Self {
-            code: Code::PolicyChanged,
-            text: "connection closed due to policy change".into(),
-            decided_by: reason.policy().map(|p| Arc::from(&**p)),
+/// The object that denies; where ALLOW policies exist and none matched, those.
+fn deciding(reason: &DenyReason, policies: &PolicySet) -> Option<Arc<str>> {
+    let keys: Vec<&str> = match reason.policy() {
+        Some(key) => vec![key],
+        None => {
+            let enforced = policies.policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run);
+            enforced.map(|p| &*p.key).collect()
         }
-    }
+    };
+    let objects: Vec<String> = keys.into_iter().map(|key| Object::of_policy(key).to_string()).collect();
+    (!objects.is_empty()).then(|| objects.join(", ").into())
 }
 
 impl fmt::Display for Failed {

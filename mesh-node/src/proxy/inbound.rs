@@ -233,7 +233,8 @@ pub(super) async fn decide(proxy: &PodProxy, registered: &Registered) -> Result<
                 "connection closed due to policy rejection: workload not found",
             ));
         };
-        let decision = evaluate(&state.policies_for(local), registered.conn());
+        let policies = state.policies_for(local);
+        let decision = evaluate(&policies, registered.conn());
         for would in &decision.dry_run {
             let Conn { src, dst, .. } = registered.conn();
             tracing::info!(pod = %proxy.pod.label, %src, %dst, "{would}");
@@ -243,10 +244,10 @@ pub(super) async fn decide(proxy: &PodProxy, registered: &Registered) -> Result<
             Verdict::Deny(reason) if reason.is_pending() => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if !arrived(&mut published, left).await {
-                    return Err(Failed::denied(&reason));
+                    return Err(Failed::denied(&reason, &policies));
                 }
             }
-            Verdict::Deny(reason) => return Err(Failed::denied(&reason)),
+            Verdict::Deny(reason) => return Err(Failed::denied(&reason, &policies)),
         }
     }
 }

@@ -11,16 +11,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mesh_core::policy::{Conn, DenyReason, PolicySet, Verdict, evaluate};
+use mesh_core::policy::{Conn, PolicySet, Verdict, evaluate};
 use mesh_core::state::MeshState;
 use tokio::sync::Notify;
 
 use super::Pod;
+use super::failed::Failed;
 
 struct Live {
     pod: Arc<Pod>,
     conn: Conn,
-    denied: OnceCell<DenyReason>,
+    denied: OnceCell<Failed>,
     wake: Notify,
 }
 
@@ -62,7 +63,7 @@ impl Registry {
             let Some(set) = set else { continue };
             let Verdict::Deny(reason) = evaluate(set, &live.conn).verdict else { continue };
             // A policy that is listed and not there yet must not cut what it may allow.
-            if !reason.is_pending() && live.denied.set(reason).is_ok() {
+            if !reason.is_pending() && live.denied.set(Failed::policy_changed(&reason, set)).is_ok() {
                 live.wake.notify_waiters();
                 ended += 1;
             }
@@ -92,11 +93,11 @@ impl Registry {
 
 impl Registered {
     /// Resolves when a policy change no longer allows the connection.
-    pub async fn denied(&self) -> DenyReason {
+    pub async fn denied(&self) -> Failed {
         loop {
             let woken = self.live.wake.notified();
-            if let Some(reason) = self.live.denied.get() {
-                return reason.clone();
+            if let Some(failed) = self.live.denied.get() {
+                return failed.clone();
             }
             woken.await;
         }

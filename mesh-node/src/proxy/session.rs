@@ -10,7 +10,6 @@ use mesh_core::error::Code;
 use mesh_core::hbone::copy::{self, Ended};
 use mesh_core::hbone::{Baggage, BaggageHeader, Error as TunnelError, HboneStream};
 use mesh_core::identity::SpiffeId;
-use mesh_core::policy::DenyReason;
 use mesh_core::state::{Workload, WorkloadType};
 use mesh_core::telemetry::{AccessRecord, Direction, Event, Opened, Recorder, Reporter};
 use tokio::net::TcpStream;
@@ -82,11 +81,11 @@ impl Session {
         self.finish(Some(failed));
     }
 
-    fn end(mut self, ended: &Ended, denied: Option<DenyReason>) {
+    fn end(mut self, ended: &Ended, denied: Option<Failed>) {
         let failed = match (ended, denied) {
             // Whichever socket noticed it first.
             _ if self.proxy.pod.gone.is_cancelled() => Some(pod_gone()),
-            (_, Some(reason)) => Some(Failed::policy_changed(&reason)),
+            (_, Some(failed)) => Some(failed),
             // A reset by either application is its own affair.
             (Ended::Finished | Ended::FirstReset(_) | Ended::SecondReset(_) | Ended::Cancelled, None)
             | (Ended::Tunnel(TunnelError::Reset(_)), None) => None,
@@ -125,7 +124,7 @@ fn direction(reporter: Reporter) -> Direction {
     }
 }
 
-async fn policy(registered: Option<&Registered>, denied: &Cell<Option<DenyReason>>) {
+async fn policy(registered: Option<&Registered>, denied: &Cell<Option<Failed>>) {
     match registered {
         Some(registered) => denied.set(Some(registered.denied().await)),
         None => std::future::pending().await,

@@ -27,7 +27,7 @@ async fn only_connections_that_are_no_longer_allowed_end() {
     let pod = pod("b", ip(2), "n2");
     let (kept, cut) = (registry.register(&pod, conn(80)), registry.register(&pod, conn(81)));
     assert_eq!(registry.reevaluate(&deny_port(81)), 1);
-    assert_eq!(cut.denied().await.to_string(), "explicitly denied by: shop/port");
+    assert_eq!(cut.denied().await.decided_by.as_deref(), Some("AuthorizationPolicy shop/port"));
     assert!(futures_util::poll!(std::pin::pin!(kept.denied())).is_pending());
     assert_eq!(registry.reevaluate(&deny_port(81)), 0, "an end is told once");
 }

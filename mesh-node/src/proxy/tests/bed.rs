@@ -64,6 +64,8 @@ impl PodNet for Loopback {
 /// Signs for everybody.
 pub(crate) struct Signer {
     pub(crate) ca: Arc<TestCa>,
+    /// Revocation lists that certificates are made with.
+    pub(crate) revocations: Revocations,
     /// What leaves are to say, where it is not the usual.
     pub(crate) leaf: fn(&mesh_core::identity::SpiffeId) -> Leaf,
 }
@@ -75,7 +77,7 @@ impl Authority for Signer {
     ) -> futures_util::future::LocalBoxFuture<'_, Result<WorkloadCertificate, String>> {
         let key = KeyAndCsr::generate(identity).unwrap();
         let chain = self.ca.sign(key.csr_pem(), &(self.leaf)(identity));
-        let made = WorkloadCertificate::new(key, &chain, &Revocations::default());
+        let made = WorkloadCertificate::new(key, &chain, &self.revocations);
         Box::pin(async move { made.map_err(|e| e.to_string()) })
     }
 }
@@ -266,6 +268,9 @@ pub(crate) struct Bed {
     pub(crate) a: Node,
     pub(crate) b: Node,
     pub(crate) echo: SocketAddr,
+    pub(crate) ca: Arc<TestCa>,
+    /// In force on the side of `b`.
+    pub(crate) revocations: Revocations,
 }
 
 impl Bed {
@@ -287,12 +292,14 @@ impl Bed {
     ) -> Self {
         let (ip_a, ip_b) = (fresh_ip(), fresh_ip());
         let state = mesh(ip_a, ip_b, change);
-        let signer_a = Signer { ca: ca_a, leaf: Leaf::of };
-        let signer_b = Signer { ca: ca_b, leaf: leaf_b };
+        let revocations = Revocations::default();
+        let ca = Arc::clone(&ca_a);
+        let signer_a = Signer { ca: ca_a, leaf: Leaf::of, revocations: Revocations::default() };
+        let signer_b = Signer { ca: ca_b, leaf: leaf_b, revocations: revocations.clone() };
         let a = Node::start("a", "n1", ip_a, state.clone(), signer_a, config.clone());
         let b = Node::start("b", "n2", ip_b, state, signer_b, config);
         let echo = echo_server(ip_b).await;
-        Self { a, b, echo }
+        Self { a, b, echo, ca, revocations }
     }
 }
 

@@ -173,3 +173,36 @@ async fn a_pod_that_leaves_takes_its_connections_with_it() {
     let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap();
     until("reported", || bed.b.codes().contains(&"M0315".to_owned())).await;
 }
+
+#[tokio::test]
+async fn a_denial_for_want_of_an_allow_names_the_policies_that_do_not_allow() {
+    let bed = Bed::with(Config::default(), |index| {
+        index.apply_policy(&policy("nobody", security::Action::Allow as i32, vec![])).unwrap();
+    })
+    .await;
+    is_reset(bed.a.try_connect(bed.echo)).await;
+    until("reported", || !bed.b.codes().is_empty()).await;
+    let failure = bed.b.shared.failures.newest().remove(0);
+    assert_eq!(failure.decided_by.as_deref(), Some("AuthorizationPolicy shop/nobody"));
+}
+
+#[tokio::test]
+async fn a_revoked_peer_loses_its_open_tunnels_and_gets_no_new_one() {
+    let bed = Bed::new().await;
+    let mut stream = bed.a.connect(bed.echo).await;
+    stream.read_u8().await.unwrap();
+    let id = "spiffe://cluster.local/ns/shop/sa/a".parse().unwrap();
+    let serial = bed.a.shared.certificates.get(&id).unwrap().serial().parse().unwrap();
+    bed.revocations.load_pem(bed.ca.crl(&[serial]).as_bytes()).unwrap();
+    bed.b.worker.tell(crate::proxy::worker::Command::RecheckPeers);
+    is_reset_later(stream).await;
+    until("the far side says why", || bed.b.codes().contains(&"M0107".to_owned())).await;
+    is_reset(bed.a.try_connect(bed.echo)).await;
+}
+
+/// As [`is_reset`], for a connection that has carried bytes.
+async fn is_reset_later(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}

@@ -76,7 +76,9 @@ async fn a_policy_change_ends_the_connections_that_it_no_longer_allows() {
     assert!(ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "the client sees RST");
     until("the failure names the policy", || {
         let failures = bed.b.shared.failures.newest();
-        failures.iter().any(|f| f.code == "M0402" && f.decided_by.as_deref() == Some("shop/no"))
+        failures
+            .iter()
+            .any(|f| f.code == "M0402" && f.decided_by.as_deref() == Some("AuthorizationPolicy shop/no"))
     })
     .await;
 }
@@ -130,7 +132,7 @@ async fn two_pods_of_one_node_are_offered_for_the_fast_path_once_the_tunnel_work
         index.apply_address(&workload.uid.clone(), &address(workload)).unwrap();
     }
     let state = mesh_core::state::MeshState::clone(&index.snapshot());
-    let signer = || Signer { ca: std::sync::Arc::clone(&ca), leaf };
+    let signer = || Signer { ca: std::sync::Arc::clone(&ca), leaf, revocations: Default::default() };
     let mut a = Node::start("a", "n1", ip_a, state.clone(), signer(), Config::default());
     let _b = Node::start("b", "n1", ip_b, state, signer(), Config::default());
     let echo = echo_server(ip_b).await;
