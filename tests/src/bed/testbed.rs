@@ -435,6 +435,9 @@ impl Testbed {
             for agent in &node.agents {
                 add(&format!("mesh-node on {}", node.name), &agent.log());
             }
+            if let Ok(counters) = super::http::get_unix(&node.dir.join("run/admin.sock"), "/capture") {
+                add(&format!("capture counters of {}", node.name), &counters);
+            }
         }
         text
     }
