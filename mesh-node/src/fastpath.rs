@@ -123,7 +123,7 @@ pub async fn run(
 
 impl Controller {
     fn judge<'a>(&self, state: &'a mesh_core::state::MeshState, pods: &'a [PodFacts]) -> Judge<'a> {
-        Judge { state, pods, same_node: self.shared.config.proxy.same_node }
+        Judge::new(state, pods, self.shared.config.proxy.same_node)
     }
 
     fn pods(&self) -> Vec<PodFacts> {
@@ -206,8 +206,9 @@ impl Controller {
         let (state, pods) = (self.shared.state.load_full(), self.pods());
         let next = self.capture.generation()?.wrapping_add(1);
         let mut allowed = HashMap::with_capacity(self.allowed.len());
+        let judge = self.judge(&state, &pods);
         for pair in std::mem::take(&mut self.allowed).into_keys() {
-            let Some(policy) = self.decide(&self.judge(&state, &pods), &pair) else { continue };
+            let Some(policy) = self.decide(&judge, &pair) else { continue };
             let decision = self.decision(policy.as_ref());
             match self.capture.set_verdict(&pair, decision, next) {
                 Ok(()) => drop(allowed.insert(pair, policy)),
@@ -231,6 +232,10 @@ impl Controller {
     /// Reads the kernel's figures into metrics, and puts pairs whose SYNs get no answer back on the tunnel.
     fn account(&mut self) -> Result<Vec<FlowFigures>, CaptureError> {
         let flows = self.capture.fastpath_flows()?;
+        if flows.is_empty() && self.flows.is_empty() {
+            self.listed.send_if_modified(|listed| !std::mem::take(listed).is_empty());
+            return Ok(flows);
+        }
         let now = crate::sys::monotonic_ns();
         let (state, pods) = (self.shared.state.load_full(), self.pods());
         self.flows.update(&flows, now, &self.shared.telemetry, &self.judge(&state, &pods));

@@ -64,6 +64,9 @@ impl Registration {
     /// # Errors
     /// The file cannot be written.
     pub fn update(&mut self, phase: Phase, connections: usize) -> io::Result<()> {
+        if (self.me.phase, self.me.connections) == (phase, connections) {
+            return Ok(());
+        }
         if self.me.phase != phase {
             self.me.phase = phase;
             self.me.since_ms = now_ms();

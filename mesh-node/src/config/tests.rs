@@ -56,7 +56,8 @@ fn a_bad_duration_of_the_file_is_refused_with_its_text() {
 
 #[test]
 fn values_that_cannot_work_are_refused_by_field() {
-    let cases: [(&str, fn(&mut RunArgs)); 6] = [
+    type Change = fn(&mut RunArgs);
+    let cases: [(&str, Change); 6] = [
         ("node.name", |a| a.node = None),
         ("node.name", |a| a.node = Some("a/b".to_owned())),
         ("xds.address", |a| a.xds = Some("control:15012".to_owned())),

@@ -62,6 +62,12 @@ impl Flows {
         gone.into_iter().for_each(|id| self.finish(id, None));
     }
 
+    /// Whether there is nothing to tell about.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.looked && self.tracked.is_empty()
+    }
+
     /// A connection was destroyed because policy no longer allows it.
     pub fn denied(&mut self, flow: &FlowFigures) {
         let failure = Failure::new(Code::PolicyChanged, "connection closed due to policy change");

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -29,23 +30,29 @@ pub struct PodFacts {
     pub addresses: Arc<Vec<IpAddr>>,
 }
 
-/// What verdicts are made from.
+/// What verdicts are made from, indexed: thousands of pairs are judged at once.
 pub struct Judge<'a> {
     /// The mesh.
     pub state: &'a MeshState,
-    /// The enrolled pods of this node.
-    pub pods: &'a [PodFacts],
-    /// The node's setting.
-    pub same_node: SameNode,
+    by_cookie: HashMap<u64, &'a PodFacts>,
+    by_address: HashMap<IpAddr, &'a PodFacts>,
+    same_node: SameNode,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    /// Judges by the mesh, the enrolled pods of this node, and the node's setting.
+    #[must_use]
+    pub fn new(state: &'a MeshState, pods: &'a [PodFacts], same_node: SameNode) -> Self {
+        let by_cookie = pods.iter().map(|p| (p.cookie, p)).collect();
+        let by_address = pods.iter().flat_map(|p| p.addresses.iter().map(move |ip| (*ip, p))).collect();
+        Self { state, by_cookie, by_address, same_node }
+    }
+
     /// The workloads of both ends, if both are enrolled here with these very addresses.
     #[must_use]
-    pub fn ends(&self, pair: &Pair) -> Option<(&Arc<Workload>, &Arc<Workload>)> {
-        let source =
-            self.pods.iter().find(|p| p.cookie == pair.netns && p.addresses.contains(&pair.source))?;
-        let destination = self.pods.iter().find(|p| p.addresses.contains(&pair.destination))?;
+    pub fn ends(&self, pair: &Pair) -> Option<(&'a Arc<Workload>, &'a Arc<Workload>)> {
+        let source = self.by_cookie.get(&pair.netns).filter(|p| p.addresses.contains(&pair.source))?;
+        let destination = self.by_address.get(&pair.destination)?;
         let workload = |pod: &PodFacts| self.state.local_workload(&pod.local);
         Some((workload(source)?, workload(destination)?))
     }

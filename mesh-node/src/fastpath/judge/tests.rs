@@ -39,7 +39,7 @@ fn state(change: impl FnOnce(&mut wire::Workload), more: impl FnOnce(&mut StateI
 
 fn verdict(state: &MeshState, pair: &Pair) -> Option<Option<Str>> {
     let pods = pods();
-    Judge { state, pods: &pods, same_node: SameNode::Fast }.allows(pair, |_| true)
+    Judge::new(state, &pods, SameNode::Fast).allows(pair, |_| true)
 }
 
 fn rule_for_principal(principal: &str) -> security::Rule {
@@ -90,7 +90,8 @@ fn whatever_the_tunnel_would_do_besides_keeps_the_pair_off() {
         })),
         hbone_mtls_port: 15008,
     };
-    let cases: [(&str, Box<dyn FnOnce(&mut wire::Workload)>); 4] = [
+    type Change = Box<dyn FnOnce(&mut wire::Workload)>;
+    let cases: [(&str, Change); 4] = [
         ("waypoint", Box::new(|w| w.waypoint = Some(waypoint))),
         ("application tunnel", Box::new(|w| w.application_tunnel = Some(wire::ApplicationTunnel::default()))),
         ("not announced as HBONE", Box::new(|w| w.tunnel_protocol = 0)),
@@ -112,10 +113,10 @@ fn a_source_address_that_is_not_the_namespaces_own_is_nobody() {
 #[test]
 fn without_certificates_or_by_setting_the_pair_stays_on_the_tunnel() {
     let (state, pods) = (state(|_| (), |_| ()), pods());
-    let fast = Judge { state: &state, pods: &pods, same_node: SameNode::Fast };
+    let fast = Judge::new(&state, &pods, SameNode::Fast);
     assert_eq!(fast.allows(&PAIR, |id| id.service_account() != "a"), None);
     assert_eq!(fast.allows(&PAIR, |id| id.service_account() != "b"), None);
-    let tunnel = Judge { state: &state, pods: &pods, same_node: SameNode::Tunnel };
+    let tunnel = Judge::new(&state, &pods, SameNode::Tunnel);
     assert_eq!(tunnel.allows(&PAIR, |_| true), None);
 }
 

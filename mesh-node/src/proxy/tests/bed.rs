@@ -111,7 +111,7 @@ pub(crate) fn workload(name: &str, ip: IpAddr, node: &str) -> wire::Workload {
         uid: format!("Kubernetes//Pod/shop/{name}"),
         name: name.to_owned(),
         namespace: "shop".to_owned(),
-        addresses: vec![v4.octets().to_vec().into()],
+        addresses: vec![v4.octets().to_vec()],
         tunnel_protocol: wire::TunnelProtocol::Hbone as i32,
         service_account: name.to_owned(),
         canonical_name: name.to_owned(),
@@ -328,7 +328,7 @@ pub(crate) async fn exchange(mut stream: TcpStream, data: &[u8]) -> io::Result<(
         write.shutdown().await
     };
     let mut received = Vec::new();
-    let (sent, _) = tokio::join!(send, read.read_to_end(&mut received)).into();
+    let (sent, _) = tokio::join!(send, read.read_to_end(&mut received));
     sent?;
     let line = received.iter().position(|b| *b == b'\n').unwrap_or(received.len());
     let echo = received.split_off(line);

@@ -149,3 +149,56 @@ async fn a_drained_agent_lets_idle_tunnels_of_its_peers_go() {
     bed.b.shared.drain.cancel();
     until("the tunnel is gone", || bed.b.pod.gauge.open() == 0).await;
 }
+
+/// `mesh` with a service at `vip:80` whose endpoints are `b` and, at `dead`, a workload where nobody listens.
+fn with_service(bed: &Bed, vip: std::net::IpAddr, dead: std::net::IpAddr) -> mesh_core::state::MeshState {
+    use mesh_core::xds::proto::workload as wire;
+    let octets = |ip: std::net::IpAddr| match ip {
+        std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+        std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let port = wire::Port { service_port: 80, target_port: bed.echo.port().into(), ..Default::default() };
+    let service = wire::Service {
+        name: "echo".to_owned(),
+        namespace: "shop".to_owned(),
+        hostname: "echo.shop.svc.cluster.local".to_owned(),
+        addresses: vec![wire::NetworkAddress { address: octets(vip), ..Default::default() }],
+        ports: vec![port],
+        ..Default::default()
+    };
+    let key = "shop/echo.shop.svc.cluster.local".to_owned();
+    mesh(bed.a.ip, bed.b.ip, |index| {
+        let service = wire::Address { r#type: Some(wire::address::Type::Service(service)) };
+        index.apply_address(&key, &service).unwrap();
+        for (name, ip) in [("b", bed.b.ip), ("c", dead)] {
+            let mut endpoint = workload(name, ip, "n2");
+            endpoint.services.insert(key.clone(), wire::PortList { ports: vec![port] });
+            index.apply_address(&endpoint.uid.clone(), &address(endpoint)).unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_take_the_connection_is_passed_over_for_another() {
+    let bed = Bed::new().await;
+    let (vip, dead) = (fresh_ip(), fresh_ip());
+    bed.a.publish(with_service(&bed, vip, dead));
+    for _ in 0..12 {
+        let (_, echo) = exchange(bed.a.connect((vip, 80).into()).await, b"x").await.unwrap();
+        assert_eq!(echo, b"x");
+    }
+    assert!(bed.a.codes().is_empty(), "no connection failed for want of the other endpoint");
+}
+
+#[tokio::test]
+async fn when_no_endpoint_takes_the_connection_the_failure_says_why_the_last_one_did_not() {
+    let bed = Bed::new().await;
+    let (vip, dead) = (fresh_ip(), fresh_ip());
+    bed.a.publish(with_service(&bed, vip, dead));
+    bed.b.pod.gone.cancel();
+    until("b's listeners are gone", || std::net::TcpStream::connect((bed.b.ip, 15_008)).is_err()).await;
+    let read = async { bed.a.try_connect((vip, 80).into()).await?.read_u8().await };
+    assert_eq!(read.await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    until("reported", || !bed.a.codes().is_empty()).await;
+    assert_eq!(bed.a.codes(), ["M0301"]);
+}
