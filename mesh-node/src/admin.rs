@@ -22,7 +22,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::Capture;
+use crate::capture::{self, Capture};
 use crate::control::authority::CaStatus;
 use crate::proxy::Shared;
 use crate::proxy::worker::Worker;
@@ -66,6 +66,7 @@ GET  /why?src=&dst=&port=   why a connection is allowed, denied or lost
 GET  /certs           certificates of this node's pods
 GET  /config_dump     workloads, services, policies, certificates, settings
 GET  /capture         counters of the kernel programs
+GET  /doctor          what this machine lacks for the mesh
 GET  /fastpath        pairs and connections that the kernel carries
 GET  /logging         log levels in force
 POST /logging?level=  change them: a level, target=level, or reset
@@ -82,6 +83,7 @@ fn answer(admin: Rc<Admin>, ask: Ask) -> LocalBoxFuture<'static, Reply> {
     let get = ask.method == Method::GET;
     match (ask.path.as_str(), get) {
         ("/connections", true) => connections(admin).boxed_local(),
+        ("/doctor", true) => probes(admin).boxed_local(),
         _ => ready(answer_now(&admin, &ask)).boxed_local(),
     }
 }
@@ -112,6 +114,16 @@ fn answer_now(admin: &Admin, ask: &Ask) -> Reply {
             text(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not for {path}\n{HELP}", ask.method))
         }
         (path, _) => text(StatusCode::NOT_FOUND, format!("nothing at {path}\n{HELP}")),
+    }
+}
+
+/// Probes the machine on a thread of its own: it waits for the kernel's verifier and for real connections.
+async fn probes(admin: Rc<Admin>) -> Reply {
+    let given = admin.shared.config.capture.bpf_object.clone();
+    let object = given.map_or(capture::ObjectSource::Embedded, capture::ObjectSource::File);
+    match tokio::task::spawn_blocking(move || capture::doctor::examine(&object)).await {
+        Ok(probes) => json(&probes),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the probes failed: {error}\n")),
     }
 }
 

@@ -20,10 +20,12 @@ mod addresses;
 mod config;
 mod counters;
 mod dns;
+pub mod doctor;
 mod enrol;
 mod error;
 mod fastpath;
 mod heartbeat;
+mod klog;
 mod loader;
 mod maps;
 mod routes;
@@ -43,7 +45,7 @@ use maps::Maps;
 use mesh_ebpf::{Endpoint, Tuple, listener};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a listener of a pod is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +85,7 @@ pub struct Capture {
     addresses: AddressWatch,
     /// Ends when dropped.
     heartbeat: Option<Heartbeat>,
+    kernel_log: Mutex<Option<klog::KernelLog>>,
 }
 
 impl Capture {
@@ -99,7 +102,7 @@ impl Capture {
         let heartbeat = config.heartbeat.then(|| Heartbeat::start(Arc::clone(&maps), agent)).transpose()?;
         let enrolled = enrol::Registry::adopt(&maps, config.limits.pods)?;
         let addresses = AddressWatch::start(Arc::clone(&maps))?;
-        Ok(Self { maps, programs, enrolled, addresses, heartbeat })
+        Ok(Self { maps, programs, enrolled, addresses, heartbeat, kernel_log: Mutex::new(None) })
     }
 
     /// Stops showing signs of life: unless another agent does, new connections of enrolled pods fall to the mesh's fail
@@ -154,8 +157,12 @@ impl Capture {
     /// Turns kernel-side diagnostics on or off; they appear as log records of target `mesh_ebpf`.
     ///
     /// # Errors
-    /// Only if the kernel refuses the map write.
+    /// The ring buffer cannot be read, or the kernel refuses the map write.
     pub fn set_kernel_log(&self, on: bool) -> Result<(), CaptureError> {
+        let mut reader = self.kernel_log.lock().unwrap_or_else(PoisonError::into_inner);
+        if on && reader.is_none() {
+            *reader = Some(klog::KernelLog::start(&mut self.programs.ebpf())?);
+        }
         self.maps.set_config(mesh_ebpf::config::LOG, u64::from(on))
     }
 

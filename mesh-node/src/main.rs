@@ -1,8 +1,11 @@
 //! `mesh-node`: command line only; what it does is in the library.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use mesh_core::admin::Fitness;
+use mesh_node::capture::{ObjectSource, doctor};
 
 #[derive(Parser)]
 #[command(
@@ -19,6 +22,15 @@ struct Cli {
 enum Command {
     /// Runs the agent until it is told to drain (SIGTERM, SIGINT).
     Run(Box<mesh_node::config::RunArgs>),
+    /// Probes this machine: what the mesh needs, what is missing, what that costs, and the fix.
+    Doctor {
+        /// The compiled kernel programs, if not the ones that were embedded at build time.
+        #[arg(long, value_name = "FILE", env = "UM_BPF_OBJECT")]
+        bpf_object: Option<PathBuf>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints the version.
     Version,
 }
@@ -36,6 +48,18 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => mesh_node::runtime::run(args.load()?),
+        Command::Doctor { bpf_object, json } => {
+            let object = bpf_object.map_or(ObjectSource::Embedded, ObjectSource::File);
+            let probes = doctor::examine(&object);
+            if json {
+                println!("{}", serde_json::to_string_pretty(&probes)?);
+            } else {
+                print!("{}", doctor::text(&probes));
+            }
+            let missing = probes.iter().filter(|probe| probe.state == Fitness::Missing).count();
+            anyhow::ensure!(missing == 0, "{missing} of {} probes found something missing", probes.len());
+            Ok(())
+        }
         Command::Version => {
             println!("mesh-node {}", env!("CARGO_PKG_VERSION"));
             Ok(())

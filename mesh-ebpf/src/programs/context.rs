@@ -144,21 +144,15 @@ impl SockOps {
 
     #[inline(always)]
     pub(crate) fn local(&self) -> Endpoint {
-        let address = by_family(
-            read!((*self.0).family),
-            read!((*self.0).local_ip4),
-            read4!((*self.0).local_ip6),
-        );
+        let address =
+            by_family(read!((*self.0).family), read!((*self.0).local_ip4), read4!((*self.0).local_ip6));
         Endpoint::new(address, read!((*self.0).local_port) as u16)
     }
 
     #[inline(always)]
     pub(crate) fn remote(&self) -> Endpoint {
-        let address = by_family(
-            read!((*self.0).family),
-            read!((*self.0).remote_ip4),
-            read4!((*self.0).remote_ip6),
-        );
+        let address =
+            by_family(read!((*self.0).family), read!((*self.0).remote_ip4), read4!((*self.0).remote_ip6));
         Endpoint::new(address, u32::from_be(read!((*self.0).remote_port)) as u16)
     }
 

@@ -209,7 +209,8 @@ fn flush(ops: &SockOps, known: &Socket, state: u32) {
         (*flow).bytes_received = ops.bytes_received().saturating_sub(received);
         (*flow).srtt_us = ops.srtt_us();
         (*flow).retransmits = ops.retransmits();
-        (*flow).state = if state == flow::CLOSED && (*flow).state == flow::OPENING { flow::FAILED } else { state };
+        (*flow).state =
+            if state == flow::CLOSED && (*flow).state == flow::OPENING { flow::FAILED } else { state };
     }
 }
 
@@ -244,7 +245,9 @@ fn note_fins(ops: &SockOps, known: &mut Socket, old: u32, new: u32) {
         }
         (TCP_LAST_ACK | TCP_CLOSING, TCP_CLOSE) => known.fins |= fin::SENT,
         // Whatever arrives last in this state is the peer's FIN.
-        (TCP_FIN_WAIT2, TCP_CLOSE) if ops.bytes_received() > known.half_closed_at => known.fins |= fin::RECEIVED,
+        (TCP_FIN_WAIT2, TCP_CLOSE) if ops.bytes_received() > known.half_closed_at => {
+            known.fins |= fin::RECEIVED
+        }
         _ => {}
     }
 }

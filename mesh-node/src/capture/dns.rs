@@ -8,7 +8,7 @@ use std::time::Duration;
 
 impl Capture {
     /// The nameserver that the application asked, by the port at which the agent's DNS socket got the datagram
-    /// ([`sys::udp::Datagram::local`]). `None`: that port stands for nothing in this pod.
+    /// ([`crate::sys::udp::Datagram::local`]). `None`: that port stands for nothing in this pod.
     #[must_use]
     pub fn dns_original_server(&self, pod: &EnrolledPod, local_port: u16) -> Option<SocketAddr> {
         let index = u32::from(local_port.checked_sub(DNS_PORTS_START)?);
@@ -17,25 +17,13 @@ impl Capture {
     }
 
     /// Removes records of connections that nobody accepted and tuples that were never established within `age`.
-    /// Returns how many. A few times per minute is enough.
+    /// Returns how many. Once per minute is enough.
     ///
     /// # Errors
-    /// Only if the kernel refuses the map read.
+    /// Only if the kernel refuses.
     pub fn sweep(&self, age: Duration) -> Result<usize, CaptureError> {
-        let before = sys::monotonic_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-        let mut removed = 0;
-        let failed = |source| CaptureError::Map { map: "ORIGINALS", source };
-        for (tuple, original) in self.maps.originals.entries().map_err(failed)? {
-            if original.created_ns < before {
-                removed += usize::from(self.maps.originals.remove(&tuple).map_err(failed)?);
-            }
-        }
-        let failed = |source| CaptureError::Map { map: "AUTHORISED", source };
-        for (tuple, entry) in self.maps.authorised.entries().map_err(failed)? {
-            if entry.created_ns < before {
-                removed += usize::from(self.maps.authorised.remove(&tuple).map_err(failed)?);
-            }
-        }
-        Ok(removed)
+        let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+        let before = sys::monotonic_ns().saturating_sub(age);
+        self.maps.sweep(before).map_err(|source| CaptureError::Map { map: "ORIGINALS", source })
     }
 }

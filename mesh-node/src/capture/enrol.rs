@@ -233,6 +233,12 @@ impl Capture {
     }
 }
 
+/// Pods that fit into a limit of open files.
+pub(super) const fn pods_that_fit(limit: u64) -> u64 {
+    let kept = if limit / 4 < DESCRIPTORS_KEPT { limit / 4 } else { DESCRIPTORS_KEPT };
+    (limit - kept) / DESCRIPTORS_PER_POD
+}
+
 /// Refuses a pod that would not leave enough descriptors. The namespace's own descriptor is the lowest free number,
 /// which is about how many are open.
 fn check_descriptors(info: &PodInfo, netns: &Netns) -> Result<(), CaptureError> {

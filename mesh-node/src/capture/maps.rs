@@ -63,7 +63,9 @@ pub(super) struct Maps {
 }
 
 /// Names of all maps that are pinned.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 18] = [
+    // Programs of an earlier agent write their diagnostics there too.
+    "AYA_LOGS",
     "CONFIG",
     "COUNTERS",
     "PODS",
@@ -150,6 +152,23 @@ impl Maps {
         self.set_config(config::FAIL_OPEN, u64::from(settings.fail == FailMode::Open))?;
         self.set_config(config::DNS, u64::from(settings.dns))?;
         self.set_config(config::FAST_PATH, u64::from(settings.fast_path))
+    }
+
+    /// Removes records that nobody accepted and tuples that were never established since `before`
+    /// (CLOCK_MONOTONIC ns); says how many.
+    pub(super) fn sweep(&self, before: u64) -> io::Result<usize> {
+        let mut removed = 0;
+        for (tuple, original) in self.originals.entries()? {
+            if original.created_ns < before {
+                removed += usize::from(self.originals.remove(&tuple)?);
+            }
+        }
+        for (tuple, entry) in self.authorised.entries()? {
+            if entry.created_ns < before {
+                removed += usize::from(self.authorised.remove(&tuple)?);
+            }
+        }
+        Ok(removed)
     }
 
     pub(super) fn set_listener(&self, slot: u32, kind: u32, socket: BorrowedFd<'_>) -> io::Result<()> {

@@ -137,6 +137,16 @@ impl PodNetlink {
         })?
     }
 
+    /// Gives `lo` an address.
+    pub(super) fn add_to_loopback(&self, ip: IpAddr) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.prefix_len = if ip.is_ipv4() { 32 } else { 128 };
+        message.header.index = LOOPBACK;
+        message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+        self.add(RouteNetlinkMessage::NewAddress(message))
+    }
+
     fn add(&self, message: RouteNetlinkMessage) -> io::Result<()> {
         match self.exchange(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &mut |_| {}) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

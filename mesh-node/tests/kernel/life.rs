@@ -3,6 +3,7 @@
 use crate::support::*;
 use mesh_node::capture::{Capture, CaptureConfig, FailMode, MeshSettings};
 use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn open() -> MeshSettings {
@@ -82,35 +83,63 @@ fn a_pod_that_the_next_agent_does_not_claim_is_let_go() {
     accept(&own);
 }
 
+/// Accepts until told to stop and the queue is empty; returns how many had a record.
+fn drain(pod: &Pod, capture: &Capture, stop: &AtomicBool) -> usize {
+    let mut served = 0;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        match pod.outbound.accept() {
+            Ok((stream, peer)) => {
+                served +=
+                    usize::from(capture.take_original_dst(stream.local_addr().unwrap(), peer).is_some());
+            }
+            Err(_) if stopping => return served,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 #[test]
 fn two_agents_overlap_without_losing_a_connection() {
     let net = Net::new(2);
     let pins = Pins::new(&net.prefix);
     let old = Capture::load(pins.config()).unwrap();
     let old_pod = Pod::enrol(&old, &net.info(0));
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (stop_old, stop_new, stop_load) =
+        (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+    let new = Capture::load(pins.config()).unwrap();
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let mut made = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop_load.load(Ordering::Relaxed) {
                 connect(&net.hosts[0], at(v4(1), 80)).unwrap_or_else(|error| panic!("after {made}: {error}"));
                 made += 1;
             }
             made
         });
+        let stop = &stop_old;
+        let old_served = scope.spawn(move || {
+            let served = drain(&old_pod, &old, stop);
+            old.retire();
+            // Its last connection may still be on its way through the handshake.
+            std::thread::sleep(Duration::from_millis(100));
+            let rest = drain(&old_pod, &old, stop);
+            drop((old_pod, old));
+            served + rest
+        });
         std::thread::sleep(Duration::from_millis(200));
-        let new = Capture::load(pins.config()).unwrap();
         let new_pod = Pod::enrol(&new, &net.info(0));
+        let (new, stop) = (&new, &stop_new);
+        let new_served = scope.spawn(move || drain(&new_pod, new, stop));
+        stop_old.store(true, Ordering::Relaxed);
+        let served = old_served.join().unwrap();
         std::thread::sleep(Duration::from_millis(200));
-        let mut served = std::iter::from_fn(|| old_pod.outbound.accept().ok()).count();
-        drop(old_pod);
-        drop(old);
-        std::thread::sleep(Duration::from_millis(200));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop_load.store(true, Ordering::Relaxed);
         let made = load.join().unwrap();
-        served += std::iter::from_fn(|| new_pod.outbound.accept().ok()).count();
-        assert!(made > 0);
-        assert_eq!(served, made);
+        stop_new.store(true, Ordering::Relaxed);
+        let new_served = new_served.join().unwrap();
+        assert!(served > 0 && new_served > 0, "{served} and {new_served}");
+        assert_eq!(served + new_served, made);
     });
 }
 
@@ -123,4 +152,34 @@ fn a_missing_object_or_cgroup_is_an_error_with_the_fix() {
     assert!(error(elsewhere).contains("cgroup2"));
     let elsewhere = CaptureConfig { pins: Some(std::env::temp_dir().join("um-pins")), ..config() };
     assert!(error(elsewhere).contains("bpffs"));
+}
+
+#[test]
+fn a_retired_agent_does_not_keep_a_dead_successor_alive() {
+    let mesh = Mesh::new();
+    mesh.capture.retire();
+    eventually("the heartbeat is stale", || {
+        connect(mesh.host(0), at(v4(2), 80)).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    });
+}
+
+#[test]
+fn kernel_diagnostics_are_switched_while_the_programs_run() {
+    let mesh = Mesh::new();
+    mesh.capture.set_kernel_log(true).unwrap();
+    let _client = connect(mesh.host(0), at(v4(2), 80)).unwrap();
+    mesh.capture.set_kernel_log(false).unwrap();
+    mesh.capture.set_kernel_log(true).unwrap();
+}
+
+#[test]
+fn the_doctor_finds_a_machine_that_can_run_these_tests_fit() {
+    let probes = mesh_node::capture::doctor::examine(&object());
+    let missing: Vec<_> =
+        probes.iter().filter(|probe| probe.state == mesh_core::admin::Fitness::Missing).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    for name in ["kernel programs", "capture IPv4", "capture IPv6", "SOCK_DESTROY"] {
+        let probe = probes.iter().find(|probe| probe.name == name).unwrap();
+        assert_eq!(probe.state, mesh_core::admin::Fitness::Ok, "{probe:?}");
+    }
 }

@@ -97,7 +97,11 @@ fn a_new_file_is_noticed() {
     let directory = directory();
     let (told, hear) = mpsc::channel();
     let told = std::sync::Mutex::new(told);
-    let guard = source(&directory).watch(Arc::new(move || drop(told.lock().unwrap().send(())))).unwrap();
+    let guard = source(&directory)
+        .watch(Arc::new(move || {
+            let _ = told.lock().unwrap().send(());
+        }))
+        .unwrap();
     write(&directory, "cart.json", POD);
     hear.recv_timeout(Duration::from_secs(10)).unwrap();
     drop(guard);
