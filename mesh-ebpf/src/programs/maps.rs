@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -215,13 +215,6 @@ pub(crate) fn socket_storage<'a>(socket: *mut bpf_sock, create: bool) -> Option<
             .cast::<Socket>()
             .as_mut()
     }
-}
-
-#[inline(always)]
-pub(crate) fn forget_socket(socket: *mut bpf_sock) {
-    let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
-    // SAFETY: the caller gives a socket of its context (the verifier checks).
-    unsafe { bpf_sk_storage_delete(map, socket.cast()) };
 }
 
 /// Whether diagnostics are on.

@@ -121,7 +121,7 @@ fn pin_directory(base: &Path) -> Result<PathBuf, CaptureError> {
     fs::create_dir_all(path.join("pods")).map_err(failed)?;
     let file_system = rustix::fs::statfs(&path).map_err(|error| failed(error.into()))?;
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-    if i64::from(file_system.f_type) != BPF_FS_MAGIC {
+    if file_system.f_type != BPF_FS_MAGIC {
         return Err(failed(io::Error::other("not on a bpffs")));
     }
     Ok(path)
@@ -163,7 +163,7 @@ fn open_cgroup(path: &Path) -> Result<File, CaptureError> {
     let file = File::open(path).map_err(failed)?;
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
     let file_system = rustix::fs::fstatfs(&file).map_err(|error| failed(error.into()))?;
-    if i64::from(file_system.f_type) != CGROUP2_MAGIC {
+    if file_system.f_type != CGROUP2_MAGIC {
         return Err(failed(io::Error::other("not in a cgroup2 hierarchy")));
     }
     Ok(file)

@@ -87,17 +87,17 @@ pub(super) const NAMES: [&str; 18] = [
 
 /// A map's descriptor.
 pub(super) fn descriptor(ebpf: &aya::Ebpf, name: &'static str) -> Result<OwnedFd, CaptureError> {
-    let data = match ebpf.map(name) {
-        Some(
-            Map::Array(data)
-            | Map::HashMap(data)
-            | Map::LpmTrie(data)
-            | Map::PerCpuArray(data)
-            | Map::SockMap(data)
-            | Map::SkStorage(data)
-            | Map::RingBuf(data),
-        ) => data,
-        _ => return Err(CaptureError::NoMap(name)),
+    let Some(
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::SockMap(data)
+        | Map::SkStorage(data)
+        | Map::RingBuf(data),
+    ) = ebpf.map(name)
+    else {
+        return Err(CaptureError::NoMap(name));
     };
     data.fd().as_fd().try_clone_to_owned().map_err(|source| CaptureError::Map { map: name, source })
 }

@@ -138,18 +138,16 @@ impl Netns {
         let mut cookie = 0_u64;
         let mut length = size_of::<u64>() as libc::socklen_t;
         // SAFETY: the kernel writes at most `length` bytes to `cookie`, which is that long.
-        check(
-            unsafe {
-                libc::getsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    SO_NETNS_COOKIE,
-                    (&raw mut cookie).cast(),
-                    &raw mut length,
-                )
-            }
-            .into(),
-        )?;
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        check(result.into())?;
         Ok(cookie)
     }
 
