@@ -436,7 +436,7 @@ impl Testbed {
                 add(&format!("mesh-node on {}", node.name), &agent.log());
             }
             if let Ok(counters) = super::http::get_unix(&node.dir.join("run/admin.sock"), "/capture") {
-                add(&format!("capture counters of {}", node.name), &counters);
+                add(&format!("capture counters of {}", node.name), &nonzero(&counters));
             }
         }
         text
@@ -462,6 +462,14 @@ impl Drop for Testbed {
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Counters that count, one a line.
+fn nonzero(json: &str) -> String {
+    let counters: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
+    let lines =
+        counters.iter().filter(|c| c["count"] != 0).map(|c| format!("{} {}", c["count"], c["reason"]));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Tells the node's agent of a pod, as the container runtime would.
