@@ -15,6 +15,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("with sameNode tunnel, pods of one node use the tunnel", 60, tunnel),
     scenario("a policy change ends a fast-path connection that it denies", 60, policy),
     scenario("a fast-path connection notices neither a crash nor an upgrade of the agent", 120, undisturbed),
+    scenario(
+        "direct connections work beside a thousand that the agent carries between the same pods",
+        90,
+        beside,
+    ),
     scenario("a waypoint-less pair that policy denies never gets the fast path", 60, denied),
 ];
 
@@ -140,6 +145,40 @@ fn undisturbed() -> Result<()> {
     ensure!(figures.errors == 0 && figures.alive == 4, "{} failed: {}", figures.errors, figures.first_error);
     // A gap of several round trips would show as one long one.
     ensure!(figures.max_us < 1e6, "a round trip took {:.0} ms", figures.max_us / 1e3);
+    Ok(())
+}
+
+/// The agent connects to the application from the client's address: its ports must not be those that the client's
+/// kernel picks for direct connections.
+fn beside() -> Result<()> {
+    let mut bed = open_with(&Topology::nodes(&["a", "b"]), &MeshOptions::agent(&["--same-node", "tunnel"]))?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    let mut held =
+        Load::start(bed.pod("shop/local")?, &to.to_string(), &["--shape", "hold", "--conns", "1000"])?;
+    held.wait_holding(1000, Duration::from_secs(60))?;
+    bed.start_agent("b", &MeshOptions::default())?;
+    bed.wait_agent_ready("b")?;
+    bed.node("b")?.agent(0)?.signal(Signal::TERM)?;
+    wait::until_true("fast path", Duration::from_secs(10), || {
+        let local = bed.pod("shop/local")?;
+        let one = ["mesh-tests", "tool", "call", "--to", &to.to_string(), "--hold-ms", "5000"];
+        let mut one = local.spawn(one)?;
+        let direct =
+            wait::until_true("direct connection", Duration::from_millis(500), || is_direct(&bed, to));
+        one.kill();
+        Ok(direct.is_ok())
+    })?;
+    let argv = ["--to", &to.to_string(), "--shape", "crr", "--conns", "16"].map(str::to_owned);
+    let figures = crate::bed::load::measure(bed.pod("shop/local")?, None, &argv, 3.0)?;
+    ensure!(
+        figures.ops > 1000 && figures.errors == 0,
+        "{} of {} failed: {}",
+        figures.errors,
+        figures.ops,
+        figures.first_error
+    );
+    let held = held.stop()?;
+    ensure!(held.alive == 1000, "only {} held connections are alive: {}", held.alive, held.first_error);
     Ok(())
 }
 

@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// A connection that takes this long on one machine is lost.
+const UNANSWERED: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(20);
 
 fn target(args: &Args, n: usize) -> SocketAddr {
@@ -181,6 +183,12 @@ pub(super) fn many(args: &Args, stop: &Stop, times: &mut Vec<u32>, reconnect: bo
     }
     let mut figures = run.figures;
     figures.seconds = start.elapsed().as_secs_f64();
+    if reconnect {
+        // One that nobody answers would otherwise count neither way.
+        for slot in slots.iter().filter(|slot| slot.begin.elapsed() > UNANSWERED) {
+            figures.fail("connect", &Error::other(format!("no answer for {:?}", slot.begin.elapsed())));
+        }
+    }
     figures.alive = slots.iter().filter(|slot| slot.stream.is_some()).count() as u64;
     Ok(figures)
 }
