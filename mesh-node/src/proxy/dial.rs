@@ -77,6 +77,33 @@ pub(super) async fn connect(
     purpose: Purpose,
     timeout: Duration,
 ) -> Result<TcpStream, Failed> {
+    try_connect(socket, to, purpose, timeout).await?.map_err(|e| failed_dial(to, &e))
+}
+
+/// Connects to the pod's own application with sockets that `make` gives. We choose their source ports (see
+/// [`crate::sys::application_socket`]), so one may be taken for this very pair of addresses: then another is tried.
+pub(super) async fn application(
+    make: impl Fn() -> io::Result<Socket>,
+    to: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, Failed> {
+    let mut tries = 16;
+    loop {
+        tries -= 1;
+        match try_connect(make(), to, Purpose::Application, timeout).await? {
+            Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable && tries > 0 => {}
+            connected => return connected.map_err(|e| failed_dial(to, &e)),
+        }
+    }
+}
+
+/// One connect: the inner error is the kernel's.
+async fn try_connect(
+    socket: io::Result<Socket>,
+    to: SocketAddr,
+    purpose: Purpose,
+    timeout: Duration,
+) -> Result<io::Result<TcpStream>, Failed> {
     let prepare = |socket: Socket| {
         socket.set_tcp_nodelay(true)?;
         if purpose != Purpose::Application {
@@ -86,7 +113,7 @@ pub(super) async fn connect(
     };
     let socket = socket.and_then(prepare).map_err(|e| failed_dial(to, &e))?;
     match tokio::time::timeout(timeout, socket.connect(to)).await {
-        Ok(connected) => connected.map_err(|e| failed_dial(to, &e)),
+        Ok(connected) => Ok(connected),
         Err(_) if purpose == Purpose::Tunnel => Err(Failed::new(
             Code::TunnelTimeout,
             format!(

@@ -27,7 +27,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::dial::{self, Purpose, tls_failed};
+use super::dial::{self, tls_failed};
 use super::failed::Failed;
 use super::limits::{Permit, admit};
 use super::live::Registered;
@@ -266,8 +266,8 @@ async fn application(
     let timeout = proxy.shared().config.proxy.connect_timeout;
     let target = admitted.target.address;
     if !admitted.target.proxy_protocol {
-        let socket = proxy.pod.net.application_socket(peer.socket.ip(), target);
-        return dial::connect(socket, target, Purpose::Application, timeout).await;
+        let socket = || proxy.pod.net.application_socket(peer.socket.ip(), target);
+        return dial::application(socket, target, timeout).await;
     }
     // The header says who the peer is; the listener may be on loopback only.
     let loopback: std::net::IpAddr = match target {
@@ -275,8 +275,8 @@ async fn application(
         SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
     };
     let to = SocketAddr::new(loopback, target.port());
-    let socket = proxy.pod.net.application_socket(loopback, to);
-    let mut application = dial::connect(socket, to, Purpose::Application, timeout).await?;
+    let socket = || proxy.pod.net.application_socket(loopback, to);
+    let mut application = dial::application(socket, to, timeout).await?;
     let destination = proxied_destination(authority, peer, admitted);
     let header = proxy_header::encode(peer.socket, destination, Some(&peer.identity));
     application

@@ -12,7 +12,7 @@ use mesh_core::policy::Conn;
 use mesh_core::telemetry::{Connection, Direction, Opened, Peer, Reporter, SecurityPolicy, infer_service};
 use tokio::net::TcpStream;
 
-use super::dial::{self, Purpose};
+use super::dial;
 use super::failed::Failed;
 use super::inbound::decide;
 use super::limits::admit;
@@ -59,9 +59,9 @@ pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: Socket
     let session = Session::open(proxy, opened, destination);
     let connected = match decide(proxy, &registered).await {
         Ok(()) => {
-            let socket = proxy.pod.net.application_socket(peer.ip(), destination);
+            let socket = || proxy.pod.net.application_socket(peer.ip(), destination);
             let timeout = proxy.shared().config.proxy.connect_timeout;
-            dial::connect(socket, destination, Purpose::Application, timeout).await
+            dial::application(socket, destination, timeout).await
         }
         Err(failed) => Err(failed),
     };

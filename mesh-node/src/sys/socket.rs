@@ -69,6 +69,34 @@ pub fn outbound_socket(netns: &Netns, ipv6: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Source ports of the agent's connections to applications: below the range that kernels pick from by default
+/// (32768 to 60999), because the client's own kernel picks the ports of its direct connections to the same
+/// application without knowing of ours. One of ours that it picks too would swallow its SYN: the application's socket
+/// for our connection answers it, towards `lo`.
+const SOURCE_PORTS: std::ops::Range<u32> = 1_024..32_768;
+
+/// Binds to the next of [`SOURCE_PORTS`]. Sockets may share a port, so that the number of connections is bounded by
+/// whole tuples; a tuple that is taken shows at connect.
+fn bind_below_ephemeral(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const TRIES: u32 = 64;
+    socket.set_reuse_address(true)?;
+    // Agents of one node that overlap in time start at different places.
+    let start = std::process::id().wrapping_mul(7_919);
+    let mut last = None;
+    for _ in 0..TRIES {
+        let step = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = SOURCE_PORTS.start + step % (SOURCE_PORTS.end - SOURCE_PORTS.start);
+        let port = u16::try_from(port).map_err(io::Error::other)?;
+        match socket.bind(&SockAddr::from(SocketAddr::new(source, port))) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = Some(error),
+            bound => return bound,
+        }
+    }
+    Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
+}
+
 /// A non-blocking TCP socket in the pod's namespace for the agent's connection to the application, with the
 /// client's address as its source. It goes through `lo` (device and mark; the namespace's rule and route for the
 /// mark lead the answers back), so that `sk_lookup` sees it come from inside. Without `source`, or with one that is
@@ -88,13 +116,10 @@ pub fn application_socket(
         return Ok(socket);
     };
     const IPV6_TRANSPARENT: libc::c_int = 75;
-    const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
     match source {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => set_option(&socket, libc::IPPROTO_IPV6, IPV6_TRANSPARENT, 1)?,
     }
-    // The port is chosen at connect, by the whole tuple: binding would use up one port per connection.
-    set_option(&socket, libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
-    socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+    bind_below_ephemeral(&socket, source)?;
     Ok(socket)
 }
