@@ -7,7 +7,7 @@ mod backoff;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -112,10 +112,21 @@ pub struct Status {
     pub last_response: Option<SystemTime>,
     /// Why the last stream failed; empty while one is open.
     pub last_error: String,
-    /// The latest rejections: resource and reason.
-    pub rejected: Vec<(String, String)>,
+    /// The latest rejections that still hold, oldest first: neither accepted, removed nor left away since.
+    pub rejected: Vec<Rejection>,
     /// How many resources are held.
     pub held: usize,
+}
+
+/// A resource that could not be taken; its last good version stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// Type URL of the resource.
+    pub type_url: String,
+    /// Name of the resource.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// Runs for ever: connects, subscribes, hands over, reconnects. Drop the future to stop.
@@ -166,6 +177,7 @@ async fn stream(
         Ok(opened) => opened,
         Err(end) => return end,
     };
+    let mut seen = BTreeSet::new();
     loop {
         let response = match responses.message().await {
             Ok(Some(response)) => response,
@@ -173,13 +185,15 @@ async fn stream(
             Err(status) => return End::of_status(&status),
         };
         let bytes = prost::Message::encoded_len(&response);
+        let first = seen.insert(response.type_url.clone());
+        let overtaken = overtaken(&status.borrow().rejected, &response, first);
         let received = state.receive(response, handler);
         *answered = true;
         if let (Some(metrics), Some(url)) = (metrics, received.type_url) {
             metrics.xds_messages.get_or_create(&UrlLabels(url)).inc();
             metrics.xds_message_bytes.get_or_create(&UrlLabels(url)).inc_by(bytes as u64);
         }
-        report(state, &received, status);
+        report(state, &received, &overtaken, status);
         if requests.send(received.answer).await.is_err() {
             return End::Complete;
         }
@@ -206,7 +220,18 @@ async fn open(
     Ok((requests, response.into_inner()))
 }
 
-fn report(state: &DeltaState, received: &Received, status: &watch::Sender<Status>) {
+/// Which remembered rejections a response overtakes: of the resources that it carries or removes, and with the `first`
+/// response of a type on a stream of all of that type, since what is still wrong is not held and is sent again.
+fn overtaken(known: &[Rejection], response: &DeltaDiscoveryResponse, first: bool) -> Vec<Rejection> {
+    let named = |name: &str| {
+        response.resources.iter().any(|resource| resource.name == name)
+            || response.removed_resources.iter().any(|removed| removed == name)
+    };
+    let over = |r: &&Rejection| r.type_url == response.type_url && (first || named(&r.name));
+    known.iter().filter(over).cloned().collect()
+}
+
+fn report(state: &DeltaState, received: &Received, overtaken: &[Rejection], status: &watch::Sender<Status>) {
     for (name, reason) in received.rejected.iter().take(REMEMBERED) {
         tracing::warn!("xds: rejected {name}: {reason}");
     }
@@ -218,7 +243,13 @@ fn report(state: &DeltaState, received: &Received, status: &watch::Sender<Status
         status.last_response = Some(SystemTime::now());
         status.last_error.clear();
         status.held = state.held();
-        status.rejected.extend(received.rejected.iter().take(REMEMBERED).cloned());
+        status.rejected.retain(|rejection| !overtaken.contains(rejection));
+        let type_url = &received.answer.type_url;
+        status.rejected.extend(received.rejected.iter().take(REMEMBERED).map(|(name, reason)| Rejection {
+            type_url: type_url.clone(),
+            name: name.clone(),
+            reason: reason.clone(),
+        }));
         let surplus = status.rejected.len().saturating_sub(REMEMBERED);
         status.rejected.drain(..surplus);
     });

@@ -50,7 +50,7 @@ fn xds(admin: &Admin) -> Upstream {
     let status = admin.xds.borrow();
     let state = admin.shared.state.load();
     let since = status.last_response.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-    let rejected = status.rejected.last().map(|(name, reason)| format!("rejected {name}: {reason}"));
+    let rejected = status.rejected.last().map(|r| format!("rejected {}: {}", r.name, r.reason));
     let failure = (!status.last_error.is_empty()).then(|| status.last_error.clone());
     Upstream {
         address: admin.shared.config.xds.address.clone(),

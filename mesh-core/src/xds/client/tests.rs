@@ -154,13 +154,44 @@ async fn what_can_be_decoded_is_applied_and_the_rest_is_named_in_the_answer() {
     );
     client.state(|state| state.workload_count() == 1).await;
     let status = client.status(|s| s.rejected.len() == 2).await;
-    assert_eq!(status.rejected[0].0, uid("bad"));
+    assert_eq!(status.rejected[0].name, uid("bad"));
 
     // What was rejected is not held: after a reconnect it is asked for again.
     stream.end().await;
     let mut stream = server.stream().await;
     let [addresses, _] = greet(&mut stream).await;
     assert_eq!(addresses.initial_resource_versions.keys().collect::<Vec<_>>(), [&uid("a")]);
+}
+
+#[tokio::test]
+async fn a_rejection_is_forgotten_once_the_resource_is_accepted_removed_or_left_away() {
+    let mut server = Server::start().await;
+    let mut client = Client::start(plaintext(&server));
+    let mut stream = server.stream().await;
+    greet(&mut stream).await;
+    let names = |s: &Status| s.rejected.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+    let empty = |name: &str| (name.to_owned(), Address { r#type: None });
+    let all = [empty(&uid("a")), empty("b"), empty("c")];
+    stream.respond(ADDRESS_TYPE, "n1", &all, &[]).await;
+    client.status(|s| names(s) == [uid("a"), "b".into(), "c".into()]).await;
+    // A policy of the same name says nothing about the workload.
+    let (_, same_name) = policy("p");
+    stream.respond(AUTHORIZATION_TYPE, "n2", &[("b".to_owned(), same_name)], &[]).await;
+    client.status(|s| s.synced && names(s) == [uid("a"), "b".into(), "c".into()]).await;
+
+    stream.respond(ADDRESS_TYPE, "n3", &[workload("a", "10.0.0.1")], &[]).await;
+    client.status(|s| names(s) == ["b", "c"]).await;
+    stream.respond::<Address>(ADDRESS_TYPE, "n4", &[], &["b"]).await;
+    client.status(|s| names(s) == ["c"]).await;
+    // Rejected again, it is there once.
+    stream.respond(ADDRESS_TYPE, "n5", &[empty("c"), workload("d", "10.0.0.4")], &[]).await;
+    client.status(|s| s.held == 3 && names(s) == ["c"]).await;
+
+    stream.end().await;
+    let mut stream = server.stream().await;
+    greet(&mut stream).await;
+    stream.respond::<Address>(ADDRESS_TYPE, "n6", &[], &[]).await;
+    client.status(|s| s.connected && s.rejected.is_empty()).await;
 }
 
 #[tokio::test]
