@@ -17,6 +17,10 @@ use crate::identity::SpiffeId;
 /// How long a peer may take. The connection limit of the dial is the same.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Ciphertext that one write may carry: as much as one read takes, so that a bulk transfer makes one write per read.
+/// It is allocated while bytes are under way only.
+const WRITE_BUFFER: usize = 256 << 10;
+
 /// Who is on the other side, proven.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -39,9 +43,10 @@ where
 {
     // Never sent: the configuration turns SNI off, and an address is no SNI anyway.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-    let stream = tokio::time::timeout(TIMEOUT, TlsConnector::from(config).connect(name, io))
+    let mut stream = tokio::time::timeout(TIMEOUT, TlsConnector::from(config).connect(name, io))
         .await
         .map_err(|_elapsed| TlsError::Timeout(TIMEOUT))??;
+    stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER));
     let peer = peer(stream.get_ref().1)?;
     Ok((stream, peer))
 }
@@ -54,9 +59,10 @@ pub async fn accept<IO>(config: Arc<ServerConfig>, io: IO) -> Result<(server::Tl
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = tokio::time::timeout(TIMEOUT, TlsAcceptor::from(config).accept(io))
+    let mut stream = tokio::time::timeout(TIMEOUT, TlsAcceptor::from(config).accept(io))
         .await
         .map_err(|_elapsed| TlsError::Timeout(TIMEOUT))??;
+    stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER));
     let peer = peer(stream.get_ref().1)?;
     Ok((stream, peer))
 }

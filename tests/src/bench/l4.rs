@@ -89,14 +89,15 @@ pub(super) fn run(args: &L4Args) -> Result<Report> {
     eprintln!("building the testbed");
     let mut rig = Rig::build(args.ztunnel.as_deref())?;
     let mut rows = Vec::new();
+    // First: later, what is resident tells of the loads.
+    if wanted("memory") {
+        eprintln!("memory");
+        rows.extend(memory::rows(&rig, args.quick)?);
+    }
     for shape in SHAPES.iter().filter(|shape| wanted(shape.name)) {
         eprintln!("{}: {rounds} rounds of {} variants", shape.name, rig.variants().len());
         let all = measure(&rig, *shape, rounds, seconds)?;
         rows.extend(rows_of(*shape, &all, rig.peer.is_some()));
-    }
-    if wanted("memory") {
-        eprintln!("memory");
-        rows.extend(memory::rows(&rig, args.quick)?);
     }
     if wanted("cold") || wanted("enrol") {
         eprintln!("cold first connection, enrolment");
