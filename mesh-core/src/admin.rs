@@ -47,6 +47,33 @@ pub struct NodeStatus {
     pub fail: String,
     /// How two pods of the node talk: `fast` or `tunnel`.
     pub same_node: String,
+    /// What is captured on the node.
+    pub capture: CaptureSettings,
+}
+
+/// Settings of capture that hold on a node: the mesh's, or what its operator gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CaptureSettings {
+    /// Destinations that are left to the kernel.
+    pub excluded_cidrs: Vec<String>,
+    /// Destination ports that are left to the kernel.
+    pub excluded_ports: Vec<u16>,
+    /// Whether destinations that the mesh does not know are captured.
+    pub capture_outside: bool,
+    /// What is set and cannot be done, each with what holds instead.
+    pub problems: Vec<String>,
+}
+
+impl Default for CaptureSettings {
+    fn default() -> Self {
+        Self {
+            excluded_cidrs: Vec::new(),
+            excluded_ports: Vec::new(),
+            capture_outside: true,
+            problems: Vec::new(),
+        }
+    }
 }
 
 impl NodeStatus {

@@ -83,6 +83,8 @@ pub mod pod_flag {
     pub const SEVERAL_V4: u32 = 1;
     /// The same for IPv6 (link-local addresses do not count).
     pub const SEVERAL_V6: u32 = 2;
+    /// Port 53 is like any other: the pod's DNS queries are not answered by the node.
+    pub const LEAVE_DNS: u32 = 4;
 }
 
 /// An address, IPv4 as v4-mapped; words in network byte order as the kernel's contexts have them.

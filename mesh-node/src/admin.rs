@@ -49,6 +49,8 @@ pub struct Admin {
     pub ca: watch::Receiver<CaStatus>,
     /// Pods of this node.
     pub pods: watch::Receiver<Vec<Pod>>,
+    /// What capture was told.
+    pub in_force: watch::Receiver<crate::control::settings::InForce>,
     /// Connections of the fast path.
     pub fast_path: watch::Receiver<Vec<crate::fastpath::Flow>>,
     /// When this agent started, milliseconds since the epoch.

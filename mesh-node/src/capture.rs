@@ -30,7 +30,7 @@ mod loader;
 mod maps;
 mod routes;
 
-pub use config::{CaptureConfig, FailMode, Limits, MeshSettings, ObjectSource};
+pub use config::{CaptureConfig, FailMode, Limits, MAX_PREFIXES, MeshSettings, ObjectSource};
 pub use counters::Counter;
 pub use enrol::EnrolledPod;
 pub use error::CaptureError;
@@ -96,7 +96,10 @@ impl Capture {
     pub fn load(config: CaptureConfig) -> Result<Self, CaptureError> {
         let (programs, maps) = loader::load(&config)?;
         let maps = Arc::new(maps);
-        maps.apply(&config.settings)?;
+        // An earlier agent's settings hold until the control plane tells this one of its own.
+        if maps.config(mesh_ebpf::config::HEARTBEAT)? == 0 || !config.keep_settings {
+            maps.apply(&config.settings)?;
+        }
         let agent =
             if config.exempt_self { heartbeat::register_agent(&maps)? } else { heartbeat::Agent::default() };
         let heartbeat = config.heartbeat.then(|| Heartbeat::start(Arc::clone(&maps), agent)).transpose()?;

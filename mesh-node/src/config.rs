@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Everything the agent is told before it starts.
@@ -113,13 +114,12 @@ impl Default for Ca {
 }
 
 /// What happens to enrolled pods' traffic while no agent is alive.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FailMode {
     /// Connections outside the mesh: plaintext, without policy.
     Open,
     /// Connections are refused.
-    #[default]
     Closed,
 }
 
@@ -150,10 +150,16 @@ pub struct Capture {
     pub pin_dir: PathBuf,
     /// The compiled programs, if not the ones that were embedded at build time.
     pub bpf_object: Option<PathBuf>,
-    /// While no agent is alive.
-    pub fail: FailMode,
-    /// Whether pods' DNS queries are answered by the agent.
+    /// While no agent is alive; none leaves it to the mesh (`failOpen`, which is closed by default).
+    pub fail: Option<FailMode>,
+    /// Whether pods' DNS queries are answered by the agent; true leaves it to mesh and pod (`dnsCapture`).
     pub dns: bool,
+    /// Destinations that are left to the kernel; empty leaves it to the mesh (`excludedCIDRs`).
+    pub excluded_cidrs: Vec<IpNet>,
+    /// Destination ports that are left to the kernel; empty leaves it to the mesh (`excludedPorts`).
+    pub excluded_ports: Vec<u16>,
+    /// Whether destinations that the mesh does not know are captured; none leaves it to the mesh (`captureOutside`).
+    pub capture_outside: Option<bool>,
     /// How long a pod stays captured after the control plane no longer wants it.
     #[serde(with = "duration")]
     pub linger: Duration,
@@ -168,8 +174,11 @@ impl Default for Capture {
             kubelet_cgroups: Vec::new(),
             pin_dir: PathBuf::new(),
             bpf_object: None,
-            fail: FailMode::Closed,
+            fail: None,
             dns: true,
+            excluded_cidrs: Vec::new(),
+            excluded_ports: Vec::new(),
+            capture_outside: None,
             linger: Duration::from_secs(5),
         }
     }
@@ -314,6 +323,28 @@ impl Config {
         }
         if self.capture.pin_dir.as_os_str().is_empty() {
             self.capture.pin_dir = PathBuf::from("/sys/fs/bpf/undermesh").join(&self.node.name);
+        }
+        self.capture.excluded_cidrs.iter_mut().for_each(|cidr| *cidr = cidr.trunc());
+        if self.capture.excluded_cidrs.len() > crate::capture::MAX_PREFIXES {
+            return Err(invalid(
+                "capture.excludedCidrs (--exclude-cidr)",
+                "has more than 4096 prefixes",
+                "join neighbours into larger blocks",
+            ));
+        }
+        if self.capture.excluded_ports.contains(&0) {
+            return Err(invalid(
+                "capture.excludedPorts (--exclude-port)",
+                "contains 0",
+                "give ports from 1 to 65535",
+            ));
+        }
+        if self.capture.excluded_ports.len() > 1024 {
+            return Err(invalid(
+                "capture.excludedPorts (--exclude-port)",
+                "has more than 1024 ports",
+                "exclude address blocks instead",
+            ));
         }
         if !self.admin.address.ip().is_loopback() {
             return Err(invalid(

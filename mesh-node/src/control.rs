@@ -7,6 +7,7 @@
 //! | [`report`] | telling the control plane |
 //! | [`authority`] | certificates over gRPC |
 //! | [`net`] | a pod's network for the proxies |
+//! | [`settings`] | which settings of capture hold: pure |
 //! | [`revocations`] | the revocation lists' file |
 
 pub mod authority;
@@ -15,6 +16,7 @@ pub mod net;
 pub mod plan;
 pub mod report;
 pub mod revocations;
+pub mod settings;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

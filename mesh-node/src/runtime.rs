@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Admin};
-use crate::capture::{self, Capture, CaptureConfig, MeshSettings, ObjectSource};
-use crate::config::{Config, FailMode, SameNode};
+use crate::capture::{Capture, CaptureConfig, ObjectSource};
+use crate::config::Config;
 use crate::control::authority::GrpcAuthority;
 use crate::control::enrol::{Enroller, Parts};
+use crate::control::settings::InForce;
 use crate::control::{self, report, revocations};
 use crate::dns;
 use crate::fastpath;
@@ -57,15 +58,8 @@ pub fn capture_config(config: &Config) -> CaptureConfig {
     kernel.host_cgroup = given(&config.capture.host_cgroup);
     kernel.pods_cgroup = given(&config.capture.pods_cgroup);
     kernel.pins = Some(config.capture.pin_dir.clone());
-    kernel.settings = MeshSettings {
-        fail: match config.capture.fail {
-            FailMode::Open => capture::FailMode::Open,
-            FailMode::Closed => capture::FailMode::Closed,
-        },
-        dns: config.capture.dns,
-        fast_path: config.proxy.same_node == SameNode::Fast,
-        ..MeshSettings::default()
-    };
+    kernel.settings = InForce::of_config(config).kernel;
+    kernel.keep_settings = true;
     kernel
 }
 
@@ -197,6 +191,7 @@ impl Tasks {
         let (xds_tx, xds) = watch::channel(Default::default());
         let (report_tx, reports) = watch::channel(Default::default());
         let (pods_tx, pods) = watch::channel(Vec::new());
+        let (settings_tx, in_force) = watch::channel(InForce::of_config(&self.shared.config));
         let (enrolled_tx, enrolled) = watch::channel(Arc::default());
         let (flows_tx, flows) = watch::channel(Vec::new());
         let config = &self.shared.config;
@@ -216,6 +211,7 @@ impl Tasks {
             readiness: Arc::clone(&self.readiness),
             report: report_tx,
             status: pods_tx,
+            in_force: settings_tx,
             enrolled: enrolled_tx,
         });
         tokio::task::spawn_local(enroller.run(synced));
@@ -242,6 +238,7 @@ impl Tasks {
             xds,
             ca,
             pods,
+            in_force,
             fast_path: flows,
             started_ms,
             quit: CancellationToken::new(),

@@ -12,6 +12,7 @@ mod life;
 mod plain;
 mod policy;
 mod programs;
+mod settings;
 pub(crate) mod shop;
 mod wire;
 
@@ -73,6 +74,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         life::SCENARIOS,
         insight::SCENARIOS,
         programs::SCENARIOS,
+        settings::SCENARIOS,
         hostile::SCENARIOS,
         interop::SCENARIOS,
     ]

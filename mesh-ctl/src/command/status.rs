@@ -79,6 +79,7 @@ fn problems(nodes: &[(Endpoint, NodeStatus)], control: Option<&Control>) -> Vec<
     for (endpoint, node) in nodes {
         let name = name_of(endpoint, node);
         problems.extend(node.pending.iter().map(|pending| format!("{name}: not ready: {pending}")));
+        problems.extend(node.capture.problems.iter().map(|problem| format!("{name}: settings: {problem}")));
         for (what, upstream) in [("workload feed", &node.xds), ("certificate authority", &node.ca)] {
             // Nobody asks an authority for certificates while the node has no pods of the mesh.
             let unused = what == "certificate authority" && upstream.since_ms == 0;

@@ -6,8 +6,8 @@
 use super::context::SockAddr;
 use super::datagram;
 use super::maps::{
-    Leave, PODS, agent_alive, allowed, called_by_agent, count, is_capture_port, left_to_kernel, logging,
-    setting, socket_storage, spread,
+    Leave, PODS, agent_alive, allowed, answers_dns, called_by_agent, count, is_capture_port, left_to_kernel,
+    logging, setting, socket_storage, spread,
 };
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::info;
@@ -57,7 +57,7 @@ impl Stream<'_> {
         if leave == Some(Leave::Own) && is_capture_port(self.to.port) {
             return self.own_capture_port();
         }
-        let dns = self.to.port == DNS && setting(config::DNS) != 0;
+        let dns = self.to.port == DNS && answers_dns(self.pod);
         match leave {
             Some(Leave::Own | Leave::Local) => return self.leave(Reason::LeftSelf),
             Some(Leave::Excluded) => return self.leave(Reason::Left),

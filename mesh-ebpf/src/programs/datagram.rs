@@ -5,8 +5,8 @@
 use super::connect::{GO_ON, REFUSE};
 use super::context::SockAddr;
 use super::maps::{
-    Leave, NAMESERVERS, PODS, agent_alive, called_by_agent, count, is_dns_port, left_to_kernel, owner,
-    setting, spread,
+    Leave, NAMESERVERS, PODS, agent_alive, answers_dns, called_by_agent, count, is_dns_port, left_to_kernel,
+    owner, setting, spread,
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::programs::SockAddrContext;
@@ -30,7 +30,7 @@ pub(crate) fn send<const V6: bool>(ctx: &SockAddrContext) -> i32 {
 /// Points a connect or sendmsg to port 53 at the pod's DNS listener.
 #[inline(always)]
 pub(crate) fn redirect<const V6: bool>(call: &SockAddr, pod: &Pod) -> i32 {
-    if call.port() != DNS || setting(config::DNS) == 0 || called_by_agent() {
+    if call.port() != DNS || !answers_dns(pod) || called_by_agent() {
         return GO_ON;
     }
     let to = call.endpoint::<V6>();

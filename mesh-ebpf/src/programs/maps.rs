@@ -13,7 +13,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
 use mesh_ebpf::{
     Address, Authorised, CAPTURE_PORTS, CAPTURE_PORTS_START, COUNTERS as COUNTERS_LEN, DNS_PORTS,
     DNS_PORTS_START, Endpoint, Flow, HEARTBEAT_STALE_NS, LISTENERS_PER_POD, NameserverKey, Original, Owner,
-    Pod, Reason, Socket, Tuple, Verdict, VerdictKey, config, destination,
+    Pod, Reason, Socket, Tuple, Verdict, VerdictKey, config, destination, pod_flag,
 };
 
 #[map]
@@ -178,6 +178,12 @@ pub(crate) fn left_to_kernel(pod: &Pod, to: &Endpoint) -> Option<Leave> {
         None if setting(config::LEAVE_UNLISTED) != 0 => Some(Leave::Unlisted),
         None => None,
     }
+}
+
+/// Whether a pod's port 53 goes to its DNS listener.
+#[inline(always)]
+pub(crate) fn answers_dns(pod: &Pod) -> bool {
+    setting(config::DNS) != 0 && pod.flags & pod_flag::LEAVE_DNS == 0
 }
 
 /// The verdict on a pair, if it allows the fast path in the current generation.

@@ -7,7 +7,7 @@ use mesh_core::admin::{NodeStatus, Upstream};
 use mesh_core::why::{CertificateFact, Facts};
 
 use super::{Admin, dump};
-use crate::config::{FailMode, SameNode};
+use crate::config::SameNode;
 use crate::generations;
 use crate::proxy::OWN_PORTS;
 
@@ -35,10 +35,8 @@ pub(super) fn status(admin: &Admin) -> NodeStatus {
             problem: ca.problem.clone(),
         },
         certificates,
-        fail: match config.capture.fail {
-            FailMode::Open => "open".to_owned(),
-            FailMode::Closed => "closed".to_owned(),
-        },
+        fail: admin.in_force.borrow().fail().to_owned(),
+        capture: admin.in_force.borrow().describe(),
         same_node: match config.proxy.same_node {
             SameNode::Fast => "fast".to_owned(),
             SameNode::Tunnel => "tunnel".to_owned(),

@@ -118,7 +118,8 @@ impl Shared {
         };
         let ((v4, several_v4), (v6, several_v6)) = (pick(true, current.v4), pick(false, current.v6));
         let flags = (if several_v4 { pod_flag::SEVERAL_V4 } else { 0 })
-            | (if several_v6 { pod_flag::SEVERAL_V6 } else { 0 });
+            | (if several_v6 { pod_flag::SEVERAL_V6 } else { 0 })
+            | pod.dns_flag();
         Pod { slot: pod.slot, flags, v4, v6 }
     }
 
@@ -181,6 +182,12 @@ impl AddressWatch {
         self.shared.update(&mut table, pod, &found)?;
         table.pods.insert(pod.cookie, Watched { pod: Arc::clone(pod), netlink });
         Ok(())
+    }
+
+    /// Runs something while no entry of a pod is being written.
+    pub(super) fn paused<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _table = self.shared.table();
+        run()
     }
 
     /// Stops following a pod and removes its addresses.

@@ -17,6 +17,8 @@ pub struct CaptureConfig {
     pub pins: Option<PathBuf>,
     pub limits: Limits,
     pub settings: MeshSettings,
+    /// Whether settings that an earlier agent left in the pins hold until [`super::Capture::set_config`].
+    pub keep_settings: bool,
     /// Whether to show signs of life. Off only in tests.
     pub heartbeat: bool,
     /// Whether this process's own connections are exempt. Off only in tests, which play pod and agent at once.
@@ -34,6 +36,7 @@ impl CaptureConfig {
             pins: None,
             limits: Limits::default(),
             settings: MeshSettings::default(),
+            keep_settings: false,
             heartbeat: true,
             exempt_self: true,
         }
@@ -79,6 +82,9 @@ pub enum FailMode {
     #[default]
     Closed,
 }
+
+/// Prefixes that [`MeshSettings::excluded`] and [`MeshSettings::included`] may hold together.
+pub const MAX_PREFIXES: usize = 4096;
 
 /// Mesh-wide settings that the programs read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use crate::pods::PodInfo;
 use crate::sys::Netns;
 use crate::sys::bpf::Write;
 use arc_swap::ArcSwap;
-use mesh_ebpf::{LISTENERS_PER_POD, NameserverKey, Pod};
+use mesh_ebpf::{LISTENERS_PER_POD, NameserverKey, Pod, pod_flag};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
@@ -38,6 +38,7 @@ pub struct EnrolledPod {
     addresses: ArcSwap<Vec<IpAddr>>,
     entry: ArcSwap<Pod>,
     active: AtomicBool,
+    leaves_dns: AtomicBool,
 }
 
 impl EnrolledPod {
@@ -51,6 +52,11 @@ impl EnrolledPod {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.active.load(Ordering::Acquire)
+    }
+
+    /// The flag of its entry that says whether its DNS queries are left alone.
+    pub(super) fn dns_flag(&self) -> u32 {
+        if self.leaves_dns.load(Ordering::Acquire) { pod_flag::LEAVE_DNS } else { 0 }
     }
 
     pub(super) fn entry(&self) -> Pod {
@@ -133,6 +139,7 @@ impl Capture {
             addresses: ArcSwap::default(),
             entry: ArcSwap::from_pointee(Pod { slot, ..Pod::default() }),
             active: AtomicBool::new(false),
+            leaves_dns: AtomicBool::new(false),
         });
         if let Err(source) = self.addresses.add(&pod, netlink) {
             self.enrolled.state().free.insert(slot);
@@ -176,6 +183,25 @@ impl Capture {
             .pods
             .set(&pod.cookie, &pod.entry(), Write::Any)
             .map_err(failed(&pod.info, "write it to the map PODS"))
+    }
+
+    /// Says whether the pod's DNS queries go to its DNS listeners (the default), as far as the mesh captures DNS at all
+    /// ([`super::MeshSettings::dns`]).
+    ///
+    /// # Errors
+    /// Only if the kernel refuses the map write.
+    pub fn set_dns(&self, pod: &EnrolledPod, answered: bool) -> Result<(), CaptureError> {
+        if pod.leaves_dns.swap(!answered, Ordering::AcqRel) != answered {
+            return Ok(());
+        }
+        // The watch of addresses writes entries, too.
+        let written = self.addresses.paused(|| {
+            let entry = pod.entry();
+            let flags = (entry.flags & !pod_flag::LEAVE_DNS) | pod.dns_flag();
+            pod.entry.store(Arc::new(Pod { flags, ..entry }));
+            if pod.is_active() { self.maps.pods.set(&pod.cookie, &pod.entry(), Write::Any) } else { Ok(()) }
+        });
+        written.map_err(failed(&pod.info, "write it to the map PODS"))
     }
 
     /// Whether the kernel's state of an activated pod is what it should be: attached, and in the maps.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::{Config, ConfigError, FailMode, SameNode};
 
 /// `mesh-node run`.
@@ -75,12 +77,21 @@ pub struct RunArgs {
     /// Compiled kernel programs to use instead of the embedded ones
     #[arg(long, value_name = "FILE", env = "UM_BPF_OBJECT")]
     pub bpf_object: Option<PathBuf>,
-    /// What happens to enrolled pods while no agent is alive
+    /// What happens to enrolled pods while no agent is alive [default: the mesh's failOpen]
     #[arg(long, value_name = "MODE", env = "UM_FAIL")]
     pub fail: Option<FailMode>,
-    /// Whether the agent answers pods' DNS queries
+    /// Whether the agent answers pods' DNS queries; true leaves it to dnsCapture of mesh and pod
     #[arg(long, value_name = "BOOL", env = "UM_DNS")]
     pub dns: Option<bool>,
+    /// Destinations left to the kernel, such as 10.0.0.0/8; may be repeated [default: the mesh's excludedCIDRs]
+    #[arg(long, value_name = "CIDR", env = "UM_EXCLUDE_CIDRS", value_delimiter = ',')]
+    pub exclude_cidr: Vec<IpNet>,
+    /// Destination port that is left to the kernel; may be repeated [default: the mesh's excludedPorts]
+    #[arg(long, value_name = "PORT", env = "UM_EXCLUDE_PORTS", value_delimiter = ',')]
+    pub exclude_port: Vec<u16>,
+    /// Whether destinations outside the mesh are captured [default: the mesh's captureOutside]
+    #[arg(long, value_name = "BOOL", env = "UM_CAPTURE_OUTSIDE")]
+    pub capture_outside: Option<bool>,
     /// Data worker threads [default: one per core]
     #[arg(long, value_name = "N", env = "ZTUNNEL_WORKER_THREADS")]
     pub workers: Option<usize>,
@@ -149,13 +160,14 @@ impl RunArgs {
         set(&mut capture.pods_dir, &self.pods_dir);
         set(&mut capture.host_cgroup, &self.host_cgroup);
         set(&mut capture.pods_cgroup, &self.pods_cgroup);
-        if !self.kubelet_cgroup.is_empty() {
-            capture.kubelet_cgroups.clone_from(&self.kubelet_cgroup);
-        }
+        set_list(&mut capture.kubelet_cgroups, &self.kubelet_cgroup);
         set(&mut capture.pin_dir, &self.pin_dir);
         set_option(&mut capture.bpf_object, &self.bpf_object);
-        set(&mut capture.fail, &self.fail);
+        set_option(&mut capture.fail, &self.fail);
         set(&mut capture.dns, &self.dns);
+        set_list(&mut capture.excluded_cidrs, &self.exclude_cidr);
+        set_list(&mut capture.excluded_ports, &self.exclude_port);
+        set_option(&mut capture.capture_outside, &self.capture_outside);
         set(&mut proxy.workers, &self.workers);
         set(&mut proxy.same_node, &self.same_node);
         set(&mut proxy.max_connections, &self.max_connections);
@@ -181,6 +193,12 @@ fn read(path: &Path) -> Result<Config, ConfigError> {
 fn set<T: Clone>(field: &mut T, given: &Option<T>) {
     if let Some(value) = given {
         field.clone_from(value);
+    }
+}
+
+fn set_list<T: Clone>(field: &mut Vec<T>, given: &[T]) {
+    if !given.is_empty() {
+        given.clone_into(field);
     }
 }
 

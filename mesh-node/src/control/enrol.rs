@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::net::KernelNet;
 use super::plan::{Held, Plan, Wanted, plan, wanted};
+use super::settings::{InForce, answers_dns};
 use crate::admin::readiness::Readiness;
-use crate::capture::{Capture, CaptureError, EnrolledPod, ListenerKind};
+use crate::capture::{Capture, CaptureError, EnrolledPod, ListenerKind, MeshSettings};
 use crate::dns;
 use crate::pods::{PodInfo, PodKey, PodSource};
 use crate::proxy::dial::prepare_listener;
@@ -70,6 +71,8 @@ pub struct Parts {
     pub report: watch::Sender<super::report::Newest>,
     /// Newest list for the admin endpoint.
     pub status: watch::Sender<Vec<admin::Pod>>,
+    /// What capture was told, for the admin endpoint.
+    pub in_force: watch::Sender<InForce>,
     /// The enrolled pods, for the fast path.
     pub enrolled: watch::Sender<Arc<Vec<Arc<EnrolledPod>>>>,
 }
@@ -84,6 +87,8 @@ pub struct Enroller {
     settled: bool,
     swept: Instant,
     kubelets: Vec<u64>,
+    /// What the kernel programs were told last.
+    told: Option<MeshSettings>,
 }
 
 impl Enroller {
@@ -99,6 +104,7 @@ impl Enroller {
             settled: false,
             swept: Instant::now(),
             kubelets: Vec::new(),
+            told: None,
         }
     }
 
@@ -131,6 +137,7 @@ impl Enroller {
 
     async fn reconcile(&mut self) -> Option<Duration> {
         let state = self.parts.shared.state.load_full();
+        self.apply_settings(&state);
         let wanted = wanted(&state, &self.parts.shared.config.node.name);
         let present = match self.parts.source.snapshot() {
             Ok(snapshot) => {
@@ -167,6 +174,7 @@ impl Enroller {
             tokio::task::yield_now().await;
         }
         self.repair();
+        self.apply_dns(&state, &wanted);
         self.find_kubelets();
         self.sweep();
         self.publish(&state, &wanted, &missing);
@@ -255,6 +263,9 @@ impl Enroller {
         }
         let serve = |dns: &dns::Server| dns.serve_pod(&kernel, capture, &shared.config.node.name);
         let dns = dns.as_ref().map(serve).transpose()?;
+        if let Some(workload) = shared.state.load().local_workload(&pod.local) {
+            capture.set_dns(&kernel, answers_dns(workload))?;
+        }
         capture.activate(&kernel)?;
         Ok(Enrolled { pod, kernel, _dns: dns })
     }
@@ -282,6 +293,42 @@ impl Enroller {
             match self.parts.capture.activate(&enrolled.kernel) {
                 Ok(()) => tracing::warn!(pod = %enrolled.pod.label, "capture was incomplete; repaired"),
                 Err(error) => tracing::error!(%error, "capture is incomplete and cannot be repaired"),
+            }
+        }
+    }
+
+    /// Tells the kernel programs what the mesh sets, when it changed. While no pod is wanted, what they were told holds.
+    fn apply_settings(&mut self, state: &MeshState) {
+        let config = &self.parts.shared.config;
+        let mut wanted = match (InForce::of_mesh(state, config), &self.told) {
+            (Some(wanted), _) => wanted,
+            (None, None) => InForce::of_config(config),
+            (None, Some(_)) => return,
+        };
+        if self.told.as_ref() != Some(&wanted.kernel) {
+            match self.parts.capture.set_config(&wanted.kernel) {
+                Ok(()) => {
+                    for problem in &wanted.problems {
+                        tracing::warn!(%problem, "a setting of the mesh cannot be carried out");
+                    }
+                    tracing::info!(settings = ?wanted.describe(), fail = wanted.fail(), "capture settings");
+                    self.told = Some(wanted.kernel.clone());
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the settings of the mesh cannot be applied in full");
+                    wanted.problems.push(format!("not applied in full: {error}"));
+                }
+            }
+        }
+        change(&self.parts.in_force, wanted);
+    }
+
+    /// Pods that are no longer wanted keep what they had while they linger.
+    fn apply_dns(&self, state: &MeshState, wanted: &BTreeMap<PodKey, Wanted>) {
+        for (_, enrolled) in self.enrolled.iter().filter(|(key, _)| wanted.contains_key(key)) {
+            let Some(workload) = state.local_workload(&enrolled.pod.local) else { continue };
+            if let Err(error) = self.parts.capture.set_dns(&enrolled.kernel, answers_dns(workload)) {
+                tracing::error!(%error, "whether a pod's DNS queries are answered cannot be changed");
             }
         }
     }

@@ -146,6 +146,28 @@ fn with_dns_off_and_for_other_ports_datagrams_are_left_alone() {
 }
 
 #[test]
+fn a_pod_that_opts_out_asks_its_own_nameserver_until_it_opts_in_again() {
+    let mesh = Mesh::new();
+    let dns = Dns::start(&mesh);
+    let pod = &mesh.pods[0].pod;
+    let server = mesh.host(2).socket(Domain::IPV4, Type::DGRAM, None).unwrap();
+    server.bind(&at(v4(2), 53).into()).unwrap();
+    let server: UdpSocket = server.into();
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    mesh.capture.set_dns(pod, false).unwrap();
+    let client = client(&mesh, v4(2));
+    client.send_to(b"direct", at(v4(2), 53)).unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!((length, from.ip()), (6, v4(0)));
+    assert!(mesh.capture.is_intact(pod));
+    mesh.capture.set_dns(pod, true).unwrap();
+    client.send_to(b"taken", at(v4(2), 53)).unwrap();
+    dns.answer(&mesh.capture, &mesh);
+    assert_eq!(mesh.count("dns_datagram"), 1);
+}
+
+#[test]
 fn nobody_outside_reaches_the_dns_ports() {
     let mesh = Mesh::new();
     let dns = Dns::start(&mesh);
