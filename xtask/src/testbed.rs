@@ -25,9 +25,9 @@ pub(crate) fn demo(args: &[String]) -> Result<()> {
     run::check(mesh_tests(&built)?.arg("demo").args(args))
 }
 
-/// A bench, with optimised binaries.
+/// A bench, with the binaries that are shipped.
 pub(crate) fn bench(args: &[String]) -> Result<()> {
     setup::run()?;
-    let built = build::run(true)?;
+    let built = build::profile("dist")?;
     run::check(mesh_tests(&built)?.arg("bench").args(args))
 }

@@ -236,16 +236,25 @@ impl Programs {
         self.attach(&link, self.steer.as_fd(), netns.as_fd(), AttachType::SkLookup)
     }
 
-    /// Detaches `sk_lookup` from a pod's namespace.
+    /// Detaches `sk_lookup` from a pod's namespace. When this returns, no SYN meets it any more, so that the pod's
+    /// listeners can go without a connection being refused for their lack.
     pub(super) fn detach_pod(&self, cookie: u64) -> io::Result<()> {
         let link = Self::pod_link(cookie);
         let Some(pins) = &self.pins else {
-            self.links().retain(|(name, _)| *name != link);
+            let mut links = self.links();
+            for (_, fd) in links.extract_if(.., |(name, _)| *name == link) {
+                bpf::detach(fd.as_fd())?;
+            }
             return Ok(());
         };
-        match fs::remove_file(pins.join(link)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let path = pins.join(link);
+        match bpf::open_pin(&path) {
+            Ok(fd) => {
+                bpf::detach(fd.as_fd())?;
+                fs::remove_file(&path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

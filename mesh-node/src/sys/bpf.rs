@@ -24,6 +24,7 @@ enum Command {
     LookupAndDelete = 21,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// Where a program can be attached through a link (`enum bpf_attach_type`).
@@ -70,7 +71,8 @@ struct Object {
 
 #[repr(C)]
 struct Link {
-    /// LinkCreate: program, target, attach type, flags. LinkUpdate: link, new program, flags, old program.
+    /// LinkCreate: program, target, attach type, flags. LinkUpdate: link, new program, flags, old program. LinkDetach:
+    /// link.
     words: [u32; 4],
 }
 
@@ -150,6 +152,16 @@ pub fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> 
         Link { words: [link.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), 0, 0] };
     // SAFETY: the attribute holds no addresses.
     unsafe { bpf(Command::LinkUpdate, &mut attr) }.map(|_| ())
+}
+
+/// Detaches a link from its target before this returns. (A link whose last pin is removed is detached some time later.)
+///
+/// # Errors
+/// Only if the descriptor is no link.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Link { words: [link.as_raw_fd().cast_unsigned(), 0, 0, 0] };
+    // SAFETY: the attribute holds no addresses.
+    unsafe { bpf(Command::LinkDetach, &mut attr) }.map(|_| ())
 }
 
 /// Type, id, program and target of a link (`struct bpf_link_info`).
