@@ -219,11 +219,15 @@ async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(|cause| RunError::Listen { address, flag, cause })
 }
 
-fn router(parts: &Parts, access: Access, with_ca: bool) -> Router {
+fn router(parts: &Parts, access: Access, with_token_services: bool) -> Router {
     let Parts { hub, clients, enrolments, store, metrics, .. } = parts;
     let ads = AdsServer::new(hub.clone(), clients.clone(), access.clone(), metrics.clone());
-    let nodes = NodeServer::new(enrolments.clone(), access.clone(), metrics.clone());
-    let ca = with_ca.then(|| {
+    // Who could report for a node could have its pods' traffic sent in the clear.
+    let nodes = with_token_services.then(|| {
+        let nodes = NodeServer::new(enrolments.clone(), access.clone(), metrics.clone());
+        NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE)
+    });
+    let ca = with_token_services.then(|| {
         IstioCertificateServiceServer::new(CaServer::new(hub.clone(), store.clone(), access, metrics.clone()))
     });
     Server::builder()
@@ -236,7 +240,7 @@ fn router(parts: &Parts, access: Access, with_ca: bool) -> Router {
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )
-        .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE))
+        .add_optional_service(nodes)
         .add_optional_service(ca)
 }
 

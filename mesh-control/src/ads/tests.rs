@@ -242,8 +242,15 @@ async fn a_report_of_the_node_makes_its_pod_reachable_also_after_both_are_gone()
         let (reports, stream) = mpsc::channel(1);
         let pod = EnrolledPod { workload_uid: UID.into(), problem: String::new() };
         reports.send(EnrolmentReport { node: "n1".into(), pods: vec![pod] }).await.unwrap();
-        let mut node = NodeServiceClient::new(control.plain().await);
-        let mut acks = node.report_enrolment(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        let mut open = NodeServiceClient::new(control.plain().await);
+        let (_never, nothing) = mpsc::channel::<EnrolmentReport>(1);
+        let refused = open.report_enrolment(ReceiverStream::new(nothing)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented, "a report needs a token");
+        let server = control.secured("n1");
+        let mut node = NodeServiceClient::new(server.connect().await.unwrap());
+        let mut request = tonic::Request::new(ReceiverStream::new(stream));
+        server.authorize(request.metadata_mut()).unwrap();
+        let mut acks = node.report_enrolment(request).await.unwrap().into_inner();
         acks.message().await.unwrap().unwrap();
     }
     assert_eq!(tunnel(&client.next().await.unwrap()), TunnelProtocol::Hbone);
