@@ -12,6 +12,7 @@
 //! | [`fastpath`] | pairs of pods of this node that may talk without the agent |
 //! | [`dns`] | the DNS proxy for the names of the mesh |
 //! | [`admin`] | what the agent says about itself: admin, metrics, readiness |
+//! | [`memory`] | memory that is no longer needed goes back to the kernel |
 //! | [`generations`] | how old and new agents of a node know each other |
 //! | [`sys`] | every unsafe system call |
 //!
@@ -25,6 +26,7 @@ pub mod control;
 pub mod dns;
 pub mod fastpath;
 pub mod generations;
+pub mod memory;
 pub mod pods;
 pub mod proxy;
 pub mod runtime;

@@ -217,6 +217,7 @@ impl Tasks {
         tokio::task::spawn_local(enroller.run(synced));
         let server = control::xds_server(config);
         tokio::task::spawn_local(async move { report::run(&server, reports).await });
+        tokio::task::spawn_local(crate::memory::give_back(Arc::clone(&self.shared.gauge)));
         if let Some(path) = config.ca.crl.clone() {
             let workers = Rc::clone(&self.workers);
             tokio::task::spawn_local(async move { revocations::follow(&path, &lists, workers).await });

@@ -29,6 +29,15 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
+/// Gives free pages of the heap back to the kernel, where the C library can (glibc).
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number and locks the allocator's own structures.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Borrows the descriptor of a value that only tells its number.
 pub fn borrow<T>(fd: std::os::fd::RawFd, _owner: &T) -> std::os::fd::BorrowedFd<'_> {
     // SAFETY: the owner is borrowed for as long as the result and keeps its descriptor open.
