@@ -25,4 +25,11 @@ pub trait PodNet: Send + Sync {
     /// # Errors
     /// As for [`PodNet::outbound_socket`].
     fn application_socket(&self, source: IpAddr, destination: SocketAddr) -> io::Result<Socket>;
+
+    /// Whether a connection that `listener` accepted at `local` was dialled to the listener itself, from inside the
+    /// pod or by the agent for a peer. What the kernel programs steer to it keeps the address that the client asked
+    /// for, which is never the listener's port: that port is taken.
+    fn dialled_listener(&self, local: SocketAddr, listener: SocketAddr) -> bool {
+        local.port() == listener.port()
+    }
 }

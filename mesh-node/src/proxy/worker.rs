@@ -283,11 +283,22 @@ fn remove(local: &Rc<Local>, pod: &Arc<Pod>) {
 
 async fn accept(proxy: Rc<PodProxy>, kind: Kind, listener: TcpListener) {
     let last = Cell::new(Instant::now());
+    let own = listener.local_addr().ok();
     let serve = async {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     last.set(Instant::now());
+                    // Without this, a pod that connects to the plaintext listener's own port would have the agent
+                    // connect to itself without end.
+                    let local = stream.local_addr().ok();
+                    if let (Some(local), Some(own)) = (local, own)
+                        && proxy.pod.net.dialled_listener(local, own)
+                    {
+                        super::dial::reset_on_close(&stream);
+                        tracing::debug!(pod = %proxy.pod.label, %peer, %local, "a listener of the mesh was dialled");
+                        continue;
+                    }
                     drop(tokio::task::spawn_local(connection(Rc::clone(&proxy), kind, stream, peer)));
                 }
                 Err(error) => on_accept_error(&proxy, &error).await,

@@ -181,6 +181,27 @@ pub fn pod(name: &str, node: &Netns, index: u8, n: u16, mtu: u32) -> Result<Netn
     Ok(netns)
 }
 
+/// The TCP ports that listen in the namespace (on any address), from the kernel's own table.
+///
+/// # Errors
+/// The namespace cannot be entered.
+pub fn listening_ports(netns: &Netns) -> Result<std::collections::BTreeSet<u16>> {
+    netns.within(|| {
+        let mut ports = std::collections::BTreeSet::new();
+        for table in ["tcp", "tcp6"] {
+            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+            for line in text.lines().skip(1) {
+                let fields: Vec<&str> = line.split_whitespace().take(4).collect();
+                if let [_, local, _, "0A"] = fields.as_slice() {
+                    let port = local.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok());
+                    ports.extend(port);
+                }
+            }
+        }
+        ports
+    })
+}
+
 /// Whether a TCP port listens in the namespace (on any address), from the kernel's own table.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use super::shop::{open, peer_authentication, refused, talks};
 use super::{Scenario, scenario};
-use crate::bed::{Testbed, wait};
+use crate::bed::{Testbed, net, wait};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -10,6 +10,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("plaintext and garbage to port 15008 get nothing and hurt nobody", 60, garbage),
     scenario("TLS to port 15008 without a client certificate is refused", 60, no_certificate),
     scenario("capture ports cannot be reached from outside the pod", 90, capture_ports),
+    scenario(
+        "a pod that dials the mesh's own listeners, or has them dialled, gets nothing and starts no loop",
+        90,
+        loops,
+    ),
     scenario("a flood of connections from outside leaves the mesh working", 90, flood),
 ];
 
@@ -20,6 +25,37 @@ fn unhurt(bed: &mut Testbed) -> Result<()> {
     }
     let to = bed.pod("shop/backend")?.at(8080).to_string();
     talks(bed, "shop/frontend", &to)
+}
+
+/// Neither from inside nor by a peer's CONNECT may a listener of the agent be reached: the agent would connect to
+/// itself.
+fn loops() -> Result<()> {
+    let mut bed = open()?;
+    let backend = bed.pod("shop/backend")?;
+    let own: Vec<u16> = net::listening_ports(&backend.netns)?
+        .into_iter()
+        .filter(|port| !(8080..=8083).contains(port))
+        .collect();
+    ensure!(own.len() >= 3, "the agent's listeners are not seen: {own:?}");
+    let descriptors = |bed: &Testbed| -> Result<usize> {
+        let pid = bed.node("b")?.agent(0)?.pid();
+        Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+    };
+    let before = descriptors(&bed)?;
+    for port in own {
+        for (from, to) in [
+            ("shop/backend", format!("127.0.0.1:{port}")),
+            ("shop/backend", backend.at(port).to_string()),
+            ("shop/frontend", backend.at(port).to_string()),
+        ] {
+            let outcome =
+                bed.pod(from)?.call(&to, &["--send", "x", "--half-close", "--timeout-ms", "3000"])?;
+            ensure!(outcome.received.is_empty(), "{from} got {:?} from {to}", outcome.received);
+        }
+    }
+    let after = descriptors(&bed)?;
+    ensure!(after < before + 50, "the agent on b has {after} descriptors, {before} before");
+    unhurt(&mut bed)
 }
 
 fn garbage() -> Result<()> {

@@ -59,6 +59,11 @@ impl PodNet for Loopback {
     fn application_socket(&self, source: IpAddr, _: SocketAddr) -> io::Result<Socket> {
         bound(source)
     }
+
+    // Nothing steers here: clients of these tests dial the listeners.
+    fn dialled_listener(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        false
+    }
 }
 
 /// Signs for everybody.
