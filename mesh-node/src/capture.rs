@@ -96,16 +96,25 @@ impl Capture {
     pub fn load(config: CaptureConfig) -> Result<Self, CaptureError> {
         let (programs, maps) = loader::load(&config)?;
         let maps = Arc::new(maps);
+        let last_beat = maps.config(mesh_ebpf::config::HEARTBEAT)?;
         // An earlier agent's settings hold until the control plane tells this one of its own.
-        if maps.config(mesh_ebpf::config::HEARTBEAT)? == 0 || !config.keep_settings {
+        if last_beat == 0 || !config.keep_settings {
             maps.apply(&config.settings)?;
         }
         let agent =
             if config.exempt_self { heartbeat::register_agent(&maps)? } else { heartbeat::Agent::default() };
-        let heartbeat = config.heartbeat.then(|| Heartbeat::start(Arc::clone(&maps), agent)).transpose()?;
         let enrolled = enrol::Registry::adopt(&maps, config.limits.pods)?;
         let addresses = AddressWatch::start(Arc::clone(&maps))?;
-        Ok(Self { maps, programs, enrolled, addresses, heartbeat, kernel_log: Mutex::new(None) })
+        let mut capture =
+            Self { maps, programs, enrolled, addresses, heartbeat: None, kernel_log: Mutex::new(None) };
+        // Nobody kept the verdicts of a dead agent true; the first beat must not bring them back to life.
+        if crate::sys::monotonic_ns().saturating_sub(last_beat) > mesh_ebpf::HEARTBEAT_STALE_NS {
+            capture.bump_generation()?;
+        }
+        if config.heartbeat {
+            capture.heartbeat = Some(Heartbeat::start(Arc::clone(&capture.maps), agent)?);
+        }
+        Ok(capture)
     }
 
     /// Stops showing signs of life: unless another agent does, new connections of enrolled pods fall to the mesh's fail

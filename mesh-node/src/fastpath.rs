@@ -134,6 +134,7 @@ impl Controller {
                 cookie: pod.cookie,
                 local: LocalWorkload::new(&info.namespace, &info.name, &info.service_account, node),
                 addresses: pod.addresses(),
+                on_segment: pod.on_segment(),
             }
         };
         self.enrolled.iter().map(facts).collect()
@@ -220,9 +221,19 @@ impl Controller {
         let flows = self.account()?;
         let mut ended = 0;
         for flow in flows.iter().filter(|f| matches!(f.state, FlowState::Opening | FlowState::Established)) {
-            if !self.allowed.contains_key(&pair_of(flow)) && self.capture.destroy(flow)? {
-                self.flows.denied(flow);
-                ended += 1;
+            if self.allowed.contains_key(&pair_of(flow)) {
+                continue;
+            }
+            match self.capture.destroy(flow) {
+                Ok(true) => {
+                    self.flows.denied(flow);
+                    ended += 1;
+                }
+                Ok(false) => {}
+                // The others must not live on because one could not be ended.
+                Err(error) => {
+                    tracing::error!(%error, client = %flow.client, server = %flow.server, "cannot end a denied connection");
+                }
             }
         }
         tracing::info!(generation, pairs = self.allowed.len(), ended, "fast path judged again");

@@ -95,7 +95,8 @@ impl Shared {
             .map(|(ip, _)| *ip)
             .collect();
         // The rewritten destination moves before the old one stops being an own address.
-        pod.set_addresses(now, self.entry(pod, found, &before));
+        let on_segment = found.iter().any(|address| address.on_segment);
+        pod.set_addresses(now, self.entry(pod, found, &before), on_segment);
         if pod.is_active() {
             self.maps.pods.set(&pod.cookie, &pod.entry(), Write::Any)?;
         }

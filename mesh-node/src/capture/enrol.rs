@@ -39,6 +39,7 @@ pub struct EnrolledPod {
     entry: ArcSwap<Pod>,
     active: AtomicBool,
     leaves_dns: AtomicBool,
+    on_segment: AtomicBool,
 }
 
 impl EnrolledPod {
@@ -46,6 +47,12 @@ impl EnrolledPod {
     #[must_use]
     pub fn addresses(&self) -> Arc<Vec<IpAddr>> {
         self.addresses.load_full()
+    }
+
+    /// Whether an address of the pod is part of a subnet on its link, where neighbours could claim it.
+    #[must_use]
+    pub fn on_segment(&self) -> bool {
+        self.on_segment.load(Ordering::Acquire)
     }
 
     /// Whether the pod is captured.
@@ -63,7 +70,8 @@ impl EnrolledPod {
         **self.entry.load()
     }
 
-    pub(super) fn set_addresses(&self, addresses: Vec<IpAddr>, entry: Pod) {
+    pub(super) fn set_addresses(&self, addresses: Vec<IpAddr>, entry: Pod, on_segment: bool) {
+        self.on_segment.store(on_segment, Ordering::Release);
         self.addresses.store(Arc::new(addresses));
         self.entry.store(Arc::new(entry));
     }
@@ -140,6 +148,7 @@ impl Capture {
             entry: ArcSwap::from_pointee(Pod { slot, ..Pod::default() }),
             active: AtomicBool::new(false),
             leaves_dns: AtomicBool::new(false),
+            on_segment: AtomicBool::new(false),
         });
         if let Err(source) = self.addresses.add(&pod, netlink) {
             self.enrolled.state().free.insert(slot);

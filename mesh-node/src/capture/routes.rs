@@ -42,6 +42,9 @@ pub(super) struct OwnAddress {
     /// May be the source and the rewritten destination of connections: neither link-local nor on its way out.
     pub(super) primary: bool,
     pub(super) interface: u32,
+    /// The address is part of a subnet on its link, as on a bridge: others on that link could claim it (ARP, neighbour
+    /// discovery). A pod behind a routed veth of its own has a host prefix.
+    pub(super) on_segment: bool,
 }
 
 impl PodNetlink {
@@ -222,7 +225,9 @@ fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
     }
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let leaving = message.header.flags.contains(AddressHeaderFlags::Deprecated);
-    Some(OwnAddress { ip, primary: !link_local && !leaving, interface: message.header.index })
+    let host_prefix = if ip.is_ipv4() { 32 } else { 128 };
+    let on_segment = !link_local && message.header.prefix_len < host_prefix;
+    Some(OwnAddress { ip, primary: !link_local && !leaving, interface: message.header.index, on_segment })
 }
 
 impl AsFd for PodNetlink {

@@ -2,7 +2,8 @@
 //!
 //! Every condition under which the tunnel would do more than carry bytes for an allowed connection keeps the pair on
 //! the tunnel: a waypoint, an application tunnel, a destination that is not (only) the pod's own address, a missing
-//! certificate, `sameNode: tunnel`.
+//! certificate, `sameNode: tunnel`. So does a shared layer-2 segment: there a neighbour with raw sockets can take another
+//! pod's address, and only the tunnel's certificates tell them apart.
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ pub struct PodFacts {
     pub local: LocalWorkload,
     /// Its addresses of this moment.
     pub addresses: Arc<Vec<IpAddr>>,
+    /// A neighbour on the link could claim an address of it, see [`crate::capture::EnrolledPod::on_segment`].
+    pub on_segment: bool,
 }
 
 /// What verdicts are made from, indexed: thousands of pairs are judged at once.
@@ -57,9 +60,17 @@ impl<'a> Judge<'a> {
         Some((workload(source)?, workload(destination)?))
     }
 
+    fn on_segment(&self, pair: &Pair) -> bool {
+        let ends = [self.by_cookie.get(&pair.netns), self.by_address.get(&pair.destination)];
+        ends.into_iter().flatten().any(|pod| pod.on_segment)
+    }
+
     /// Whether the pair may use the fast path, and the ALLOW policy that lets it, if one applies.
     #[must_use]
     pub fn allows(&self, pair: &Pair, has_certificate: impl Fn(&SpiffeId) -> bool) -> Option<Option<Str>> {
+        if self.on_segment(pair) {
+            return None;
+        }
         let (source, destination) = self.ends(pair)?;
         let network = &self.state.options().network;
         let addressed = self.state.workload_by_ip(network, pair.destination)?;

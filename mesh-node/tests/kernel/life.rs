@@ -1,7 +1,7 @@
 //! Agents come and go: pins, heartbeat, failing open and closed.
 
 use crate::support::*;
-use mesh_node::capture::{Capture, CaptureConfig, FailMode, MeshSettings};
+use mesh_node::capture::{Capture, CaptureConfig, Decision, FailMode, MeshSettings, Pair};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -66,6 +66,26 @@ fn capture_outlives_the_agent_and_the_next_one_takes_over() {
     assert!(!capture.is_intact(&pod.pod));
     let _client = connect(&net.hosts[0], at(v4(2), 80)).unwrap();
     accept(&server);
+}
+
+#[test]
+fn verdicts_of_an_agent_that_is_long_dead_do_not_come_back_to_life() {
+    let net = Net::new(2);
+    let pins = Pins::new(&net.prefix);
+    {
+        let capture = Capture::load(pins.config()).unwrap();
+        let pod = Pod::enrol(&capture, &net.info(0));
+        let pair = Pair { netns: pod.pod.cookie, source: v4(0), destination: v4(1), port: 8080 };
+        let decision = Decision { allow: true, policy: 0, flags: 0 };
+        capture.set_verdict(&pair, decision, capture.generation().unwrap()).unwrap();
+        drop(Capture::load(pins.config()).unwrap());
+        assert_eq!(capture.verdicts().unwrap().len(), 1, "an agent that takes over at once keeps them");
+    }
+    eventually("the heartbeat is stale", || {
+        connect(&net.hosts[0], at(v4(1), 80)).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    });
+    let capture = Capture::load(pins.config()).unwrap();
+    assert_eq!(capture.verdicts().unwrap().len(), 0);
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn pods() -> Vec<PodFacts> {
         cookie: last.into(),
         local: LocalWorkload::new("shop", name, name, "n1"),
         addresses: Arc::new(vec![ip(last)]),
+        on_segment: false,
     };
     vec![pod("a", 1), pod("b", 2)]
 }
@@ -52,6 +53,16 @@ fn rule_for_principal(principal: &str) -> security::Rule {
 #[test]
 fn two_enrolled_pods_without_policies_may() {
     assert_eq!(verdict(&state(|_| (), |_| ()), &PAIR), Some(None));
+}
+
+#[test]
+fn on_a_shared_segment_the_pair_stays_on_the_tunnel() {
+    let state = state(|_| (), |_| ());
+    for i in 0..2 {
+        let mut pods = pods();
+        pods[i].on_segment = true;
+        assert_eq!(Judge::new(&state, &pods, SameNode::Fast).allows(&PAIR, |_| true), None);
+    }
 }
 
 #[test]
