@@ -84,7 +84,7 @@ impl Rounds {
 /// # Errors
 /// The testbed cannot be built or a load does not run.
 pub(super) fn run(args: &L4Args) -> Result<Report> {
-    let (rounds, seconds) = if args.quick { (3, 0.3) } else { (15, 1.0) };
+    let (rounds, seconds) = if args.quick { (3, 0.3) } else { (15, 0.5) };
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     eprintln!("building the testbed");
     let mut rig = Rig::build(args.ztunnel.as_deref())?;

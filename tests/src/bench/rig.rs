@@ -13,6 +13,9 @@ use std::time::Duration;
 
 /// Ports of every server pod.
 pub(super) const ECHO: u16 = 9000;
+/// More echo ports for new connections: on one port, a client's source ports in TIME_WAIT run out within seconds, with
+/// and without a mesh, and the bench would measure that.
+const ECHO_MANY: std::ops::Range<u16> = 9100..9132;
 const SINK: u16 = 9001;
 const SOURCE: u16 = 9002;
 /// Client programs run here, servers on the other; proxies run where the scheduler puts them.
@@ -162,26 +165,19 @@ impl Rig {
 
     fn load(&self, variant: Variant, shape: Shape, seconds: f64) -> Result<Figures> {
         let client = self.bed.pod(client_of(variant))?;
-        let port = match shape.load {
-            "bulk" => SINK,
-            "bulkr" => SOURCE,
-            _ => ECHO,
+        let ports: Vec<u16> = match shape.load {
+            "bulk" => vec![SINK],
+            "bulkr" => vec![SOURCE],
+            "crr" => ECHO_MANY.collect(),
+            _ => vec![ECHO],
         };
-        let to = self.target(variant, port)?.to_string();
-        let (connections, seconds) = (shape.connections.to_string(), seconds.to_string());
-        let argv = [
-            "mesh-tests",
-            "tool",
-            "load",
-            "--to",
-            &to,
-            "--shape",
-            shape.load,
-            "--conns",
-            &connections,
-            "--seconds",
-            &seconds,
-        ];
+        let mut argv: Vec<String> = ["mesh-tests", "tool", "load"].map(str::to_owned).to_vec();
+        for port in ports {
+            argv.extend(["--to".to_owned(), self.target(variant, port)?.to_string()]);
+        }
+        argv.extend(["--shape".to_owned(), shape.load.to_owned()]);
+        argv.extend(["--conns".to_owned(), shape.connections.to_string()]);
+        argv.extend(["--seconds".to_owned(), seconds.to_string()]);
         let program = Program { cpu: Some(CLIENT_CPU), ..Program::from(argv) };
         let text = client.output(program).with_context(|| format!("{} over {variant:?}", shape.name))?;
         // A load that holds connections says so first.
@@ -253,9 +249,10 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 
 fn serve(bed: &Testbed, key: &str) -> Result<Proc> {
     let pod = bed.pod(key)?;
-    let ports = [("--echo", ECHO), ("--sink", SINK), ("--source", SOURCE)];
+    let many = ECHO_MANY.map(|port| ("--echo", port));
+    let ports = many.chain([("--echo", ECHO), ("--sink", SINK), ("--source", SOURCE)]);
     let mut argv: Vec<String> = ["mesh-tests", "tool", "serve"].map(str::to_owned).to_vec();
-    argv.extend(ports.iter().flat_map(|(flag, port)| [(*flag).to_owned(), port.to_string()]));
+    argv.extend(ports.flat_map(|(flag, port)| [flag.to_owned(), port.to_string()]));
     let server = pod.spawn(Program { cpu: Some(SERVER_CPU), ..Program::from(argv) })?;
     wait::until_true(&format!("server in {key}"), Duration::from_secs(10), || pod.listening(SOURCE))?;
     Ok(server)
@@ -266,9 +263,9 @@ fn relays(bed: &Testbed) -> Result<Vec<Proc>> {
     let server = bed.pod("plain/server")?;
     let far = net::underlay_v4(net::node_place(bed.node("b")?.index));
     let routes = |to: &dyn Fn(u16) -> SocketAddr| -> Vec<String> {
-        [ECHO, SINK, SOURCE]
-            .iter()
-            .flat_map(|&port| ["--route".to_owned(), format!("{port}={}", to(port))])
+        ECHO_MANY
+            .chain([ECHO, SINK, SOURCE])
+            .flat_map(|port| ["--route".to_owned(), format!("{port}={}", to(port))])
             .collect()
     };
     let start = |name: &str, routes: Vec<String>| -> Result<Proc> {
