@@ -109,7 +109,7 @@ impl Capture {
             Self { maps, programs, enrolled, addresses, heartbeat: None, kernel_log: Mutex::new(None) };
         // Nobody kept the verdicts of a dead agent true; the first beat must not bring them back to life.
         if crate::sys::monotonic_ns().saturating_sub(last_beat) > mesh_ebpf::HEARTBEAT_STALE_NS {
-            capture.bump_generation()?;
+            capture.distrust_verdicts()?;
         }
         if config.heartbeat {
             capture.heartbeat = Some(Heartbeat::start(Arc::clone(&capture.maps), agent)?);

@@ -124,6 +124,15 @@ impl Capture {
         Ok(u32::try_from(self.maps.config(config::GENERATION)? & u64::from(u32::MAX)).unwrap_or(0))
     }
 
+    /// Makes the kernel believe none of the present verdicts, which stay readable for the next judgement.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses.
+    pub(super) fn distrust_verdicts(&self) -> Result<(), CaptureError> {
+        let next = self.generation()?.wrapping_add(1);
+        self.maps.set_config(config::GENERATION, u64::from(next))
+    }
+
     /// Starts the next generation: verdicts of older ones no longer hold, and are removed. Returns it.
     ///
     /// # Errors

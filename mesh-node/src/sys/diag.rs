@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -32,11 +33,12 @@ struct Request {
     source: [u32; 4],
     destination: [u32; 4],
     interface: u32,
-    /// All ones: any.
+    /// Which socket of this address; all ones: any.
     cookie: [u32; 2],
 }
 
-/// `nlmsghdr` and the start of `nlmsgerr`.
+/// `nlmsghdr`, then the start of `nlmsgerr`, or of `inet_diag_msg`: four bytes (family, state, …), ports, addresses,
+/// interface, cookie.
 #[repr(C)]
 #[derive(Default)]
 struct Answer {
@@ -71,8 +73,8 @@ pub fn sock_destroy(netns: &Netns, local: SocketAddr, remote: SocketAddr) -> io:
         let family = *family as u8;
         let request = Request {
             length: size_of::<Request>() as u32,
-            kind: SOCK_DESTROY,
-            flags: NLM_F_REQUEST | NLM_F_ACK,
+            kind: SOCK_DIAG_BY_FAMILY,
+            flags: NLM_F_REQUEST,
             sequence: 1,
             port: 0,
             family,
@@ -87,12 +89,46 @@ pub fn sock_destroy(netns: &Netns, local: SocketAddr, remote: SocketAddr) -> io:
             interface: 0,
             cookie: [u32::MAX; 2],
         };
-        destroyed |= ask(&socket, &request)?;
+        // Where there is no such connection the kernel's look-up goes on to a listener, and that must live.
+        if let Some(cookie) = find(&socket, &request)? {
+            let (kind, flags) = (SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK);
+            destroyed |= destroy(&socket, &Request { kind, flags, cookie, ..request })?;
+        }
     }
     Ok(destroyed)
 }
 
-fn ask(socket: &socket2::Socket, request: &Request) -> io::Result<bool> {
+/// The cookie of the connection that a request is about, if there is one.
+fn find(socket: &socket2::Socket, request: &Request) -> io::Result<Option<[u32; 2]>> {
+    let answer = ask(socket, request)?;
+    match (answer.kind, -answer.error) {
+        (SOCK_DIAG_BY_FAMILY, _) => {
+            let [source, destination] = [request.source_port, request.destination_port].map(u16::to_ne_bytes);
+            let ports = u32::from_ne_bytes([source[0], source[1], destination[0], destination[1]]);
+            // A listener has no remote port.
+            Ok((answer.rest[0] == ports).then(|| [answer.rest[10], answer.rest[11]]))
+        }
+        (NLMSG_ERROR, libc::ENOENT) => Ok(None),
+        (NLMSG_ERROR, code) => Err(io::Error::from_raw_os_error(code)),
+        _ => Err(unexpected()),
+    }
+}
+
+fn destroy(socket: &socket2::Socket, request: &Request) -> io::Result<bool> {
+    let answer = ask(socket, request)?;
+    match (answer.kind, -answer.error) {
+        (NLMSG_ERROR, 0) => Ok(true),
+        (NLMSG_ERROR, libc::ENOENT) => Ok(false),
+        (NLMSG_ERROR, code) => Err(io::Error::from_raw_os_error(code)),
+        _ => Err(unexpected()),
+    }
+}
+
+fn unexpected() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "unexpected answer of socket diagnostics")
+}
+
+fn ask(socket: &socket2::Socket, request: &Request) -> io::Result<Answer> {
     // SAFETY: the request is a live repr(C) value without padding, of the size that we give.
     let sent = unsafe {
         libc::send(socket.as_raw_fd(), std::ptr::from_ref(request).cast(), size_of::<Request>(), 0)
@@ -103,12 +139,5 @@ fn ask(socket: &socket2::Socket, request: &Request) -> io::Result<bool> {
     let received =
         unsafe { libc::recv(socket.as_raw_fd(), (&raw mut answer).cast(), size_of::<Answer>(), 0) };
     check(received as libc::c_long)?;
-    if answer.kind != NLMSG_ERROR {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "unexpected answer to SOCK_DESTROY"));
-    }
-    match -answer.error {
-        0 => Ok(true),
-        libc::ENOENT => Ok(false),
-        code => Err(io::Error::from_raw_os_error(code)),
-    }
+    Ok(answer)
 }

@@ -164,6 +164,20 @@ fn a_denied_connection_is_destroyed() {
 }
 
 #[test]
+fn destroying_a_connection_that_is_gone_leaves_the_listeners_of_its_port_alive() {
+    let mesh = Mesh::new();
+    let application = serve(mesh.host(1), 8080);
+    for ip in [v4(0), v6(0)] {
+        let server = if ip.is_ipv4() { v4(1) } else { v6(1) };
+        assert!(!sys::sock_destroy(mesh.host(1), at(server, 8080), at(ip, 1)).unwrap());
+        let _client = connect(mesh.host(1), at(server, 8080)).unwrap();
+        accept(&application);
+        let _client = connect(mesh.host(2), at(server, 8080)).unwrap();
+        accept(&mesh.pods[1].inbound);
+    }
+}
+
+#[test]
 fn a_kubelet_probe_of_a_declared_port_reaches_the_application() {
     let net = Net::new(3);
     let capture = mesh_node::capture::Capture::load(config()).unwrap();
