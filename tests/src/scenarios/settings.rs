@@ -39,10 +39,15 @@ fn is_left_alone(bed: &Testbed, to: SocketAddr) -> Result<bool> {
     let argv = ["mesh-tests", "tool", "call", "--to", &to_text, "--hold-ms", "10000"];
     let mut held = frontend.spawn(argv)?;
     let left = wait::until("open connection", Duration::from_secs(10), || {
-        let open = net::established(&frontend.netns)?;
-        let direct = open.iter().any(|(_, remote)| *remote == to);
-        let captured = open.iter().any(|(own, remote)| own.ip() == remote.ip());
-        Ok((direct || captured).then_some(direct))
+        let captured = || -> Result<bool> {
+            Ok(net::established(&frontend.netns)?.iter().any(|(own, remote)| own.ip() == remote.ip()))
+        };
+        if captured()? {
+            return Ok(Some(false));
+        }
+        // The agent dials the same address for a captured connection, after it has accepted that one: look again.
+        let dialled = net::established(&frontend.netns)?.iter().any(|(_, remote)| *remote == to);
+        Ok(if dialled { Some(!captured()?) } else { None })
     });
     held.kill();
     wait::until_true("end of the connection", Duration::from_secs(10), || {
