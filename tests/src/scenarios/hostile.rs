@@ -89,9 +89,10 @@ fn no_certificate() -> Result<()> {
     let mut bed = open()?;
     let to = bed.pod("shop/backend")?.at(15_008).to_string();
     let visitor = bed.pod("outside/visitor")?;
-    // TLS 1.3 tells a client of its missing certificate only after the handshake: ask for something.
+    // TLS 1.3 tells a client of its missing certificate only after the handshake: ask for something, and stay after the
+    // end of input (-ign_eof) until the server has closed.
     let line = format!(
-        "(printf 'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'; cat /dev/null) | timeout 10 openssl s_client -connect {to} -alpn h2 -tls1_3 2>&1"
+        "(printf 'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n'; cat /dev/null) | timeout 10 openssl s_client -connect {to} -alpn h2 -tls1_3 -ign_eof 2>&1"
     );
     let out = visitor.run(["sh", "-c", &line])?.out;
     ensure!(out.contains("certificate required") || out.contains("alert"), "no alert: {out}");
