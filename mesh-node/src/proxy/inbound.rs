@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use http::StatusCode;
 use mesh_core::error::Code;
 use mesh_core::hbone::io::ReadAhead;
-use mesh_core::hbone::{Authority, Incoming, IncomingConnect, ServerConnection, Settings};
+use mesh_core::hbone::{Authority, HboneStream, Incoming, IncomingConnect, ServerConnection, Settings};
 use mesh_core::identity::SpiffeId;
 use mesh_core::policy::{Conn, Verdict, evaluate};
 use mesh_core::route::{self, InboundTarget};
@@ -32,14 +32,14 @@ use super::failed::Failed;
 use super::limits::{Permit, admit};
 use super::live::Registered;
 use super::session::{Session, report_early};
-use super::worker::PodProxy;
+use super::worker::{PodProxy, until};
 use super::{OWN_PORTS, canonical, proxy_header};
 
 /// What HTTP/2 runs over.
 type Tunnel = TlsStream<ReadAhead<TcpStream>>;
 
 /// Who is at the other end of a tunnel.
-struct Remote {
+pub(super) struct Remote {
     socket: SocketAddr,
     identity: SpiffeId,
     /// As the peer presented it, for later revocations.
@@ -121,7 +121,8 @@ async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<Tunnel>,
         };
         match incoming {
             Some(Ok(Incoming::Connect(connect))) => {
-                drop(tokio::task::spawn_local(stream(Rc::clone(proxy), connect, Rc::clone(peer))));
+                let (gone, proxy, peer) = (proxy.pod.gone.clone(), Rc::clone(proxy), Rc::clone(peer));
+                until(gone, async move || serve(&proxy, connect, &peer).await);
             }
             Some(Ok(Incoming::Malformed(error))) => {
                 let failed = Failed::new(error.code(), error.to_string());
@@ -141,23 +142,32 @@ fn count_revoked(proxy: &PodProxy) {
     proxy.shared().metrics.crl_rejections.get_or_create(&ReporterLabels(Reporter::Destination)).inc();
 }
 
-async fn stream(proxy: Rc<PodProxy>, connect: IncomingConnect, peer: Rc<Remote>) {
-    let gone = proxy.pod.gone.clone();
-    tokio::select! {
-        () = serve(&proxy, connect, &peer) => {}
-        () = gone.cancelled() => {}
-    }
-}
-
 /// What a CONNECT leads to.
 struct Admitted {
     target: InboundTarget,
     local: Arc<Workload>,
     state: Arc<MeshState>,
+    permit: Permit,
+}
+
+/// A connection to the application that was made: what is needed while its bytes flow, and nothing more.
+struct Made {
+    session: Session,
+    registered: Registered,
+    application: TcpStream,
+    stream: HboneStream,
     _permit: Permit,
 }
 
-async fn serve(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) {
+/// Takes one CONNECT of a tunnel to its end.
+pub(super) async fn serve(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) {
+    // Boxed, so that its room is free again while bytes flow.
+    let Some(mut made) = Box::pin(make(proxy, connect, peer)).await else { return };
+    made.session.relay_tunnel(made.application, made.stream, Some(&made.registered)).await;
+}
+
+/// Makes the connection that a CONNECT asks for, and answers it.
+async fn make(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) -> Option<Box<Made>> {
     let started = Instant::now();
     let admitted = match validate(proxy, &connect, peer).await {
         Ok(admitted) => admitted,
@@ -167,7 +177,8 @@ async fn serve(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) {
                 Authority::Host { .. } => peer.local,
             };
             report_early(proxy, Direction::Inbound, peer.socket, Some(asked), &failed);
-            return connect.refuse(status);
+            connect.refuse(status);
+            return None;
         }
     };
     let target = admitted.target.address;
@@ -176,23 +187,28 @@ async fn serve(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) {
     let session = Session::open(proxy, opened(proxy, &connect, peer, &admitted, started), target);
     if let Err(failed) = decide(proxy, &registered).await {
         session.fail(&failed);
-        return connect.refuse(StatusCode::UNAUTHORIZED);
+        connect.refuse(StatusCode::UNAUTHORIZED);
+        return None;
     }
-    match application(proxy, &connect.request.authority, peer, &admitted).await {
-        Ok(application) => {
-            let wants = proxy.shared().config.proxy.response_baggage;
-            let baggage = if wants { proxy.baggage(&admitted.local) } else { None };
-            match connect.accept(baggage.as_ref()) {
-                Ok(stream) => session.relay_tunnel(application, stream, Some(&registered)).await,
-                Err(error) => {
-                    dial::reset_on_close(&application);
-                    session.fail(&error.into());
-                }
-            }
-        }
+    let application = match application(proxy, &connect.request.authority, peer, &admitted).await {
+        Ok(application) => application,
         Err(failed) => {
             session.fail(&failed);
             connect.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return None;
+        }
+    };
+    let wants = proxy.shared().config.proxy.response_baggage;
+    let baggage = if wants { proxy.baggage(&admitted.local) } else { None };
+    match connect.accept(baggage.as_ref()) {
+        Ok(stream) => {
+            let _permit = admitted.permit;
+            Some(Box::new(Made { session, registered, application, stream, _permit }))
+        }
+        Err(error) => {
+            dial::reset_on_close(&application);
+            session.fail(&error.into());
+            None
         }
     }
 }
@@ -214,7 +230,7 @@ async fn validate(
             let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
             (status, Failed::new(error.code(), error.to_string()))
         })?;
-    Ok(Admitted { target, local, state, _permit: permit })
+    Ok(Admitted { target, local, state, permit })
 }
 
 /// Whether policy allows the connection. A policy that is announced and has not arrived yet is waited for.

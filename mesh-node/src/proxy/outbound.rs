@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::dial::{self, Purpose, TunnelHandle};
 use super::failed::Failed;
-use super::limits::admit;
+use super::limits::{Permit, admit};
 use super::pool::{Key, Lease};
 use super::session::{Session, report_early};
 use super::worker::PodProxy;
@@ -43,65 +43,60 @@ struct Opened {
     baggage: Option<BaggageHeader>,
 }
 
+/// A connection that was made: what is needed while its bytes flow, and nothing more. In particular not its route and
+/// the mesh of the moment it began in.
+struct Made {
+    session: Session,
+    upstream: Upstream,
+    _permit: Permit,
+}
+
 /// Takes an accepted connection of the application to its end.
 pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: SocketAddr) {
+    // Boxed, so that its room is free again while bytes flow.
+    let Some(mut made) = Box::pin(make(proxy, &client, canonical(peer))).await else { return };
+    match made.upstream {
+        Upstream::Plain(server) => made.session.relay_sockets(client, server, None).await,
+        Upstream::Tunnel(opened) => made.session.relay_tunnel(client, opened.stream, None).await,
+    }
+}
+
+/// Makes the connection that the application asked for; one that cannot be made is reset and reported.
+async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
     let started = Instant::now();
-    let peer = canonical(peer);
+    let refuse = |destination: Option<SocketAddr>, failed: &Failed| {
+        dial::reset_on_close(client);
+        report_early(proxy, Direction::Outbound, peer, destination, failed);
+    };
     let destination =
         client.local_addr().ok().and_then(|l| proxy.pod.net.original_destination(canonical(l), peer));
     let Some(destination) = destination.map(canonical) else {
-        let failed = Failed::new(
-            Code::NoOriginalDestination,
-            "no record of the original destination of the connection",
-        );
-        return refuse(proxy, &client, peer, None, &failed);
+        let text = "no record of the original destination of the connection";
+        refuse(None, &Failed::new(Code::NoOriginalDestination, text));
+        return None;
     };
-    let _permit = match admit(&proxy.shared().gauge, &proxy.pod.gauge) {
-        Ok(permit) => permit,
-        Err(overload) => {
-            let failed = Failed::new(Code::Overloaded, overload.as_str());
-            return refuse(proxy, &client, peer, Some(destination), &failed);
-        }
-    };
+    let refused = |failed: &Failed| refuse(Some(destination), failed);
+    let permit = admit(&proxy.shared().gauge, &proxy.pod.gauge)
+        .map_err(|overload| refused(&Failed::new(Code::Overloaded, overload.as_str())))
+        .ok()?;
     let patience = proxy.shared().config.proxy.workload_wait;
-    let (state, source) = match proxy.pod.workload(proxy.shared(), patience).await {
-        Ok(found) => found,
-        Err(failed) => return refuse(proxy, &client, peer, Some(destination), &failed),
-    };
+    let (state, source) =
+        proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refused(&failed)).ok()?;
     let asked = Asked { proxy, source: &source, peer, destination };
     match asked.establish(&state).await {
         Ok((route, upstream)) => {
             asked.offer_fast_path(&route);
             let session = asked.session(&route, Some(&upstream), started);
-            relay(client, upstream, session).await;
+            Some(Box::new(Made { session, upstream, _permit: permit }))
         }
-        Err((route, failed)) => {
-            dial::reset_on_close(&client);
-            match route {
-                Some(route) => asked.session(&route, None, started).fail(&failed),
-                None => report_early(proxy, Direction::Outbound, peer, Some(destination), &failed),
-            }
+        Err((Some(route), failed)) => {
+            dial::reset_on_close(client);
+            asked.session(&route, None, started).fail(&failed);
+            None
         }
-    }
-}
-
-fn refuse(
-    proxy: &PodProxy,
-    client: &TcpStream,
-    peer: SocketAddr,
-    destination: Option<SocketAddr>,
-    failed: &Failed,
-) {
-    dial::reset_on_close(client);
-    report_early(proxy, Direction::Outbound, peer, destination, failed);
-}
-
-async fn relay(client: TcpStream, upstream: Upstream, session: Session) {
-    match upstream {
-        Upstream::Plain(server) => session.relay_sockets(client, server, None).await,
-        Upstream::Tunnel(opened) => {
-            let Opened { stream, _lease, .. } = *opened;
-            session.relay_tunnel(client, stream, None).await;
+        Err((None, failed)) => {
+            refused(&failed);
+            None
         }
     }
 }
@@ -192,7 +187,8 @@ impl Asked<'_> {
                 Ok(Upstream::Tunnel(Box::new(Opened { stream: opened.stream, _lease: lease, peer, baggage })))
             }
             Protocol::DoubleHbone { outer, inner } => {
-                self.through_gateway(address, route, outer, inner).await
+                // Rare and large: no other connection's task has to have room for it.
+                Box::pin(self.through_gateway(address, route, outer, inner)).await
             }
         }
     }

@@ -15,33 +15,46 @@ use tokio::net::TcpStream;
 use super::dial;
 use super::failed::Failed;
 use super::inbound::decide;
-use super::limits::admit;
+use super::limits::{Permit, admit};
+use super::live::Registered;
 use super::session::{Session, report_early};
 use super::worker::PodProxy;
 use super::{OWN_PORTS, canonical};
 
+/// A connection to the application that was made: what is needed while its bytes flow, and nothing more.
+struct Made {
+    session: Session,
+    registered: Registered,
+    application: TcpStream,
+    _permit: Permit,
+}
+
 /// Takes an accepted plaintext connection to its end.
 pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: SocketAddr) {
+    // Boxed, so that its room is free again while bytes flow.
+    let Some(mut made) = Box::pin(make(proxy, &client, canonical(peer))).await else { return };
+    made.session.relay_sockets(made.application, client, Some(&made.registered)).await;
+}
+
+/// Makes the connection to the application; one that cannot be made is reset and reported.
+async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
     let started = Instant::now();
-    let peer = canonical(peer);
     // A client that is gone already has no address any more.
-    let Ok(destination) = client.local_addr().map(canonical) else { return };
+    let destination = client.local_addr().map(canonical).ok()?;
     let refuse = |failed: &Failed| {
-        dial::reset_on_close(&client);
+        dial::reset_on_close(client);
         report_early(proxy, Direction::Inbound, peer, Some(destination), failed);
     };
     if OWN_PORTS.contains(&destination.port()) {
-        return refuse(&Failed::new(Code::OwnPort, "attempted recursive call to ourselves"));
+        refuse(&Failed::new(Code::OwnPort, "attempted recursive call to ourselves"));
+        return None;
     }
-    let _permit = match admit(&proxy.shared().gauge, &proxy.pod.gauge) {
-        Ok(permit) => permit,
-        Err(overload) => return refuse(&Failed::new(Code::Overloaded, overload.as_str())),
-    };
+    let permit = admit(&proxy.shared().gauge, &proxy.pod.gauge)
+        .map_err(|overload| refuse(&Failed::new(Code::Overloaded, overload.as_str())))
+        .ok()?;
     let patience = proxy.shared().config.proxy.workload_wait;
-    let (state, local) = match proxy.pod.workload(proxy.shared(), patience).await {
-        Ok(found) => found,
-        Err(failed) => return refuse(&failed),
-    };
+    let (state, local) =
+        proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refuse(&failed)).ok()?;
     let source = state.workload_by_ip(&state.options().network, peer.ip());
     let conn = Conn { src: peer, identity: None, dst: destination };
     let registered = proxy.worker.live.register(&proxy.pod, conn);
@@ -66,10 +79,11 @@ pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: Socket
         Err(failed) => Err(failed),
     };
     match connected {
-        Ok(application) => session.relay_sockets(application, client, Some(&registered)).await,
+        Ok(application) => Some(Box::new(Made { session, registered, application, _permit: permit })),
         Err(failed) => {
-            dial::reset_on_close(&client);
+            dial::reset_on_close(client);
             session.fail(&failed);
+            None
         }
     }
 }

@@ -51,7 +51,7 @@ impl Session {
 
     /// Moves bytes between the local application's socket and a peer's until both are done or policy ends it.
     pub(super) async fn relay_sockets(
-        self,
+        &mut self,
         application: TcpStream,
         peer: TcpStream,
         registered: Option<&Registered>,
@@ -64,7 +64,7 @@ impl Session {
 
     /// Moves bytes between the local application's socket and a tunnel until both are done or policy ends it.
     pub(super) async fn relay_tunnel(
-        self,
+        &mut self,
         application: TcpStream,
         tunnel: HboneStream,
         registered: Option<&Registered>,
@@ -81,7 +81,7 @@ impl Session {
         self.finish(Some(failed));
     }
 
-    fn end(mut self, ended: &Ended, denied: Option<Failed>) {
+    fn end(&mut self, ended: &Ended, denied: Option<Failed>) {
         let failed = match (ended, denied) {
             // Whichever socket noticed it first.
             _ if self.proxy.pod.gone.is_cancelled() => Some(pod_gone()),

@@ -3,4 +3,5 @@
 
 pub(crate) mod bed;
 mod refusals;
+mod sizes;
 mod traffic;

@@ -299,7 +299,7 @@ async fn accept(proxy: Rc<PodProxy>, kind: Kind, listener: TcpListener) {
                         tracing::debug!(pod = %proxy.pod.label, %peer, %local, "a listener of the mesh was dialled");
                         continue;
                     }
-                    drop(tokio::task::spawn_local(connection(Rc::clone(&proxy), kind, stream, peer)));
+                    spawn(&proxy, kind, stream, peer);
                 }
                 Err(error) => on_accept_error(&proxy, &error).await,
             }
@@ -335,17 +335,26 @@ async fn on_accept_error(proxy: &PodProxy, error: &io::Error) {
     }
 }
 
-async fn connection(proxy: Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
-    let gone = proxy.pod.gone.clone();
-    let handled = async {
-        match kind {
-            Kind::Outbound => outbound::handle(&proxy, stream, peer).await,
-            Kind::Plaintext => plaintext::handle(&proxy, stream, peer).await,
-            Kind::Hbone => inbound::handle(&proxy, stream, peer).await,
-        }
-    };
+/// Starts the task of a connection. Each kind has its own type of task: an idle connection must not hold the room that
+/// a handshake of another kind would need.
+fn spawn(proxy: &Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
+    let (gone, proxy) = (proxy.pod.gone.clone(), Rc::clone(proxy));
+    match kind {
+        Kind::Outbound => until(gone, async move || outbound::handle(&proxy, stream, peer).await),
+        Kind::Plaintext => until(gone, async move || plaintext::handle(&proxy, stream, peer).await),
+        Kind::Hbone => until(gone, async move || inbound::handle(&proxy, stream, peer).await),
+    }
+}
+
+/// Starts a task that ends with its pod. It takes what makes the future, because a future that is handed over would be
+/// held twice.
+pub(super) fn until(gone: CancellationToken, handle: impl AsyncFnOnce() + 'static) {
+    drop(tokio::task::spawn_local(guarded(gone, handle)));
+}
+
+async fn guarded(gone: CancellationToken, handle: impl AsyncFnOnce()) {
     tokio::select! {
-        () = handled => {}
+        () = handle() => {}
         () = gone.cancelled() => {}
     }
 }
