@@ -14,7 +14,9 @@ pub(crate) const NIGHTLY: &str = "nightly-2026-04-15";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const TARGET: &str = "bpfel-unknown-none";
 /// The object, below the target directory of the kernel programs.
-pub(crate) const OBJECT: &str = "bpfel-unknown-none/bpf/mesh";
+pub(crate) const OBJECT: &str = "mesh.o";
+/// What the compiler leaves, with debug sections ten times as large as the rest.
+const COMPILED: &str = "bpfel-unknown-none/bpf/mesh";
 
 /// A compiler that can produce the kernel programs.
 pub(crate) enum Toolchain {
@@ -131,8 +133,33 @@ pub(crate) fn build() -> Result<PathBuf> {
     };
     run::check(&mut cargo)?;
     let object = dir.join(OBJECT);
-    if !object.is_file() {
-        bail!("the build succeeded but {} is not there", object.display());
-    }
+    strip(&dir.join(COMPILED), &object)?;
     Ok(object)
+}
+
+/// Copies an object without its debug sections: type information (BTF) is made from them, after which nobody reads them.
+/// The file is left alone if it would not change, so that nothing is built again for it.
+fn strip(compiled: &Path, object: &Path) -> Result<()> {
+    let data = std::fs::read(compiled)
+        .with_context(|| format!("the build succeeded but {} cannot be read", compiled.display()))?;
+    let unreadable = || format!("{} is no ELF object", compiled.display());
+    let mut elf = object::build::elf::Builder::read(data.as_slice()).with_context(unreadable)?;
+    for section in &mut elf.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug") || name.starts_with(".rel.debug");
+    }
+    // LLVM names sections and symbols from one table; here each has its own.
+    let names = elf.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = object::build::elf::SectionData::SectionString;
+    elf.delete_orphans();
+    elf.delete_unused_versions();
+    let mut stripped = Vec::new();
+    elf.write(&mut stripped).with_context(|| format!("cannot strip {}", compiled.display()))?;
+    if std::fs::read(object).is_ok_and(|old| old == stripped) {
+        return Ok(());
+    }
+    std::fs::write(object, stripped).with_context(|| format!("cannot write {}", object.display()))
 }
