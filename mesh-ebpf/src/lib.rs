@@ -286,7 +286,8 @@ pub struct Flow {
     pub generation: u32,
     pub policy: u32,
     pub verdict_flags: u32,
-    pub zero: u32,
+    /// 1: the client is connected, but nobody accepted this tuple: its source was changed on the way.
+    pub astray: u32,
 }
 
 /// Values of [`Flow::state`].
@@ -298,6 +299,8 @@ pub mod flow {
     pub const CLOSED: u32 = 2;
     /// Never established: refused, timed out or aborted.
     pub const FAILED: u32 = 3;
+    /// The connect call is on its way: nothing has left, and the tuple has no source port yet.
+    pub const RESERVED: u32 = 4;
 }
 
 /// Key of a nameserver that a pod asks over UDP; the port is `DNS_PORTS_START + index`.
@@ -395,7 +398,7 @@ reasons! {
     PassedFailOpen = "passed_fail_open": "inbound passed to the application: the mesh fails open";
     SteeredInbound = "steered_inbound": "inbound connection sent to the plaintext listener";
     SteeredHbone = "steered_hbone": "inbound connection sent to the HBONE listener";
-    FlowLost = "flow_lost": "figures of a fast path connection lost: the map is full";
+    FastPathFull = "fast_path_full": "went through the tunnel: no room for another fast path connection";
 }
 
 /// Length of the COUNTERS map.

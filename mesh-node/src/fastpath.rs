@@ -2,31 +2,36 @@
 //!
 //! A pair comes here after one connection of it worked through the tunnel. [`judge`] decides, on the source's identity
 //! as the kernel attests it (by network namespace), and the verdict goes into the kernel's map. Whatever could change a
-//! verdict (policy, workloads, enrolment, certificates) has every pair judged again; if any turned, the results are
+//! verdict (policy, workloads, enrolment, certificates, revocation lists) has every pair judged again; if any turned, the results are
 //! written for the next generation, the generation is flipped, and connections that are now denied are destroyed.
 //! A pair that is judged anew as before needs no new generation: what the kernel holds is true.
 
 pub mod flows;
+pub mod identities;
 pub mod judge;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::state::{LocalWorkload, Str};
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::capture::{Capture, CaptureError, Decision, EnrolledPod, FlowFigures, FlowState, Pair};
 use crate::proxy::Shared;
 use flows::Flows;
+use identities::Identities;
 use judge::{Judge, PodFacts};
 
 /// How often figures of connections are read.
 const FLOWS_EVERY: Duration = Duration::from_secs(1);
-/// A pair whose SYN got no answer stays on the tunnel for this long.
+/// A pair whose SYN got no answer or whose source was changed stays on the tunnel for this long, and for twice as long
+/// each time that it happens again.
 const PENALTY: Duration = Duration::from_secs(60);
+const LONGEST_PENALTY: Duration = Duration::from_secs(3600);
 /// A SYN that is not answered for this long means that something between the pods drops it.
 const UNANSWERED: Duration = Duration::from_secs(1);
 /// Pairs that are remembered; the kernel's map holds no more.
@@ -60,22 +65,39 @@ struct Controller {
     shared: Arc<Shared>,
     capture: Arc<Capture>,
     enrolled: Enrolled,
+    identities: Identities,
+    /// When the identities were last looked at for expiry.
+    looked: SystemTime,
     /// Pairs with a verdict that allows, and the policy that does.
     allowed: HashMap<Pair, Option<Str>>,
-    penalties: HashMap<Pair, Instant>,
+    penalties: HashMap<Pair, Penalty>,
     /// Policies by the number that the kernel has for them; number 0 is none.
     policies: Vec<Str>,
     flows: Flows,
     listed: watch::Sender<Vec<Flow>>,
 }
 
-/// Keeps verdicts and figures until the agent drains; from then on a successor does.
+/// A pair that is kept off the fast path for a while.
+struct Penalty {
+    since: Instant,
+    length: Duration,
+}
+
+impl Penalty {
+    fn holds(&self) -> bool {
+        self.since.elapsed() < self.length
+    }
+}
+
+/// Keeps verdicts and figures until the agent drains; from then on a successor does. `revoked` tells that revocation
+/// lists changed.
 pub async fn run(
     shared: Arc<Shared>,
     capture: Arc<Capture>,
     mut enrolled: watch::Receiver<Enrolled>,
     mut offered: mpsc::Receiver<Candidate>,
     listed: watch::Sender<Vec<Flow>>,
+    revoked: Rc<Notify>,
 ) {
     let drain = shared.drain.clone();
     let mut published = shared.published.subscribe();
@@ -86,6 +108,8 @@ pub async fn run(
     }
     let mut controller = Controller {
         enrolled: enrolled.borrow_and_update().clone(),
+        identities: Identities::of(&shared.certificates.snapshot()),
+        looked: SystemTime::now(),
         shared,
         capture,
         allowed: HashMap::new(),
@@ -104,7 +128,8 @@ pub async fn run(
                 None => break,
             },
             _ = published.changed() => controller.review(),
-            _ = certificates.changed() => controller.review(),
+            _ = certificates.changed() => controller.review_identities(),
+            () = revoked.notified() => controller.review_identities(),
             changed = enrolled.changed() => {
                 if changed.is_err() {
                     break;
@@ -112,7 +137,7 @@ pub async fn run(
                 controller.enrolled = enrolled.borrow_and_update().clone();
                 controller.review()
             }
-            _ = poll.tick() => controller.account().map(drop),
+            _ = poll.tick() => controller.tick(),
         };
         if let Err(error) = outcome {
             tracing::error!(%error, "fast path");
@@ -141,24 +166,26 @@ impl Controller {
     }
 
     fn decide(&self, judge: &Judge<'_>, pair: &Pair) -> Option<Option<Str>> {
-        let penalised = self.penalties.get(pair).is_some_and(|since| since.elapsed() < PENALTY);
-        let has_certificate = |id: &_| self.shared.certificates.get(id).is_some();
-        if penalised { None } else { judge.allows(pair, has_certificate) }
+        let now = SystemTime::now();
+        let penalised = self.penalties.get(pair).is_some_and(Penalty::holds);
+        if penalised { None } else { judge.allows(pair, |id| self.identities.vouch_for(id, now)) }
     }
 
     /// Takes over the verdicts of an earlier agent, after judging them.
     fn adopt(&mut self) {
-        match self.capture.verdicts() {
-            Ok(verdicts) => {
-                self.allowed =
-                    verdicts.into_iter().filter(|(_, d, _)| d.allow).map(|(p, ..)| (p, None)).collect();
-            }
-            Err(error) => tracing::error!(%error, "verdicts of an earlier agent are not known"),
-        }
         // Numbers of policies are this agent's own: everything is written again.
-        if let Err(error) = self.rewrite() {
-            tracing::error!(%error, "fast path");
+        if let Err(error) = self.follow_kernel().and_then(|()| self.rewrite()) {
+            tracing::error!(%error, "verdicts of an earlier agent are not judged yet");
         }
+    }
+
+    /// Makes the list of allowed pairs what the kernel believes: a predecessor that is still there may have added to it
+    /// or started a generation.
+    fn follow_kernel(&mut self) -> Result<(), CaptureError> {
+        let mut known = std::mem::take(&mut self.allowed);
+        let believed = self.capture.verdicts()?.into_iter().filter(|(_, decision, _)| decision.allow);
+        self.allowed = believed.map(|(pair, ..)| (pair, known.remove(&pair).flatten())).collect();
+        Ok(())
     }
 
     fn offer(&mut self, candidate: &Candidate) -> Result<(), CaptureError> {
@@ -192,14 +219,29 @@ impl Controller {
         Decision { allow: true, policy: number, flags: 0 }
     }
 
-    /// Judges every pair again, and acts if any turned.
+    /// Certificates or revocation lists changed.
+    fn review_identities(&mut self) -> Result<(), CaptureError> {
+        self.identities = Identities::of(&self.shared.certificates.snapshot());
+        self.review()
+    }
+
+    /// The regular look: at the figures, and at certificates that expired since the last one.
+    fn tick(&mut self) -> Result<(), CaptureError> {
+        let now = SystemTime::now();
+        let before = std::mem::replace(&mut self.looked, now);
+        if self.identities.expired_between(before, now) { self.review() } else { self.account().map(drop) }
+    }
+
+    /// Judges every pair again, acts if any turned, and ends the connections that are denied now. Those are not only
+    /// the ones of pairs with a verdict: a pair that was put back on the tunnel may still have some.
     fn review(&mut self) -> Result<(), CaptureError> {
-        self.penalties.retain(|_, since| since.elapsed() < PENALTY);
+        self.penalties.retain(|_, penalty| penalty.since.elapsed() < penalty.length * 2);
+        self.follow_kernel()?;
         let (state, pods) = (self.shared.state.load_full(), self.pods());
         let judge = self.judge(&state, &pods);
         let turned =
             |(pair, policy): (&Pair, &Option<Str>)| self.decide(&judge, pair).as_ref() != Some(policy);
-        if self.allowed.iter().any(turned) { self.rewrite() } else { Ok(()) }
+        if self.allowed.iter().any(turned) { self.rewrite() } else { self.end_denied().map(drop) }
     }
 
     /// Results first, then the flip, then the connections that it denies.
@@ -209,7 +251,11 @@ impl Controller {
         let mut allowed = HashMap::with_capacity(self.allowed.len());
         let judge = self.judge(&state, &pods);
         for pair in std::mem::take(&mut self.allowed).into_keys() {
-            let Some(policy) = self.decide(&judge, &pair) else { continue };
+            let Some(policy) = self.decide(&judge, &pair) else {
+                // An agent that died before its flip may have written it for the next generation already.
+                self.capture.remove_verdict(&pair)?;
+                continue;
+            };
             let decision = self.decision(policy.as_ref());
             match self.capture.set_verdict(&pair, decision, next) {
                 Ok(()) => drop(allowed.insert(pair, policy)),
@@ -218,10 +264,24 @@ impl Controller {
         }
         self.allowed = allowed;
         let generation = self.capture.bump_generation()?;
+        let ended = self.end_denied()?;
+        tracing::info!(generation, pairs = self.allowed.len(), ended, "fast path judged again");
+        Ok(())
+    }
+
+    /// Ends every connection of the fast path that is denied now; says how many.
+    fn end_denied(&mut self) -> Result<usize, CaptureError> {
         let flows = self.account()?;
+        let (state, pods, now) = (self.shared.state.load_full(), self.pods(), SystemTime::now());
+        let judge = self.judge(&state, &pods);
+        let mut rulings: HashMap<Pair, bool> = HashMap::new();
         let mut ended = 0;
         for flow in flows.iter().filter(|f| matches!(f.state, FlowState::Opening | FlowState::Established)) {
-            if self.allowed.contains_key(&pair_of(flow)) {
+            let pair = pair_of(flow);
+            let ends = rulings
+                .entry(pair)
+                .or_insert_with(|| judge.ends_connections(&pair, |id| self.identities.disown(id, now)));
+            if !*ends {
                 continue;
             }
             match self.capture.destroy(flow) {
@@ -236,8 +296,7 @@ impl Controller {
                 }
             }
         }
-        tracing::info!(generation, pairs = self.allowed.len(), ended, "fast path judged again");
-        Ok(())
+        Ok(ended)
     }
 
     /// Reads the kernel's figures into metrics, and puts pairs whose SYNs get no answer back on the tunnel.
@@ -256,13 +315,15 @@ impl Controller {
                 FlowState::Failed => flow.updated_ns.saturating_sub(flow.opened_ns),
                 FlowState::Established | FlowState::Closed => 0,
             });
-            let pair = pair_of(flow);
-            if waited >= UNANSWERED && self.allowed.remove(&pair).is_some() {
-                self.capture.remove_verdict(&pair)?;
-                self.penalties.insert(pair, Instant::now());
+            if flow.astray && self.penalise(flow)? {
+                tracing::warn!(client = %flow.client, server = %flow.server,
+                    "a connection of the fast path did not arrive from its client's address; the pair goes back to the \
+                     tunnel: masquerading between pods of the node is a likely cause");
+            }
+            if waited >= UNANSWERED && self.penalise(flow)? {
                 tracing::warn!(client = %flow.client, server = %flow.server, ?waited,
-                    "no answer on the fast path; the pair goes back to the tunnel: a NetworkPolicy that opens only port 15008, \
-                     or masquerading between pods of the node, are likely causes");
+                    "no answer on the fast path; the pair goes back to the tunnel: a NetworkPolicy that opens only port 15008 \
+                     is a likely cause");
             }
         }
         let list = flows.iter().map(|figures| {
@@ -272,6 +333,19 @@ impl Controller {
         });
         self.listed.send_replace(list.collect());
         Ok(flows)
+    }
+
+    /// Puts the pair of a connection that went wrong back on the tunnel, each time for longer. Says whether it was on
+    /// the fast path.
+    fn penalise(&mut self, flow: &FlowFigures) -> Result<bool, CaptureError> {
+        let pair = pair_of(flow);
+        if self.allowed.remove(&pair).is_none() {
+            return Ok(false);
+        }
+        let length = self.penalties.get(&pair).map_or(PENALTY, |last| (last.length * 2).min(LONGEST_PENALTY));
+        self.penalties.insert(pair, Penalty { since: Instant::now(), length });
+        self.capture.remove_verdict(&pair)?;
+        Ok(true)
     }
 }
 

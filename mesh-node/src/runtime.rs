@@ -19,7 +19,7 @@ use mesh_core::tls::Revocations;
 use mesh_core::xds::ca::CaClient;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::readiness::Readiness;
@@ -218,9 +218,12 @@ impl Tasks {
         let server = control::xds_server(config);
         tokio::task::spawn_local(async move { report::run(&server, reports).await });
         tokio::task::spawn_local(crate::memory::give_back(Arc::clone(&self.shared.gauge)));
+        let revoked = Rc::new(Notify::new());
         if let Some(path) = config.ca.crl.clone() {
-            let workers = Rc::clone(&self.workers);
-            tokio::task::spawn_local(async move { revocations::follow(&path, &lists, workers).await });
+            let (workers, revoked) = (Rc::clone(&self.workers), Rc::clone(&revoked));
+            tokio::task::spawn_local(async move {
+                revocations::follow(&path, &lists, workers, revoked).await;
+            });
         }
         tokio::task::spawn_local(fastpath::run(
             Arc::clone(&self.shared),
@@ -228,6 +231,7 @@ impl Tasks {
             enrolled,
             offered,
             flows_tx,
+            revoked,
         ));
         Rc::new(Admin {
             shared: Arc::clone(&self.shared),

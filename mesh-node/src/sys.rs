@@ -37,9 +37,3 @@ pub fn trim_heap() {
         libc::malloc_trim(0);
     }
 }
-
-/// Borrows the descriptor of a value that only tells its number.
-pub fn borrow<T>(fd: std::os::fd::RawFd, _owner: &T) -> std::os::fd::BorrowedFd<'_> {
-    // SAFETY: the owner is borrowed for as long as the result and keeps its descriptor open.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
-}

@@ -17,5 +17,7 @@ mod fastpath;
 mod inbound;
 #[path = "kernel/life.rs"]
 mod life;
+#[path = "kernel/lossy.rs"]
+mod lossy;
 #[path = "kernel/outbound.rs"]
 mod outbound;

@@ -6,13 +6,17 @@
 use super::context::SockAddr;
 use super::datagram;
 use super::maps::{
-    Leave, PODS, agent_alive, allowed, answers_dns, called_by_agent, count, is_capture_port, left_to_kernel,
-    logging, setting, socket_storage, spread,
+    FLOWS, Leave, PODS, agent_alive, allowed, answers_dns, called_by_agent, count, flow, is_capture_port,
+    left_to_kernel, logging, setting, socket_storage, spread,
 };
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::info;
 use mesh_ebpf::{
-    Address, CAPTURE_PORTS, CAPTURE_PORTS_START, Endpoint, Pod, Reason, VerdictKey, config, pod_flag, socket,
+    Address, CAPTURE_PORTS, CAPTURE_PORTS_START, Endpoint, Pod, Reason, Socket, Tuple, VerdictKey, config,
+    flow as state, pod_flag, socket,
 };
 
 /// The hook lets the system call go on.
@@ -140,8 +144,24 @@ impl Stream<'_> {
         known.fins = 0;
         known.half_closed_at = 0;
         known.flushed_ns = 0;
+        if !self.reserve(source, known) {
+            count(Reason::FastPathFull);
+            return false;
+        }
         count(Reason::FastPath);
         true
+    }
+
+    /// Takes the place of the connection's figures while there still is another way than the fast path: a connection
+    /// without figures could not be ended when policy changes.
+    #[inline(always)]
+    fn reserve(&self, source: Address, known: &Socket) -> bool {
+        let tuple =
+            Tuple { client: source, server: self.to.address, client_port: 0, server_port: self.to.port };
+        let reserved = flow(self.netns, tuple, state::RESERVED, known);
+        // SAFETY: the helper takes the program's context.
+        let cookie = unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) };
+        FLOWS.insert(&cookie, &reserved, BPF_ANY as u64).is_ok()
     }
 
     /// The source that the connection will have, if that is already certain.

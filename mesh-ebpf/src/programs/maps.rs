@@ -43,7 +43,7 @@ pub(crate) static AUTHORISED: HashMap<Tuple, Authorised> =
 #[map]
 pub(crate) static VERDICTS: HashMap<VerdictKey, Verdict> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
-/// Socket cookie of the client -> figures.
+/// Socket cookie of the client -> figures. Every connection of the fast path is in it: only so can each be ended.
 #[map]
 pub(crate) static FLOWS: HashMap<u64, Flow> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
@@ -195,6 +195,27 @@ pub(crate) fn allowed(key: &VerdictKey) -> Option<Verdict> {
     // The agent writes verdicts of the next generation before it flips.
     let fresh = verdict.generation.wrapping_sub(current) as i32 >= 0;
     (verdict.allow == 1 && fresh).then_some(verdict)
+}
+
+/// A connection of the fast path at its start.
+#[inline(always)]
+pub(crate) fn flow(netns: u64, tuple: Tuple, state: u32, known: &Socket) -> Flow {
+    let now = now();
+    Flow {
+        tuple,
+        state,
+        netns,
+        opened_ns: now,
+        updated_ns: now,
+        bytes_sent: 0,
+        bytes_received: 0,
+        srtt_us: 0,
+        retransmits: 0,
+        generation: known.generation,
+        policy: known.policy,
+        verdict_flags: known.verdict_flags,
+        astray: 0,
+    }
 }
 
 /// A spread of destinations over the ports of a range.

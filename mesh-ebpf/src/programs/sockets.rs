@@ -6,7 +6,7 @@
 //! cookie looks up the listener again after the client is already established.
 
 use super::context::SockOps;
-use super::maps::{AUTHORISED, FLOWS, ORIGINALS, allowed, count, now, socket_storage};
+use super::maps::{AUTHORISED, FLOWS, ORIGINALS, allowed, count, flow as new_flow, now, socket_storage};
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
     BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
@@ -16,7 +16,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockOpsContext;
 use mesh_ebpf::{
-    Authorised, Flow, Original, Reason, Socket, Tuple, VerdictKey, authorised, fin, flow, listener, socket,
+    Authorised, Original, Reason, Socket, Tuple, VerdictKey, authorised, fin, flow, listener, socket,
 };
 
 const TCP_SYN_SENT: u32 = 2;
@@ -135,32 +135,16 @@ fn fast_path(ops: &SockOps, known: &mut Socket) {
         port: tuple.server_port,
         zero: [0; 3],
     };
-    if allowed(&key).is_none() || !authorise(ops, authorised::FAST_PATH, known.generation) {
+    // Before the SYN can leave: who reads the figures after a flip sees every connection that an older verdict let go.
+    let flow = new_flow(key.netns, tuple, flow::OPENING, known);
+    let listed = FLOWS.insert(&cookie(ops), &flow, BPF_ANY as u64).is_ok();
+    if !listed || allowed(&key).is_none() || !authorise(ops, authorised::FAST_PATH, known.generation) {
+        let _ = FLOWS.remove(&cookie(ops));
         refuse(ops, known);
         return;
     }
     known.state = socket::AUTHORISED;
     known.flushed_ns = now();
-    let flow = Flow {
-        tuple,
-        state: flow::OPENING,
-        netns: key.netns,
-        opened_ns: known.flushed_ns,
-        updated_ns: known.flushed_ns,
-        bytes_sent: 0,
-        bytes_received: 0,
-        srtt_us: 0,
-        retransmits: 0,
-        generation: known.generation,
-        policy: known.policy,
-        verdict_flags: known.verdict_flags,
-        zero: 0,
-    };
-    if FLOWS.insert(&cookie(ops), &flow, BPF_ANY as u64).is_err() {
-        count(Reason::FlowLost);
-        ask_for(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
-        return;
-    }
     ask_for(ops, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
@@ -181,7 +165,7 @@ fn accepted(ops: &SockOps) {
 fn established(ops: &SockOps) {
     let Some(known) = known(ops) else { return };
     if known.state == socket::AUTHORISED {
-        flush(ops, known, flow::ESTABLISHED);
+        flush(ops, known, flow::ESTABLISHED, false);
     }
 }
 
@@ -191,12 +175,16 @@ fn measured(ops: &SockOps) {
     let now = now();
     if now.wrapping_sub(known.flushed_ns) >= FLUSH_NS {
         known.flushed_ns = now;
-        flush(ops, known, flow::ESTABLISHED);
+        // Whoever acknowledges data is established, and its tuple gone, unless the tuple that it has is another.
+        // SAFETY: the value is not read.
+        let astray = unsafe { AUTHORISED.get(&as_client(ops)) }.is_some();
+        flush(ops, known, flow::ESTABLISHED, astray);
     }
 }
 
+/// Writes the figures. `astray`: the tuple was not accepted so far, which counts once the client is established.
 #[inline(always)]
-fn flush(ops: &SockOps, known: &Socket, state: u32) {
+fn flush(ops: &SockOps, known: &Socket, state: u32, astray: bool) {
     let Some(flow) = FLOWS.get_ptr_mut(&cookie(ops)) else { return };
     // The kernel counts SYN and FIN as a byte each.
     let signals = 1 + u64::from(known.fins & fin::SENT != 0);
@@ -209,6 +197,9 @@ fn flush(ops: &SockOps, known: &Socket, state: u32) {
         (*flow).bytes_received = ops.bytes_received().saturating_sub(received);
         (*flow).srtt_us = ops.srtt_us();
         (*flow).retransmits = ops.retransmits();
+        if astray && (*flow).state == flow::ESTABLISHED {
+            (*flow).astray = 1;
+        }
         (*flow).state =
             if state == flow::CLOSED && (*flow).state == flow::OPENING { flow::FAILED } else { state };
     }
@@ -226,8 +217,8 @@ fn changed(ops: &SockOps) {
         socket::AUTHORISED => {
             note_fins(ops, known, old, new);
             if new == TCP_CLOSE {
-                let _ = AUTHORISED.remove(&as_client(ops));
-                flush(ops, known, flow::CLOSED);
+                let astray = AUTHORISED.remove(&as_client(ops)).is_ok();
+                flush(ops, known, flow::CLOSED, astray);
             }
         }
         _ => {}

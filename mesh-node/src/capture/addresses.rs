@@ -14,7 +14,6 @@ use mesh_ebpf::{Address, Endpoint, Owner, Pod, pod_flag};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -179,7 +178,7 @@ impl AddressWatch {
         let mut table = self.shared.table();
         // Subscribed first, read afterwards: no change falls between.
         let found = netlink.addresses()?;
-        self.shared.poll.add(netlink.as_fd(), pod.cookie)?;
+        self.shared.poll.add(&netlink, pod.cookie)?;
         self.shared.update(&mut table, pod, &found)?;
         table.pods.insert(pod.cookie, Watched { pod: Arc::clone(pod), netlink });
         Ok(())

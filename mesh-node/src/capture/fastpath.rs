@@ -9,7 +9,11 @@ use crate::sys;
 use crate::sys::bpf::Write;
 use mesh_ebpf::{Verdict, VerdictKey, config, flow};
 use serde::Serialize;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+
+/// A connect call is over long before: what its hook reserved, and nothing took, belongs to none.
+const RESERVED_NS: u64 = 2_000_000_000;
 
 /// A source and a destination of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,6 +92,12 @@ pub struct FlowFigures {
     pub generation: u32,
     pub policy: u32,
     pub flags: u32,
+    /// The client is connected, but nobody accepted the connection as it left: its source was changed on the way.
+    pub astray: bool,
+}
+
+fn has_ended(state: u32) -> bool {
+    !matches!(state, flow::OPENING | flow::ESTABLISHED | flow::RESERVED)
 }
 
 fn figures(id: u64, flow: &mesh_ebpf::Flow) -> FlowFigures {
@@ -112,6 +122,7 @@ fn figures(id: u64, flow: &mesh_ebpf::Flow) -> FlowFigures {
         generation: flow.generation,
         policy: flow.policy,
         flags: flow.verdict_flags,
+        astray: flow.astray != 0,
     }
 }
 
@@ -124,12 +135,13 @@ impl Capture {
         Ok(u32::try_from(self.maps.config(config::GENERATION)? & u64::from(u32::MAX)).unwrap_or(0))
     }
 
-    /// Makes the kernel believe none of the present verdicts, which stay readable for the next judgement.
+    /// Makes the kernel believe none of the present verdicts, which stay readable for the next judgement. That is two
+    /// generations away: the agent may have died between writing verdicts for the next one and its flip.
     ///
     /// # Errors
     /// Only if the kernel refuses.
     pub(super) fn distrust_verdicts(&self) -> Result<(), CaptureError> {
-        let next = self.generation()?.wrapping_add(1);
+        let next = self.generation()?.wrapping_add(2);
         self.maps.set_config(config::GENERATION, u64::from(next))
     }
 
@@ -199,13 +211,37 @@ impl Capture {
         let failed = |source| CaptureError::Map { map: "FLOWS", source };
         let mut flows = Vec::new();
         for (id, flow) in self.maps.flows.entries().map_err(failed)? {
-            let flow = figures(id, &flow);
-            if matches!(flow.state, FlowState::Closed | FlowState::Failed) {
-                self.maps.flows.remove(&id).map_err(failed)?;
+            if flow.state == flow::RESERVED {
+                // The connect call failed before it chose a port.
+                if sys::monotonic_ns().saturating_sub(flow.opened_ns) > RESERVED_NS {
+                    self.forget_flow(id, |now| {
+                        now.state == flow::RESERVED && now.opened_ns == flow.opened_ns
+                    })?;
+                }
+                continue;
             }
-            flows.push(flow);
+            if has_ended(flow.state) {
+                self.forget_flow(id, |now| has_ended(now.state))?;
+            }
+            flows.push(figures(id, &flow));
         }
         Ok(flows)
+    }
+
+    /// Removes a flow that is over. Its socket may be connecting again at this very moment, under the same cookie: what
+    /// was taken and is not over goes back, or its connection is ended.
+    fn forget_flow(&self, id: u64, is_over: impl Fn(&mesh_ebpf::Flow) -> bool) -> Result<(), CaptureError> {
+        let failed = |source| CaptureError::Map { map: "FLOWS", source };
+        let Some(taken) = self.maps.flows.take(&id).map_err(failed)? else { return Ok(()) };
+        if is_over(&taken) {
+            return Ok(());
+        }
+        match self.maps.flows.set(&id, &taken, Write::New) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                self.destroy(&figures(id, &taken)).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Ends a connection of the fast path at its client: the client gets ECONNABORTED, the server a reset. Says

@@ -1,12 +1,10 @@
 //! Diagnostics of the kernel programs: a thread that reads aya-log's ring buffer while they are on.
 
 use super::CaptureError;
-use crate::sys::borrow;
 use crate::sys::poll::Poll;
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Level, Log, Metadata, Record};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -45,7 +43,7 @@ impl KernelLog {
         let mut logger = EbpfLogger::init_with_logger(ebpf, Bridge)
             .map_err(|error| failed(std::io::Error::other(error.to_string())))?;
         let poll = Poll::new().map_err(failed)?;
-        poll.add(borrow(logger.as_raw_fd(), &logger), 0).map_err(failed)?;
+        poll.add(&logger, 0).map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let read = move || {

@@ -21,7 +21,7 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 /// Routing table and rule of the agent's connections to the application (Istio uses the same number).
 const TABLE: u8 = 100;
@@ -230,8 +230,8 @@ fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
     Some(OwnAddress { ip, primary: !link_local && !leaving, interface: message.header.index, on_segment })
 }
 
-impl AsFd for PodNetlink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        crate::sys::borrow(self.socket.as_raw_fd(), self)
+impl AsRawFd for PodNetlink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }

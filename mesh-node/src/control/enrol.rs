@@ -384,6 +384,10 @@ impl Enroller {
         let mut kernel: Vec<_> = self.enrolled.values().map(|e| Arc::clone(&e.kernel)).collect();
         kernel.sort_by_key(|k| k.cookie);
         self.parts.enrolled.send_if_modified(|known| {
+            // While an agent takes over, a pod that still waits for its certificate is not one that has left.
+            if !self.settled && !self.waiting_since.is_empty() {
+                return false;
+            }
             let same = known.iter().map(|k| k.cookie).eq(kernel.iter().map(|k| k.cookie));
             if !same {
                 *known = Arc::new(kernel);

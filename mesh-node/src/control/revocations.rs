@@ -5,14 +5,16 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use mesh_core::tls::Revocations;
+use tokio::sync::Notify;
 
 use crate::proxy::worker::{Command, Worker};
 
 /// Also how long a file must have been left alone: writers are seldom atomic.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Follows `path` for ever. A file that cannot be used leaves the lists in force.
-pub async fn follow(path: &Path, revocations: &Revocations, workers: Rc<Vec<Worker>>) {
+/// Follows `path` for ever, and tells the workers and the fast path of changes. A file that cannot be used leaves the
+/// lists in force.
+pub async fn follow(path: &Path, revocations: &Revocations, workers: Rc<Vec<Worker>>, fast_path: Rc<Notify>) {
     let mut loaded = None;
     let mut seen = None;
     loop {
@@ -21,6 +23,7 @@ pub async fn follow(path: &Path, revocations: &Revocations, workers: Rc<Vec<Work
             loaded = modified;
             load(path, revocations);
             workers.iter().for_each(|w| w.tell(Command::RecheckPeers));
+            fast_path.notify_one();
         }
         seen = modified;
         tokio::time::sleep(LOOK_EVERY).await;

@@ -67,7 +67,31 @@ impl<'a> Judge<'a> {
 
     /// Whether the pair may use the fast path, and the ALLOW policy that lets it, if one applies.
     #[must_use]
-    pub fn allows(&self, pair: &Pair, has_certificate: impl Fn(&SpiffeId) -> bool) -> Option<Option<Str>> {
+    pub fn allows(&self, pair: &Pair, vouched_for: impl Fn(&SpiffeId) -> bool) -> Option<Option<Str>> {
+        let (source, destination) = self.eligible(pair)?;
+        if ![source, destination].iter().all(|w| vouched_for(&w.identity)) {
+            return None;
+        }
+        match self.policy(pair, source, destination) {
+            Verdict::Allow(AllowReason::Allowed(policy)) => Some(Some(policy)),
+            Verdict::Allow(AllowReason::NoAllowPolicies) => Some(None),
+            Verdict::Deny(_) => None,
+        }
+    }
+
+    /// Whether a connection that the pair has on the fast path must end. A policy that is listed and not there yet must
+    /// not cut what it may allow.
+    #[must_use]
+    pub fn ends_connections(&self, pair: &Pair, disowned: impl Fn(&SpiffeId) -> bool) -> bool {
+        let Some((source, destination)) = self.eligible(pair) else { return true };
+        if [source, destination].iter().any(|w| disowned(&w.identity)) {
+            return true;
+        }
+        matches!(self.policy(pair, source, destination), Verdict::Deny(reason) if !reason.is_pending())
+    }
+
+    /// Both workloads, if the tunnel would do no more for the pair than carry bytes.
+    fn eligible(&self, pair: &Pair) -> Option<(&'a Arc<Workload>, &'a Arc<Workload>)> {
         if self.on_segment(pair) {
             return None;
         }
@@ -83,21 +107,17 @@ impl<'a> Judge<'a> {
             && destination.waypoint.is_none()
             && destination.application_tunnel.is_none()
             && !OWN_PORTS.contains(&pair.port)
-            && [source, destination].iter().all(|w| !w.keeps_to_tunnel())
-            && [source, destination].iter().all(|w| has_certificate(&w.identity));
-        if !eligible {
-            return None;
-        }
+            && [source, destination].iter().all(|w| !w.keeps_to_tunnel());
+        eligible.then_some((source, destination))
+    }
+
+    fn policy(&self, pair: &Pair, source: &Workload, destination: &Workload) -> Verdict {
         let conn = Conn {
             // Policies know no source ports.
             src: SocketAddr::new(pair.source, 0),
             identity: Some(source.identity.clone()),
             dst: SocketAddr::new(pair.destination, pair.port),
         };
-        match evaluate(&self.state.policies_for(destination), &conn).verdict {
-            Verdict::Allow(AllowReason::Allowed(policy)) => Some(Some(policy)),
-            Verdict::Allow(AllowReason::NoAllowPolicies) => Some(None),
-            Verdict::Deny(_) => None,
-        }
+        evaluate(&self.state.policies_for(destination), &conn).verdict
     }
 }

@@ -24,16 +24,16 @@ impl Poll {
         Ok(Self { fd })
     }
 
-    /// Watches a descriptor for input, edge-triggered, under a number of the caller's. It leaves by being closed.
+    /// Watches a value's descriptor for input, edge-triggered, under a number of the caller's. It leaves by being closed.
     ///
     /// # Errors
     /// The descriptor is already watched, or cannot be.
-    pub fn add(&self, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+    pub fn add(&self, watched: &impl AsRawFd, number: u64) -> io::Result<()> {
         let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: number };
-        // SAFETY: both descriptors are open and `event` lives until the call returns.
+        // SAFETY: `event` lives until the call returns; the kernel answers EBADF to a descriptor that is not open.
         check(
             unsafe {
-                libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
+                libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, watched.as_raw_fd(), &raw mut event)
             }
             .into(),
         )

@@ -4,15 +4,7 @@ use crate::support::*;
 use mesh_node::capture::{Decision, FlowState, Pair};
 use mesh_node::sys;
 use std::io::{ErrorKind, Read, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-
-fn allow(mesh: &Mesh, source: IpAddr, destination: IpAddr, generation: u32) -> Pair {
-    let pair = Pair { netns: mesh.pods[0].pod.cookie, source, destination, port: 8080 };
-    let decision = Decision { allow: true, policy: 7, flags: 0 };
-    mesh.capture.set_verdict(&pair, decision, generation).unwrap();
-    pair
-}
 
 #[test]
 fn an_allowed_pair_talks_without_the_agent() {

@@ -1,6 +1,6 @@
 //! A small network: namespaces on one bridge, each with an IPv4 and an IPv6 address.
 
-use mesh_node::capture::{Capture, CaptureConfig, EnrolledPod, ListenerKind, ObjectSource};
+use mesh_node::capture::{Capture, CaptureConfig, Decision, EnrolledPod, ListenerKind, ObjectSource, Pair};
 use mesh_node::pods::PodInfo;
 use mesh_node::sys::{self, Netns};
 use std::io::{self, Write as _};
@@ -118,6 +118,28 @@ pub(crate) fn sh(program: &str, words: &[&str]) {
     assert!(status.success(), "{program} {words:?}");
 }
 
+/// Gives rules to nftables in a host's namespace.
+pub(crate) fn nft(net: &Net, host: usize, rules: &str) {
+    let name = format!("{}-{host}", net.prefix);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &name, "nft", "-f", "-"]).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "nft failed on:\n{rules}");
+}
+
+/// Packets that a host's nftables have counted.
+pub(crate) fn dropped(net: &Net, host: usize) -> u64 {
+    let name = format!("{}-{host}", net.prefix);
+    let listed =
+        Command::new("ip").args(["netns", "exec", &name, "nft", "list", "ruleset"]).output().unwrap();
+    let text = String::from_utf8(listed.stdout).unwrap();
+    text.split("counter packets ")
+        .skip(1)
+        .filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
 pub(crate) fn v4(host: usize) -> IpAddr {
     Ipv4Addr::new(10, 77, 0, host as u8 + 1).into()
 }
@@ -187,6 +209,14 @@ impl Mesh {
     pub(crate) fn count(&self, reason: &str) -> u64 {
         self.capture.counter(reason).unwrap()
     }
+}
+
+/// Writes a verdict that lets pod 0 talk to port 8080 of a destination without the agent.
+pub(crate) fn allow(mesh: &Mesh, source: IpAddr, destination: IpAddr, generation: u32) -> Pair {
+    let pair = Pair { netns: mesh.pods[0].pod.cookie, source, destination, port: 8080 };
+    let decision = Decision { allow: true, policy: 7, flags: 0 };
+    mesh.capture.set_verdict(&pair, decision, generation).unwrap();
+    pair
 }
 
 /// Accepts one connection of a non-blocking listener.
