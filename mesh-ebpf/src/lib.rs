@@ -11,7 +11,8 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Version of every layout and constant below: part of the pin directory's name. Bump it with any change that an
-/// older agent or an older program would misread.
+/// older agent or an older program would misread. [`Flow`] alone keeps its size and its fields up to `policy` in every
+/// version: by them an agent ends connections that programs of another version let go.
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// First port of the capture range. It starts above the default `ip_local_port_range` (32768..60999), so that no

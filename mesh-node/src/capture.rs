@@ -26,6 +26,7 @@ mod error;
 mod fastpath;
 mod heartbeat;
 mod klog;
+mod layouts;
 mod loader;
 mod maps;
 mod routes;
@@ -83,6 +84,8 @@ pub struct Capture {
     programs: Programs,
     enrolled: enrol::Registry,
     addresses: AddressWatch,
+    /// What agents of other layouts left and is still in use.
+    others: Mutex<Vec<layouts::OtherLayout>>,
     /// Ends when dropped.
     heartbeat: Option<Heartbeat>,
     kernel_log: Mutex<Option<klog::KernelLog>>,
@@ -103,10 +106,19 @@ impl Capture {
         }
         let agent =
             if config.exempt_self { heartbeat::register_agent(&maps)? } else { heartbeat::Agent::default() };
+        let others = programs.pins().map(layouts::beside).transpose()?.unwrap_or_default();
+        others.iter().try_for_each(layouts::OtherLayout::stop_enforcing)?;
         let enrolled = enrol::Registry::adopt(&maps, config.limits.pods)?;
         let addresses = AddressWatch::start(Arc::clone(&maps))?;
-        let mut capture =
-            Self { maps, programs, enrolled, addresses, heartbeat: None, kernel_log: Mutex::new(None) };
+        let mut capture = Self {
+            maps,
+            programs,
+            enrolled,
+            addresses,
+            others: Mutex::new(others),
+            heartbeat: None,
+            kernel_log: Mutex::new(None),
+        };
         // Nobody kept the verdicts of a dead agent true; the first beat must not bring them back to life.
         if crate::sys::monotonic_ns().saturating_sub(last_beat) > mesh_ebpf::HEARTBEAT_STALE_NS {
             capture.distrust_verdicts()?;

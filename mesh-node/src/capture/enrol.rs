@@ -251,8 +251,8 @@ impl Capture {
         outcome
     }
 
-    /// Lets go of pods that an earlier agent enrolled and that this one was not told to. Call it once the pods of the
-    /// node have been enrolled after start. Returns how many.
+    /// Lets go of pods that an earlier agent enrolled and that this one was not told to, and of programs of other
+    /// layouts. Call it once the pods of the node have been enrolled after start. Returns how many pods.
     ///
     /// # Errors
     /// Only if the kernel refuses.
@@ -264,6 +264,7 @@ impl Capture {
                 .map_err(|source| CaptureError::Map { map: "PODS", source })?;
             self.enrolled.state().free.insert(*slot);
         }
+        self.others().iter_mut().try_for_each(super::layouts::OtherLayout::stop_capturing)?;
         Ok(adopted.len())
     }
 }

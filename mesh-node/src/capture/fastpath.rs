@@ -4,13 +4,15 @@
 //! ([`Capture::set_verdict`] with [`Capture::generation`] + 1), then [`Capture::bump_generation`] flips, then
 //! connections that are now denied are destroyed ([`Capture::destroy`]).
 
+use super::layouts::OtherLayout;
 use super::{Capture, CaptureError};
 use crate::sys;
-use crate::sys::bpf::Write;
+use crate::sys::bpf::{Table, Write};
 use mesh_ebpf::{Verdict, VerdictKey, config, flow};
 use serde::Serialize;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{MutexGuard, PoisonError};
 
 /// A connect call is over long before: what its hook reserved, and nothing took, belongs to none.
 const RESERVED_NS: u64 = 2_000_000_000;
@@ -208,20 +210,37 @@ impl Capture {
     /// # Errors
     /// Only if the kernel refuses the map read.
     pub fn fastpath_flows(&self) -> Result<Vec<FlowFigures>, CaptureError> {
+        let mut flows = self.read_flows(&self.maps.flows)?;
+        let mut others = self.others();
+        for other in others.iter_mut() {
+            let found = other.flows.as_ref().map_or(Ok(Vec::new()), |table| self.read_flows(table))?;
+            other.is_used = !found.is_empty();
+            flows.extend(found);
+        }
+        others.retain(|other| !other.is_over());
+        Ok(flows)
+    }
+
+    /// What agents of other layouts left.
+    pub(super) fn others(&self) -> MutexGuard<'_, Vec<OtherLayout>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_flows(&self, table: &Table<u64, mesh_ebpf::Flow>) -> Result<Vec<FlowFigures>, CaptureError> {
         let failed = |source| CaptureError::Map { map: "FLOWS", source };
         let mut flows = Vec::new();
-        for (id, flow) in self.maps.flows.entries().map_err(failed)? {
+        for (id, flow) in table.entries().map_err(failed)? {
             if flow.state == flow::RESERVED {
                 // The connect call failed before it chose a port.
                 if sys::monotonic_ns().saturating_sub(flow.opened_ns) > RESERVED_NS {
-                    self.forget_flow(id, |now| {
-                        now.state == flow::RESERVED && now.opened_ns == flow.opened_ns
-                    })?;
+                    let is_over =
+                        |now: &mesh_ebpf::Flow| (now.state, now.opened_ns) == (flow.state, flow.opened_ns);
+                    self.forget_flow(table, id, is_over)?;
                 }
                 continue;
             }
             if has_ended(flow.state) {
-                self.forget_flow(id, |now| has_ended(now.state))?;
+                self.forget_flow(table, id, |now| has_ended(now.state))?;
             }
             flows.push(figures(id, &flow));
         }
@@ -230,13 +249,18 @@ impl Capture {
 
     /// Removes a flow that is over. Its socket may be connecting again at this very moment, under the same cookie: what
     /// was taken and is not over goes back, or its connection is ended.
-    fn forget_flow(&self, id: u64, is_over: impl Fn(&mesh_ebpf::Flow) -> bool) -> Result<(), CaptureError> {
+    fn forget_flow(
+        &self,
+        table: &Table<u64, mesh_ebpf::Flow>,
+        id: u64,
+        is_over: impl Fn(&mesh_ebpf::Flow) -> bool,
+    ) -> Result<(), CaptureError> {
         let failed = |source| CaptureError::Map { map: "FLOWS", source };
-        let Some(taken) = self.maps.flows.take(&id).map_err(failed)? else { return Ok(()) };
+        let Some(taken) = table.take(&id).map_err(failed)? else { return Ok(()) };
         if is_over(&taken) {
             return Ok(());
         }
-        match self.maps.flows.set(&id, &taken, Write::New) {
+        match table.set(&id, &taken, Write::New) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 self.destroy(&figures(id, &taken)).map(drop)
             }

@@ -184,6 +184,11 @@ impl Programs {
         Ok(())
     }
 
+    /// Where this layout's pins are, if anything is pinned.
+    pub(super) fn pins(&self) -> Option<&Path> {
+        self.pins.as_deref()
+    }
+
     /// The loaded object. A panic elsewhere while it was locked leaves it usable: nothing changes it halfway.
     pub(super) fn ebpf(&self) -> std::sync::MutexGuard<'_, Ebpf> {
         self.ebpf.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -2,7 +2,8 @@
 
 use crate::support::*;
 use mesh_node::capture::{Capture, CaptureConfig, Decision, FailMode, MeshSettings, Pair};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -207,4 +208,71 @@ fn the_doctor_finds_a_machine_that_can_run_these_tests_fit() {
         let probe = probes.iter().find(|probe| probe.name == name).unwrap();
         assert_eq!(probe.state, mesh_core::admin::Fitness::Ok, "{probe:?}");
     }
+}
+
+#[test]
+fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
+    let net = Net::new(3);
+    let pins = Pins::new(&net.prefix);
+    let application = serve(&net.hosts[1], 8080);
+    let old = Capture::load(pins.config()).unwrap();
+    let old_pods: Vec<Pod> = (0..2).map(|i| Pod::enrol(&old, &net.info(i))).collect();
+    let pair = Pair { netns: old_pods[0].pod.cookie, source: v4(0), destination: v4(1), port: 8080 };
+    let decision = Decision { allow: true, policy: 0, flags: 0 };
+    old.set_verdict(&pair, decision, old.generation().unwrap()).unwrap();
+    let mut held = connect(&net.hosts[0], at(v4(1), 8080)).unwrap();
+    let (_server, client) = accept(&application);
+    // From here on it is another layout's, with everything alive.
+    let other = pins.rename_layout("v4294967295");
+    let new = Capture::load(pins.config()).unwrap();
+    let (stop, stop_load) = (AtomicBool::new(false), AtomicBool::new(false));
+    let enrolled: OnceLock<Vec<Pod>> = OnceLock::new();
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut made = 0;
+            while !stop_load.load(Ordering::Relaxed) {
+                // Alternately one that the old agent would capture and one that it would let go directly.
+                for port in [80, 8080] {
+                    connect(&net.hosts[0], at(v4(1), port))
+                        .unwrap_or_else(|error| panic!("after {made} to {port}: {error}"));
+                    made += 1;
+                }
+            }
+            made
+        });
+        let (old_pod, old, stop) = (&old_pods[0], &old, &stop);
+        let old_served = scope.spawn(move || drain(old_pod, old, stop));
+        std::thread::sleep(Duration::from_millis(200));
+        let new_pods = enrolled.get_or_init(|| (0..2).map(|i| Pod::enrol(&new, &net.info(i))).collect());
+        let (new_pod, new) = (&new_pods[0], &new);
+        let new_served = scope.spawn(move || drain(new_pod, new, stop));
+        std::thread::sleep(Duration::from_millis(200));
+        new.forget_unclaimed().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        stop_load.store(true, Ordering::Relaxed);
+        let made: usize = load.join().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        let direct = std::iter::from_fn(|| application.accept().ok()).count();
+        let served = [old_served.join().unwrap(), new_served.join().unwrap(), direct];
+        assert!(served.iter().all(|count| *count > 0), "{served:?}");
+        assert_eq!(served.iter().sum::<usize>(), made, "{served:?}");
+        // The old layout's direct connection lives, and can be ended.
+        let flows = new.fastpath_flows().unwrap();
+        let flow = flows.iter().find(|flow| flow.client == client).expect("it is known");
+        assert!(other.exists());
+        assert!(new.destroy(flow).unwrap());
+        let ended = held.read(&mut [0]).unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::ConnectionAborted);
+        eventually("the other layout is gone", || {
+            new.fastpath_flows().unwrap();
+            !other.exists()
+        });
+        // Nothing of it captures any more: a pod that is let go here is let go.
+        for pod in new_pods {
+            new.release(&pod.pod).unwrap();
+        }
+        let _client = connect(&net.hosts[0], at(v4(1), 8080)).unwrap();
+        accept(&application);
+        assert!(is_idle(&old_pods[0].outbound) && is_idle(&new_pods[0].outbound));
+    });
 }

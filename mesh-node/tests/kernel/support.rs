@@ -286,6 +286,14 @@ impl Pins {
         CaptureConfig { pins: Some(self.path.clone()), ..config() }
     }
 
+    /// Makes what is pinned look like another layout's, and says where it is.
+    pub(crate) fn rename_layout(&self, name: &str) -> PathBuf {
+        let here = self.path.join(format!("v{}", mesh_node::capture::LAYOUT_VERSION));
+        let there = self.path.join(name);
+        std::fs::rename(here, &there).unwrap();
+        there
+    }
+
     /// Attaches every program of the object once more, on the pinned maps: what it looks like while one generation
     /// of programs replaces another.
     pub(crate) fn attach_again(&self, net: &Net) -> aya::Ebpf {

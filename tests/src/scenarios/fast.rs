@@ -3,8 +3,8 @@
 use super::shop::{self, ONLY_FRONTEND, open, open_with, talks};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
-use crate::bed::{Load, Testbed, Topology, net, run, wait};
-use anyhow::{Result, ensure};
+use crate::bed::{Load, Testbed, Topology, net, netns, run, wait};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,23 +21,34 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         beside,
     ),
     scenario("a waypoint-less pair that policy denies never gets the fast path", 60, denied),
+    scenario(
+        "a revoked certificate ends the fast-path connections of its identity and no others",
+        90,
+        revoked,
+    ),
+    scenario("an expired certificate ends the fast-path connections of its identity", 120, expired),
+    scenario("a pair whose packets a masquerading node changes goes back to the tunnel", 90, masqueraded),
+    scenario("a pair between which only port 15008 is open goes back to the tunnel", 90, only_hbone),
 ];
+
+/// The client beside the server.
+const LOCAL: &str = "shop/local";
 
 /// Whether the client's kernel shows a connection straight to the server's address: on the tunnel path the client's
 /// socket leads to a listener inside its own pod instead.
-fn is_direct(bed: &Testbed, to: SocketAddr) -> Result<bool> {
-    Ok(net::established(&bed.pod("shop/local")?.netns)?.iter().any(|(_, remote)| *remote == to))
+fn is_direct(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
+    Ok(net::established(&bed.pod(from)?.netns)?.iter().any(|(_, remote)| *remote == to))
 }
 
 /// Holds a connection open and says whether it is direct.
-fn direct_now(bed: &Testbed, to: SocketAddr) -> Result<bool> {
-    let local = bed.pod("shop/local")?;
+fn direct_now(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
+    let local = bed.pod(from)?;
     let argv = ["mesh-tests", "tool", "call", "--to", &to.to_string(), "--send", "x", "--hold-ms", "10000"];
     let mut held = local.spawn(argv)?;
     let direct = wait::until("open connection", Duration::from_secs(10), || {
         let open = net::established(&local.netns)?;
         let captured = open.iter().any(|(own, remote)| own.ip() == remote.ip());
-        Ok((is_direct(bed, to)? || captured).then_some(!captured))
+        Ok((is_direct(bed, from, to)? || captured).then_some(!captured))
     })?;
     held.kill();
     // The next look must not see this one.
@@ -50,17 +61,17 @@ fn direct_now(bed: &Testbed, to: SocketAddr) -> Result<bool> {
 }
 
 /// Connects until the pair is on the fast path.
-fn warm(bed: &Testbed, to: SocketAddr) -> Result<()> {
-    wait::until_true("fast path", Duration::from_secs(10), || direct_now(bed, to))
+fn warm(bed: &Testbed, from: &str, to: SocketAddr) -> Result<()> {
+    wait::until_true("fast path", Duration::from_secs(10), || direct_now(bed, from, to))
 }
 
 fn direct() -> Result<()> {
     let bed = open()?;
     let backend = bed.pod("shop/backend")?;
     for to in [backend.at(8081), backend.at6(8081)] {
-        ensure!(!direct_now(&bed, to)?, "the first connection to {to} did not go through the tunnel");
+        ensure!(!direct_now(&bed, LOCAL, to)?, "the first connection to {to} did not go through the tunnel");
         let (_, first) = bed.pod("shop/local")?.greeted(&to.to_string())?;
-        warm(&bed, to)?;
+        warm(&bed, LOCAL, to)?;
         let (outcome, second) = bed.pod("shop/local")?.greeted(&to.to_string())?;
         ensure!(
             first.peer.ip() == second.peer.ip(),
@@ -77,7 +88,7 @@ fn no_bytes() -> Result<()> {
     let bed = open()?;
     let to = bed.pod("shop/backend")?.at(8082);
     let local = bed.pod("shop/local")?;
-    warm(&bed, to)?;
+    warm(&bed, LOCAL, to)?;
     let node = bed.node("b")?;
     let before = node.agent(0)?.cpu_seconds()?;
     let argv = ["--to".to_owned(), to.to_string(), "--shape".to_owned(), "bulk".to_owned()];
@@ -95,7 +106,7 @@ fn tunnel() -> Result<()> {
     let bed = open_with(&Topology::nodes(&["a", "b"]), &MeshOptions::agent(&["--same-node", "tunnel"]))?;
     let backend = bed.pod("shop/backend")?;
     for _ in 0..5 {
-        ensure!(!direct_now(&bed, backend.at(8080))?, "the pair uses the fast path");
+        ensure!(!direct_now(&bed, LOCAL, backend.at(8080))?, "the pair uses the fast path");
     }
     let (_, seen) = bed.pod("shop/local")?.greeted(&backend.at(8081).to_string())?;
     ensure!(seen.peer.ip() == bed.pod("shop/local")?.at(0).ip(), "the server saw {}", seen.peer);
@@ -105,13 +116,13 @@ fn tunnel() -> Result<()> {
 fn policy() -> Result<()> {
     let mut bed = open()?;
     let to = bed.pod("shop/backend")?.at(8080);
-    warm(&bed, to)?;
+    warm(&bed, LOCAL, to)?;
     let mut load = Load::start(
         bed.pod("shop/local")?,
         &to.to_string(),
         &["--shape", "pp", "--conns", "2", "--pause-ms", "2"],
     )?;
-    wait::until_true("fast-path connections", Duration::from_secs(5), || is_direct(&bed, to))?;
+    wait::until_true("fast-path connections", Duration::from_secs(5), || is_direct(&bed, LOCAL, to))?;
     // A policy that changes nothing for the pair leaves it alone.
     bed.apply("policy", ONLY_FRONTEND)?;
     run::pause(Duration::from_secs(2))?;
@@ -126,13 +137,13 @@ fn policy() -> Result<()> {
 fn undisturbed() -> Result<()> {
     let mut bed = open()?;
     let to = bed.pod("shop/backend")?.at(8080);
-    warm(&bed, to)?;
+    warm(&bed, LOCAL, to)?;
     let load = Load::start(
         bed.pod("shop/local")?,
         &to.to_string(),
         &["--shape", "pp", "--conns", "4", "--pause-ms", "1"],
     )?;
-    wait::until_true("fast-path connections", Duration::from_secs(5), || is_direct(&bed, to))?;
+    wait::until_true("fast-path connections", Duration::from_secs(5), || is_direct(&bed, LOCAL, to))?;
     bed.kill_agent("b")?;
     run::pause(Duration::from_secs(5))?;
     bed.start_agent("b", &MeshOptions::default())?;
@@ -164,7 +175,7 @@ fn beside() -> Result<()> {
         let one = ["mesh-tests", "tool", "call", "--to", &to.to_string(), "--hold-ms", "5000"];
         let mut one = local.spawn(one)?;
         let direct =
-            wait::until_true("direct connection", Duration::from_millis(500), || is_direct(&bed, to));
+            wait::until_true("direct connection", Duration::from_millis(500), || is_direct(&bed, LOCAL, to));
         one.kill();
         Ok(direct.is_ok())
     })?;
@@ -193,4 +204,128 @@ fn denied() -> Result<()> {
         shop::refused(&bed, "shop/local", &to.to_string())?;
     }
     talks(&bed, "shop/other", &to.to_string())
+}
+
+const NEIGHBOUR: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: neighbour, namespace: shop}
+spec: {nodeName: b, serviceAccountName: other, containers: [{name: main, image: none}]}
+";
+
+/// Two connections of a pod over the fast path that are in use all the time.
+fn hold_direct(bed: &Testbed, from: &str, to: SocketAddr) -> Result<Load> {
+    warm(bed, from, to)?;
+    let options = ["--shape", "pp", "--conns", "2", "--pause-ms", "2"];
+    let load = Load::start(bed.pod(from)?, &to.to_string(), &options)?;
+    wait::until_true("fast-path connections", Duration::from_secs(5), || is_direct(bed, from, to))?;
+    Ok(load)
+}
+
+/// A revocation list of the mesh's own CA that names the certificate which a node has for an identity, by openssl.
+fn revocation_list(bed: &Testbed, node: &str, identity: &str) -> Result<Vec<u8>> {
+    let dump: serde_json::Value = serde_json::from_str(&bed.admin(node, "/config_dump")?)?;
+    let certificates = dump["certificates"].as_array().context("/config_dump has no certificates")?;
+    let found = certificates.iter().find(|c| c["identity"].as_str().is_some_and(|id| id.ends_with(identity)));
+    let dir = bed.dir.join("revoke");
+    std::fs::create_dir_all(&dir)?;
+    let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let pem =
+        found.and_then(|c| c["certChain"][0]["pem"].as_str()).context("no certificate for the identity")?;
+    std::fs::write(file("leaf.pem"), pem)?;
+    let authority = bed.state_dir().join("ca/1");
+    let authority = |name: &str| authority.join(name).to_string_lossy().into_owned();
+    std::fs::write(file("index.txt"), "")?;
+    std::fs::write(file("number"), "01")?;
+    let config = format!(
+        "[ca]\ndefault_ca = mesh\n[mesh]\ndatabase = {}\ncrlnumber = {}\ndefault_md = sha256\n\
+         default_crl_days = 1\ncrl_extensions = extensions\n[extensions]\nauthorityKeyIdentifier = keyid\n",
+        file("index.txt"),
+        file("number")
+    );
+    std::fs::write(file("config"), config)?;
+    let (certificate, key) = (authority("ca-cert.pem"), authority("ca-key.pem"));
+    let openssl = |args: [&str; 2]| {
+        let config = file("config");
+        let common = ["ca", "-config", &config, "-cert", &certificate, "-keyfile", &key];
+        netns::command("openssl", common.into_iter().chain(args))
+    };
+    openssl(["-revoke", &file("leaf.pem")])?;
+    openssl(["-gencrl", "-batch"]).map(String::into_bytes)
+}
+
+fn revoked() -> Result<()> {
+    let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), shop::SHOP)?;
+    let lists = bed.dir.join("revoked.pem");
+    std::fs::write(&lists, "")?;
+    bed.start_mesh(&MeshOptions::agent(&["--crl", &lists.to_string_lossy()]))?;
+    bed.apply("neighbour", NEIGHBOUR)?;
+    shop::enrolled(&bed, &["shop/backend", LOCAL, "shop/neighbour"])?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    let mut revoked = hold_direct(&bed, LOCAL, to)?;
+    let mut other = hold_direct(&bed, "shop/neighbour", to)?;
+    ensure!(revoked.running()?, "the connections did not last until the revocation");
+    std::fs::write(&lists, revocation_list(&bed, "b", "/sa/frontend")?)?;
+    // The file is looked at every two seconds, and must have been left alone for as long.
+    wait::until_true("end of the connections", Duration::from_secs(8), || Ok(!revoked.running()?))?;
+    let figures = revoked.figures()?;
+    ensure!(figures.errors == 2, "{} connections were cut: {}", figures.errors, figures.first_error);
+    shop::refused(&bed, LOCAL, &to.to_string())?;
+    run::pause(Duration::from_secs(2))?;
+    ensure!(other.running()?, "a connection of another identity was cut");
+    let figures = other.stop()?;
+    ensure!(figures.errors == 0, "{} connections were cut: {}", figures.errors, figures.first_error);
+    Ok(())
+}
+
+fn expired() -> Result<()> {
+    let mut bed = open_with(&Topology::nodes(&["a", "b"]), &MeshOptions::agent(&["--secret-ttl", "20s"]))?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    let mut load = hold_direct(&bed, LOCAL, to)?;
+    // Longer than a certificate lives: while they are renewed nothing ends.
+    run::pause(Duration::from_secs(22))?;
+    ensure!(load.running()?, "the connections did not outlive a certificate that was renewed");
+    bed.control.take().context("the control plane does not run")?.kill();
+    wait::until_true("end of the connections", Duration::from_secs(30), || Ok(!load.running()?))?;
+    let figures = load.figures()?;
+    ensure!(figures.errors == 2, "{} connections were cut: {}", figures.errors, figures.first_error);
+    Ok(())
+}
+
+/// Connects until the agent of node b says this, then sees that the pair talks through the tunnel and goes on to.
+fn goes_back(bed: &Testbed, to: SocketAddr, event: &str) -> Result<()> {
+    wait::until_true("event of the agent", Duration::from_secs(20), || {
+        // It may be lost on the way or refused: that is what the agent is to notice.
+        let _ = bed.pod(LOCAL)?.call(&to.to_string(), &["--send", "x", "--timeout-ms", "2000"]);
+        Ok(bed.node("b")?.agent(0)?.log().contains(event))
+    })?;
+    for _ in 0..3 {
+        talks(bed, LOCAL, &to.to_string())?;
+        ensure!(!direct_now(bed, LOCAL, to)?, "the pair is on the fast path again");
+    }
+    Ok(())
+}
+
+fn masqueraded() -> Result<()> {
+    let mut bed = open()?;
+    // Strict: what arrives under the node's address is refused, so that a pair which stayed direct would be broken.
+    bed.apply("strict", &shop::peer_authentication("STRICT"))?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    warm(&bed, LOCAL, to)?;
+    bed.node("b")?.netns.nft(
+        "table ip um {\n chain nat {\n type nat hook postrouting priority srcnat;\n \
+         iifname \"v*\" oifname \"v*\" masquerade\n }\n}\n",
+    )?;
+    goes_back(&bed, to, "masquerading")
+}
+
+fn only_hbone() -> Result<()> {
+    let bed = open()?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    warm(&bed, LOCAL, to)?;
+    bed.node("b")?.netns.nft(
+        "table ip um {\n chain network {\n type filter hook forward priority filter;\n iifname \"v*\" oifname \"v*\" \
+         tcp flags & (syn | ack) == syn tcp dport != 15008 drop\n }\n}\n",
+    )?;
+    goes_back(&bed, to, "NetworkPolicy")
 }
