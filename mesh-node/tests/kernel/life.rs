@@ -210,6 +210,15 @@ fn the_doctor_finds_a_machine_that_can_run_these_tests_fit() {
     }
 }
 
+/// Sets flags when dropped, so that a panic does not leave threads waiting for them.
+struct Set<'a>([&'a AtomicBool; 2]);
+
+impl Drop for Set<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|flag| flag.store(true, Ordering::Relaxed));
+    }
+}
+
 #[test]
 fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
     let net = Net::new(3);
@@ -228,6 +237,7 @@ fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
     let (stop, stop_load) = (AtomicBool::new(false), AtomicBool::new(false));
     let enrolled: OnceLock<Vec<Pod>> = OnceLock::new();
     std::thread::scope(|scope| {
+        let _end = Set([&stop, &stop_load]);
         let load = scope.spawn(|| {
             let mut made = 0;
             while !stop_load.load(Ordering::Relaxed) {
