@@ -143,10 +143,12 @@ impl Shared {
                 table.owners.remove(&ip);
             }
         }
+        let mut outcome = self.write_owner(table, ip);
         for port in &pod.info.probe_ports {
-            self.maps.probe_ports.remove(&Endpoint::new(ip.into(), *port))?;
+            let removed = self.maps.probe_ports.remove(&Endpoint::new(ip.into(), *port));
+            outcome = outcome.and(removed.map(|_| ()));
         }
-        self.write_owner(table, ip)
+        outcome
     }
 }
 
@@ -179,9 +181,20 @@ impl AddressWatch {
         // Subscribed first, read afterwards: no change falls between.
         let found = netlink.addresses()?;
         self.shared.poll.add(&netlink, pod.cookie)?;
-        self.shared.update(&mut table, pod, &found)?;
+        if let Err(error) = self.shared.update(&mut table, pod, &found) {
+            // What an earlier agent wrote for it still holds.
+            if !pod.is_adopted {
+                self.remove_slot(&mut table, pod)?;
+            }
+            return Err(error);
+        }
         table.pods.insert(pod.cookie, Watched { pod: Arc::clone(pod), netlink });
         Ok(())
+    }
+
+    /// Stops following a pod, whose addresses stay in the maps.
+    pub(super) fn unwatch(&self, pod: &EnrolledPod) {
+        self.shared.table().pods.remove(&pod.cookie);
     }
 
     /// Runs something while no entry of a pod is being written.
@@ -200,10 +213,7 @@ impl AddressWatch {
     fn remove_slot(&self, table: &mut Table, pod: &EnrolledPod) -> io::Result<()> {
         let owned: Vec<IpAddr> =
             table.owners.iter().filter(|(_, slots)| slots.contains(&pod.slot)).map(|(ip, _)| *ip).collect();
-        for ip in owned {
-            self.shared.disown(table, pod, ip)?;
-        }
-        Ok(())
+        owned.into_iter().fold(Ok(()), |outcome, ip| outcome.and(self.shared.disown(table, pod, ip)))
     }
 
     /// Removes the addresses of a slot that no pod holds any more.

@@ -40,6 +40,8 @@ pub struct EnrolledPod {
     active: AtomicBool,
     leaves_dns: AtomicBool,
     on_segment: AtomicBool,
+    /// An earlier agent captured it: giving up on it must not uncapture it.
+    pub(super) is_adopted: bool,
 }
 
 impl EnrolledPod {
@@ -82,7 +84,20 @@ struct State {
     pods: HashMap<u64, Arc<EnrolledPod>>,
     /// Slots of pods that an earlier agent enrolled and this one has not yet.
     adopted: HashMap<u64, u32>,
+    /// What an earlier agent enrolled and this one did not has been let go.
+    has_taken_over: bool,
     free: BTreeSet<u32>,
+}
+
+impl State {
+    /// Takes back a pod's slot.
+    fn return_slot(&mut self, pod: &EnrolledPod) {
+        if pod.is_adopted && !self.has_taken_over {
+            self.adopted.insert(pod.cookie, pod.slot);
+        } else {
+            self.free.insert(pod.slot);
+        }
+    }
 }
 
 /// Which pods hold which slots.
@@ -98,7 +113,7 @@ impl Registry {
         let adopted: HashMap<u64, u32> = entries.iter().map(|(cookie, pod)| (*cookie, pod.slot)).collect();
         let taken: BTreeSet<u32> = adopted.values().copied().collect();
         let free = (0..size).filter(|slot| !taken.contains(slot)).collect();
-        Ok(Self { state: Mutex::new(State { pods: HashMap::new(), adopted, free }), size })
+        Ok(Self { state: Mutex::new(State { adopted, free, ..State::default() }), size })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -138,7 +153,7 @@ impl Capture {
         let netlink =
             PodNetlink::open(&netns).map_err(failed(info, "open netlink in its network namespace"))?;
         netlink.prepare(&netns).map_err(failed(info, "prepare its network namespace"))?;
-        let slot = self.take_slot(info, cookie)?;
+        let (slot, is_adopted) = self.take_slot(info, cookie)?;
         let pod = Arc::new(EnrolledPod {
             info: info.clone(),
             netns,
@@ -149,22 +164,25 @@ impl Capture {
             active: AtomicBool::new(false),
             leaves_dns: AtomicBool::new(false),
             on_segment: AtomicBool::new(false),
+            is_adopted,
         });
         if let Err(source) = self.addresses.add(&pod, netlink) {
-            self.enrolled.state().free.insert(slot);
+            self.enrolled.state().return_slot(&pod);
             return Err(failed(info, "read its addresses")(source));
         }
         self.enrolled.state().pods.insert(cookie, Arc::clone(&pod));
         Ok(pod)
     }
 
-    fn take_slot(&self, info: &PodInfo, cookie: u64) -> Result<u32, CaptureError> {
+    /// A slot, and whether it is the one that an earlier agent gave the pod.
+    fn take_slot(&self, info: &PodInfo, cookie: u64) -> Result<(u32, bool), CaptureError> {
         let mut state = self.enrolled.state();
         if let Some(slot) = state.adopted.remove(&cookie) {
-            return Ok(slot);
+            return Ok((slot, true));
         }
         let max = self.enrolled.size;
-        state.free.pop_first().ok_or_else(|| CaptureError::NoSlot { pod: info.to_string(), max })
+        let slot = state.free.pop_first();
+        slot.map(|slot| (slot, false)).ok_or_else(|| CaptureError::NoSlot { pod: info.to_string(), max })
     }
 
     /// The enrolled pod of a network namespace.
@@ -182,16 +200,47 @@ impl Capture {
     /// Starts capturing a pod whose listeners are registered: inbound first, then outbound.
     ///
     /// # Errors
-    /// The namespace is gone, or a map is full.
+    /// The namespace is gone, or a map is full. A pod that was not captured before is not captured then, in neither
+    /// direction.
     pub fn activate(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
         self.programs
             .attach_pod(&pod.netns, pod.cookie)
             .map_err(failed(&pod.info, "attach sk_lookup to its network namespace"))?;
-        pod.active.store(true, Ordering::Release);
-        self.maps
-            .pods
-            .set(&pod.cookie, &pod.entry(), Write::Any)
-            .map_err(failed(&pod.info, "write it to the map PODS"))
+        // The watch of addresses writes entries of active pods, too.
+        let written = self.addresses.paused(|| {
+            let written = self.maps.pods.set(&pod.cookie, &pod.entry(), Write::Any);
+            if written.is_ok() {
+                pod.active.store(true, Ordering::Release);
+            }
+            written
+        });
+        if written.is_err()
+            && !pod.is_active()
+            && !pod.is_adopted
+            && let Err(error) = self.programs.detach_pod(pod.cookie)
+        {
+            tracing::error!(%error, pod = %pod.info, "sk_lookup stays attached to a pod that is not captured");
+        }
+        written.map_err(failed(&pod.info, "write it to the map PODS"))
+    }
+
+    /// Gives up on a pod that was enrolled and could not be activated. What an earlier agent captured stays captured,
+    /// which means refused, until it is enrolled after all or [`Capture::forget_unclaimed`] lets it go.
+    ///
+    /// # Errors
+    /// As for [`Capture::release`].
+    pub fn abandon(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
+        let keep = pod.is_adopted && !self.enrolled.state().has_taken_over;
+        if !keep {
+            return self.release(pod);
+        }
+        pod.active.store(false, Ordering::Release);
+        self.addresses.unwatch(pod);
+        let mut state = self.enrolled.state();
+        if state.pods.remove(&pod.cookie).is_some() {
+            state.return_slot(pod);
+        }
+        Ok(())
     }
 
     /// Says whether the pod's DNS queries go to its DNS listeners (the default), as far as the mesh captures DNS at all
@@ -257,13 +306,18 @@ impl Capture {
     /// # Errors
     /// Only if the kernel refuses.
     pub fn forget_unclaimed(&self) -> Result<usize, CaptureError> {
-        let adopted: Vec<(u64, u32)> = self.enrolled.state().adopted.drain().collect();
+        let adopted: Vec<(u64, u32)> = {
+            let mut state = self.enrolled.state();
+            state.has_taken_over = true;
+            state.adopted.drain().collect()
+        };
+        let mut outcome = Ok(());
         for (cookie, slot) in &adopted {
-            self.clear(*cookie, *slot)
-                .and(self.addresses.forget_slot(*slot))
-                .map_err(|source| CaptureError::Map { map: "PODS", source })?;
+            let cleared = self.clear(*cookie, *slot).and(self.addresses.forget_slot(*slot));
+            outcome = outcome.and(cleared);
             self.enrolled.state().free.insert(*slot);
         }
+        outcome.map_err(|source| CaptureError::Map { map: "PODS", source })?;
         self.others().iter_mut().try_for_each(super::layouts::OtherLayout::stop_capturing)?;
         Ok(adopted.len())
     }

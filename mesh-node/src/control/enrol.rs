@@ -220,8 +220,19 @@ impl Enroller {
     }
 
     fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
+        let kernel = self.parts.capture.enrol(info)?;
+        let outcome = self.serve(info, Arc::clone(&kernel));
+        if outcome.is_err()
+            && let Err(error) = self.parts.capture.abandon(&kernel)
+        {
+            tracing::error!(%error, "cannot undo what was prepared for a pod");
+        }
+        outcome
+    }
+
+    /// Makes a prepared pod's listeners, has the workers serve them, and captures the pod.
+    fn serve(&self, info: &PodInfo, kernel: Arc<EnrolledPod>) -> Result<Enrolled, CaptureError> {
         let Parts { shared, capture, workers, dns, .. } = &self.parts;
-        let kernel = capture.enrol(info)?;
         let failed = |action: &'static str| {
             let pod = info.to_string();
             move |source| CaptureError::Pod { pod, action, source }
@@ -261,13 +272,30 @@ impl Enroller {
             let sockets = sockets.into_iter().map(|(kind, _, listener)| (kind, listener)).collect();
             worker.tell(Command::Add(Arc::clone(&pod), Listeners { sockets }));
         }
-        let serve = |dns: &dns::Server| dns.serve_pod(&kernel, capture, &shared.config.node.name);
-        let dns = dns.as_ref().map(serve).transpose()?;
-        if let Some(workload) = shared.state.load().local_workload(&pod.local) {
-            capture.set_dns(&kernel, answers_dns(workload))?;
+        let activate = || {
+            let serve = |dns: &dns::Server| dns.serve_pod(&kernel, capture, &shared.config.node.name);
+            let dns = dns.as_ref().map(serve).transpose()?;
+            if let Some(workload) = shared.state.load().local_workload(&pod.local) {
+                capture.set_dns(&kernel, answers_dns(workload))?;
+            }
+            capture.activate(&kernel)?;
+            Ok(dns)
+        };
+        match activate() {
+            Ok(dns) => Ok(Enrolled { pod, kernel, _dns: dns }),
+            Err(error) => {
+                self.withdraw(&pod);
+                Err(error)
+            }
         }
-        capture.activate(&kernel)?;
-        Ok(Enrolled { pod, kernel, _dns: dns })
+    }
+
+    /// Has the workers forget a pod.
+    fn withdraw(&self, pod: &Arc<Pod>) {
+        for worker in &*self.parts.workers {
+            worker.tell(Command::Remove(Arc::clone(pod)));
+        }
+        pod.gone.cancel();
     }
 
     fn release(&mut self, key: &PodKey) {
@@ -278,10 +306,7 @@ impl Enroller {
         if let Err(error) = self.parts.capture.release(&enrolled.kernel) {
             tracing::error!(%error, "cannot let go of a pod entirely");
         }
-        for worker in &*self.parts.workers {
-            worker.tell(Command::Remove(Arc::clone(&enrolled.pod)));
-        }
-        enrolled.pod.gone.cancel();
+        self.withdraw(&enrolled.pod);
     }
 
     /// Puts back what somebody took away: a detached program, a lost map entry.

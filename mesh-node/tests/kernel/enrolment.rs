@@ -1,7 +1,7 @@
 //! Enrolling and releasing pods.
 
 use crate::support::*;
-use mesh_node::capture::{Capture, CaptureConfig, CaptureError, Limits};
+use mesh_node::capture::{Capture, CaptureConfig, CaptureError, Limits, ListenerKind};
 use mesh_node::pods::PodInfo;
 use mesh_node::sys::Netns;
 use std::os::fd::{AsFd, AsRawFd};
@@ -94,4 +94,89 @@ fn a_namespace_that_is_gone_is_a_clear_error() {
         PodInfo { netns: "/var/run/netns/um-nothing".into(), ..unnamed(&Netns::current().unwrap(), 0) };
     let error = capture.enrol(&info).err().unwrap().to_string();
     assert!(error.contains("pod-0") && error.contains("network namespace"), "{error}");
+}
+
+#[test]
+fn a_pod_whose_addresses_do_not_fit_leaves_neither_addresses_nor_a_slot_behind() {
+    // Room for eight addresses.
+    let limits = Limits { pods: 1, ..Limits::default() };
+    let capture = Capture::load(CaptureConfig { limits, ..config() }).unwrap();
+    let net = Net::new(2);
+    let many: String = (20..40).map(|i| format!("addr add 10.77.1.{i}/24 dev eth0\n")).collect();
+    ip_in(&net, 0, &many);
+    let error = capture.enrol(&net.info(0)).err().unwrap().to_string();
+    assert!(error.contains("pod-0") && error.contains("addresses"), "{error}");
+    assert!(capture.enrolled_pods().is_empty());
+    // Seven addresses: they fit only if nothing of the other pod is left.
+    let some: String = (20..24).map(|i| format!("addr add 10.77.2.{i}/24 dev eth0\n")).collect();
+    ip_in(&net, 1, &some);
+    let pod = Pod::enrol(&capture, &net.info(1));
+    let _client = connect(&net.hosts[0], at(v4(1), 80)).unwrap();
+    accept(&pod.inbound);
+    capture.release(&pod.pod).unwrap();
+    ip_in(&net, 0, "addr flush dev eth0 to 10.77.1.0/24\n");
+    Pod::enrol(&capture, &net.info(0));
+}
+
+#[test]
+fn a_pod_that_cannot_be_activated_is_captured_in_neither_direction_and_can_be_tried_again() {
+    let net = Net::new(3);
+    let pins = Pins::new(&net.prefix);
+    let limits = Limits { pods: 2, ..Limits::default() };
+    let capture = Capture::load(CaptureConfig { limits, ..pins.config() }).unwrap();
+    // Somebody fills the map of pods.
+    let map = aya::maps::MapData::from_pin(pins.file("PODS")).unwrap();
+    let mut full: aya::maps::HashMap<_, u64, mesh_ebpf::Pod> =
+        aya::maps::Map::HashMap(map).try_into().unwrap();
+    for cookie in 0..2 {
+        full.insert(u64::MAX - cookie, mesh_ebpf::Pod::default(), 0).unwrap();
+    }
+    let pod = capture.enrol(&net.info(0)).unwrap();
+    let listener = mesh_node::sys::listener(&pod.netns, 0, 16).unwrap();
+    capture.set_listener(&pod, ListenerKind::Inbound, &listener).unwrap();
+    let error = capture.activate(&pod).unwrap_err().to_string();
+    assert!(error.contains("PODS"), "{error}");
+    assert!(!pod.is_active() && !capture.is_intact(&pod));
+    capture.abandon(&pod).unwrap();
+    let (application, server) = (serve(&net.hosts[0], 8080), serve(&net.hosts[2], 80));
+    let _client = connect(&net.hosts[2], at(v4(0), 8080)).unwrap();
+    accept(&application);
+    let _client = connect(&net.hosts[0], at(v4(2), 80)).unwrap();
+    accept(&server);
+    for cookie in 0..2 {
+        full.remove(&(u64::MAX - cookie)).unwrap();
+    }
+    let again = Pod::enrol(&capture, &net.info(0));
+    assert_eq!(again.pod.slot, pod.slot);
+    let _client = connect(&net.hosts[0], at(v4(2), 80)).unwrap();
+    accept(&again.outbound);
+}
+
+#[test]
+fn giving_up_on_a_pod_that_an_earlier_agent_captured_does_not_uncapture_it() {
+    let net = Net::new(3);
+    let pins = Pins::new(&net.prefix);
+    drop(Pod::enrol(&Capture::load(pins.config()).unwrap(), &net.info(0)));
+    let capture = Capture::load(pins.config()).unwrap();
+    let pod = capture.enrol(&net.info(0)).unwrap();
+    capture.abandon(&pod).unwrap();
+    let (application, server) = (serve(&net.hosts[0], 8080), serve(&net.hosts[2], 80));
+    assert!(connect(&net.hosts[2], at(v4(0), 8080)).is_err());
+    assert!(connect(&net.hosts[0], at(v4(2), 80)).is_err());
+    // Its place is still its own.
+    assert_ne!(capture.enrol(&net.info(1)).unwrap().slot, pod.slot);
+    let again = Pod::enrol(&capture, &net.info(0));
+    assert_eq!(again.pod.slot, pod.slot);
+    let _client = connect(&net.hosts[0], at(v4(2), 80)).unwrap();
+    accept(&again.outbound);
+    // Nobody claims it: now it is let go.
+    drop((again, capture));
+    let capture = Capture::load(pins.config()).unwrap();
+    let pod = capture.enrol(&net.info(0)).unwrap();
+    capture.forget_unclaimed().unwrap();
+    capture.abandon(&pod).unwrap();
+    let _client = connect(&net.hosts[0], at(v4(2), 80)).unwrap();
+    accept(&server);
+    let _client = connect(&net.hosts[2], at(v4(0), 8080)).unwrap();
+    accept(&application);
 }

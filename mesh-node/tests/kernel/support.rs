@@ -118,6 +118,15 @@ pub(crate) fn sh(program: &str, words: &[&str]) {
     assert!(status.success(), "{program} {words:?}");
 }
 
+/// Runs lines of `ip` in a host's namespace.
+pub(crate) fn ip_in(net: &Net, host: usize, lines: &str) {
+    let name = format!("{}-{host}", net.prefix);
+    let mut command = Command::new("ip");
+    let mut child = command.args(["-n", &name, "-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "ip failed on:\n{lines}");
+}
+
 /// Gives rules to nftables in a host's namespace.
 pub(crate) fn nft(net: &Net, host: usize, rules: &str) {
     let name = format!("{}-{host}", net.prefix);
@@ -284,6 +293,11 @@ impl Pins {
 
     pub(crate) fn config(&self) -> CaptureConfig {
         CaptureConfig { pins: Some(self.path.clone()), ..config() }
+    }
+
+    /// A pin of this layout.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(format!("v{}", mesh_node::capture::LAYOUT_VERSION)).join(name)
     }
 
     /// Makes what is pinned look like another layout's, and says where it is.
