@@ -137,12 +137,12 @@ fn a_pod_that_cannot_be_activated_is_captured_in_neither_direction_and_can_be_tr
     let error = capture.activate(&pod).unwrap_err().to_string();
     assert!(error.contains("PODS"), "{error}");
     assert!(!pod.is_active() && !capture.is_intact(&pod));
-    capture.abandon(&pod).unwrap();
     let (application, server) = (serve(&net.hosts[0], 8080), serve(&net.hosts[2], 80));
     let _client = connect(&net.hosts[2], at(v4(0), 8080)).unwrap();
     accept(&application);
     let _client = connect(&net.hosts[0], at(v4(2), 80)).unwrap();
     accept(&server);
+    capture.abandon(&pod).unwrap();
     for cookie in 0..2 {
         full.remove(&(u64::MAX - cookie)).unwrap();
     }

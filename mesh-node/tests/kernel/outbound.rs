@@ -302,3 +302,50 @@ fn the_agents_own_connections_are_not_captured() {
     assert_eq!(mesh.count("captured"), 0);
     assert_eq!(mesh.count("dropped_uncaptured"), 0);
 }
+
+/// What a connect through io_uring from host 0 came to, and the program that keeps its socket; nothing, with the reason
+/// on standard error, where the kernel gives no ring.
+fn connect_by_ring(mesh: &Mesh, to: SocketAddr) -> Option<(String, std::process::Child)> {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    let name = format!("{}-0", mesh.net.prefix);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel/uring.py");
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &name, "python3", script, &to.ip().to_string(), &to.port().to_string()]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let line = line.trim().to_owned();
+    if line.starts_with("io_uring_setup") {
+        assert_eq!(child.wait().unwrap().code(), Some(77));
+        // Past the test harness, which shows nothing of tests that pass.
+        writeln!(std::io::stderr(), "skipped: connects through io_uring: {line}").unwrap();
+        return None;
+    }
+    Some((line, child))
+}
+
+#[test]
+fn a_connect_through_io_uring_is_captured() {
+    let mesh = Mesh::new();
+    let server = serve(mesh.host(2), 80);
+    for to in [at(v4(2), 80), at(v6(2), 80)] {
+        let Some((result, mut child)) = connect_by_ring(&mesh, to) else { return };
+        assert_eq!(result, "0");
+        assert_eq!(captured(&mesh).1, to);
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+    }
+    assert!(is_idle(&server));
+}
+
+#[test]
+fn a_connect_through_io_uring_fails_closed_without_an_agent() {
+    let mesh = Mesh::with(mesh_node::capture::CaptureConfig { heartbeat: false, ..config() });
+    let server = serve(mesh.host(2), 80);
+    let Some((result, mut child)) = connect_by_ring(&mesh, at(v4(2), 80)) else { return };
+    assert_eq!(result, (-libc::EPERM).to_string());
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert!(is_idle(&server));
+}
