@@ -68,6 +68,8 @@ struct Controller {
     identities: Identities,
     /// When the identities were last looked at for expiry.
     looked: SystemTime,
+    /// What the last review knew of the pods.
+    reviewed: Vec<PodFacts>,
     /// Pairs with a verdict that allows, and the policy that does.
     allowed: HashMap<Pair, Option<Str>>,
     penalties: HashMap<Pair, Penalty>,
@@ -110,6 +112,7 @@ pub async fn run(
         enrolled: enrolled.borrow_and_update().clone(),
         identities: Identities::of(&shared.certificates.snapshot()),
         looked: SystemTime::now(),
+        reviewed: Vec::new(),
         shared,
         capture,
         allowed: HashMap::new(),
@@ -225,11 +228,12 @@ impl Controller {
         self.review()
     }
 
-    /// The regular look: at the figures, and at certificates that expired since the last one.
+    /// The regular look: at the figures, at certificates that expired since the last one, and at the pods' addresses.
     fn tick(&mut self) -> Result<(), CaptureError> {
         let now = SystemTime::now();
         let before = std::mem::replace(&mut self.looked, now);
-        if self.identities.expired_between(before, now) { self.review() } else { self.account().map(drop) }
+        let turned = self.identities.expired_between(before, now) || self.pods() != self.reviewed;
+        if turned { self.review() } else { self.account().map(drop) }
     }
 
     /// Judges every pair again, acts if any turned, and ends the connections that are denied now. Those are not only
@@ -238,6 +242,7 @@ impl Controller {
         self.penalties.retain(|_, penalty| penalty.since.elapsed() < penalty.length * 2);
         self.follow_kernel()?;
         let (state, pods) = (self.shared.state.load_full(), self.pods());
+        self.reviewed.clone_from(&pods);
         let judge = self.judge(&state, &pods);
         let turned =
             |(pair, policy): (&Pair, &Option<Str>)| self.decide(&judge, pair).as_ref() != Some(policy);

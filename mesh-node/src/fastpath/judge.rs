@@ -21,7 +21,7 @@ use crate::config::SameNode;
 use crate::proxy::OWN_PORTS;
 
 /// What the kernel attests of an enrolled pod.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodFacts {
     /// Of its network namespace.
     pub cookie: u64,

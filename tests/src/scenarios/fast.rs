@@ -6,7 +6,7 @@ use crate::bed::mesh::MeshOptions;
 use crate::bed::{Load, Testbed, Topology, net, netns, run, wait};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -29,6 +29,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("an expired certificate ends the fast-path connections of its identity", 120, expired),
     scenario("a pair whose packets a masquerading node changes goes back to the tunnel", 90, masqueraded),
     scenario("a pair between which only port 15008 is open goes back to the tunnel", 90, only_hbone),
+    scenario(
+        "on a shared segment an ARP spoofer gets no plaintext of pods that would talk directly",
+        90,
+        spoofed,
+    ),
 ];
 
 /// The client beside the server.
@@ -328,4 +333,81 @@ fn only_hbone() -> Result<()> {
          tcp flags & (syn | ack) == syn tcp dport != 15008 drop\n }\n}\n",
     )?;
     goes_back(&bed, to, "NetworkPolicy")
+}
+
+/// Moves pods of node b, which have routed veths, onto one bridge and into one subnet.
+fn onto_segment(bed: &Testbed, pods: &[&str]) -> Result<()> {
+    let node = bed.node("b")?;
+    let host = net::underlay_v4(net::node_place(node.index));
+    let mut lines: Vec<String> = [
+        "link add seg type bridge",
+        "link set seg type bridge mcast_snooping 0 forward_delay 0",
+        "link set seg up",
+        "addr add 169.254.1.1/32 dev seg",
+    ]
+    .map(str::to_owned)
+    .into();
+    for key in pods {
+        let pod = bed.pod(key)?;
+        let IpAddr::V4(v4) = pod.at(0).ip() else { continue };
+        lines.push(format!("link set v{} master seg", v4.octets()[3]));
+        lines.push(format!("route replace {v4}/32 dev seg src {host}"));
+        pod.netns.batch(&[format!("addr add {v4}/24 dev eth0")])?;
+    }
+    node.netns.batch(&lines)
+}
+
+/// Tells everybody, twenty times a second, that an address is at the sender's device.
+const SPOOF: &str = r"
+import socket, struct, sys, time
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+raw.bind(('eth0', 0))
+me, claimed, all = raw.getsockname()[4], socket.inet_aton(sys.argv[1]), b'\xff' * 6
+answer = struct.pack('!HHBBH', 1, 0x0800, 6, 4, 2) + me + claimed + all + claimed
+print(me.hex(':'), flush=True)
+while True:
+    raw.send(all + me + b'\x08\x06' + answer)
+    time.sleep(0.05)
+";
+
+fn spoofed() -> Result<()> {
+    const SECRET: &str = "the-plaintext-of-the-victim";
+    let bed = open()?;
+    let (victim, attacker) = (bed.pod(LOCAL)?, bed.pod("outside/site")?);
+    let to = bed.pod("shop/backend")?.at(8080);
+    let held = hold_direct(&bed, LOCAL, to)?;
+    onto_segment(&bed, &[LOCAL, "shop/backend", "outside/site"])?;
+    wait::until_true("end of the direct connections", Duration::from_secs(10), || {
+        Ok(!is_direct(&bed, LOCAL, to)?)
+    })?;
+    drop(held);
+    for _ in 0..3 {
+        talks(&bed, LOCAL, &to.to_string())?;
+        ensure!(!direct_now(&bed, LOCAL, to)?, "the pair is direct on a shared segment");
+    }
+    // The attacker takes the server's address, by raw frames and as its own, and listens on its ports.
+    let capture =
+        crate::bed::capture::Capture::start(&attacker.netns, &bed.node("b")?.cgroup, "eth0", &bed.dir)?;
+    attacker.netns.batch(&[format!("addr add {}/32 dev lo", to.ip())])?;
+    let _tunnels = attacker.spawn(["mesh-tests", "tool", "serve", "--sink", "15008"])?;
+    let spoofer = attacker.spawn(["python3", "-c", SPOOF, &to.ip().to_string()])?;
+    wait::until_true("spoofed neighbour", Duration::from_secs(20), || {
+        // The victim looks for its server again and again.
+        let sent = ["--send", SECRET, "--timeout-ms", "500"];
+        let _ = victim.call(&to.to_string(), &sent);
+        let neighbours =
+            netns::command("ip", ["-n", victim.netns.name(), "neigh", "show", "to", &to.ip().to_string()])?;
+        let address = spoofer.log();
+        Ok(!address.trim().is_empty() && neighbours.contains(address.trim()))
+    })?;
+    for _ in 0..5 {
+        let outcome =
+            victim.call(&to.to_string(), &["--send", SECRET, "--half-close", "--timeout-ms", "1500"])?;
+        ensure!(!outcome.ok || outcome.received != SECRET, "the attacker answered as the server");
+    }
+    let seen = capture.stop()?;
+    let reached = seen.iter().any(|s| s.to == SocketAddr::new(to.ip(), 15_008) && !s.payload.is_empty());
+    ensure!(reached, "no tunnel of the victim was led to the attacker: the attack did not work");
+    ensure!(!crate::bed::capture::carries(&seen, SECRET.as_bytes()), "the attacker saw the plaintext");
+    Ok(())
 }
