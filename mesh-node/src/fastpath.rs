@@ -9,6 +9,8 @@
 pub mod flows;
 pub mod identities;
 pub mod judge;
+#[cfg(test)]
+mod model;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

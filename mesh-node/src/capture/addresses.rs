@@ -107,8 +107,13 @@ impl Shared {
 
     /// The pod's entry: the first fit address of each family, the one of before while it is still there.
     fn entry(&self, pod: &EnrolledPod, found: &[OwnAddress], before: &[IpAddr]) -> Pod {
-        let fit: Vec<IpAddr> =
-            found.iter().filter(|address| address.primary).map(|address| address.ip).collect();
+        let mut fit: Vec<IpAddr> = Vec::new();
+        for address in found.iter().filter(|address| address.primary) {
+            // One address with two prefixes is one source.
+            if !fit.contains(&address.ip) {
+                fit.push(address.ip);
+            }
+        }
         let current = pod.entry();
         let pick = |v4: bool, current: Address| {
             let of_family: Vec<IpAddr> = fit.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
