@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::{self, Capture};
 use crate::control::authority::CaStatus;
+use crate::pods::DirectorySource;
 use crate::proxy::Shared;
 use crate::proxy::worker::Worker;
 use http::{Ask, Handler, Reply, json, reply, text};
@@ -123,7 +124,8 @@ fn answer_now(admin: &Admin, ask: &Ask) -> Reply {
 async fn probes(admin: Rc<Admin>) -> Reply {
     let given = admin.shared.config.capture.bpf_object.clone();
     let object = given.map_or(capture::ObjectSource::Embedded, capture::ObjectSource::File);
-    match tokio::task::spawn_blocking(move || capture::doctor::examine(&object)).await {
+    let pods = DirectorySource::new(admin.shared.config.capture.pods_dir.clone());
+    match tokio::task::spawn_blocking(move || capture::doctor::examine(&object, &pods)).await {
         Ok(probes) => json(&probes),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("the probes failed: {error}\n")),
     }

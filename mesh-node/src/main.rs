@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use mesh_core::admin::Fitness;
 use mesh_node::capture::{ObjectSource, doctor};
+use mesh_node::pods::DirectorySource;
 
 #[derive(Parser)]
 #[command(
@@ -27,6 +28,9 @@ enum Command {
         /// The compiled kernel programs, if not the ones that were embedded at build time.
         #[arg(long, value_name = "FILE", env = "UM_BPF_OBJECT")]
         bpf_object: Option<PathBuf>,
+        /// Where this node's pods are described.
+        #[arg(long, default_value = "/run/undermesh/pods")]
+        pods_dir: PathBuf,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
@@ -48,9 +52,9 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => mesh_node::runtime::run(args.load()?),
-        Command::Doctor { bpf_object, json } => {
+        Command::Doctor { bpf_object, pods_dir, json } => {
             let object = bpf_object.map_or(ObjectSource::Embedded, ObjectSource::File);
-            let probes = doctor::examine(&object);
+            let probes = doctor::examine(&object, &DirectorySource::new(pods_dir));
             if json {
                 println!("{}", serde_json::to_string_pretty(&probes)?);
             } else {

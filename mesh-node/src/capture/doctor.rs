@@ -3,7 +3,7 @@
 
 use super::routes::PodNetlink;
 use super::{Capture, CaptureConfig, ListenerKind, ObjectSource, loader};
-use crate::pods::PodInfo;
+use crate::pods::{PodInfo, PodSource};
 use crate::sys::{self, Netns};
 use mesh_core::admin::{Fitness, Probe};
 use std::fs;
@@ -30,13 +30,55 @@ fn lack(name: &str, state: Fitness, detail: impl Into<String>, cost: &str, fix: 
     Probe { name: name.into(), state, detail: detail.into(), cost: cost.into(), fix: fix.into() }
 }
 
-/// Probes this machine. Takes about a second; makes one network namespace and removes it.
+/// Probes this machine and how its pods are connected. Takes about a second; makes one network namespace and removes it.
 #[must_use]
-pub fn examine(object: &ObjectSource) -> Vec<Probe> {
+pub fn examine(object: &ObjectSource, pods: &dyn PodSource) -> Vec<Probe> {
     let mut probes =
         vec![kernel(), cgroup2(), bpffs(), capabilities(), open_files(), btf(), tracefs(), mptcp()];
     probes.extend(programs(object));
+    probes.push(fast_path(pods));
     probes
+}
+
+/// Which case this node is for the fast path: pods behind routed veths of their own, or on a shared segment.
+fn fast_path(pods: &dyn PodSource) -> Probe {
+    const NAME: &str = "fast path";
+    let pods = match pods.snapshot() {
+        Ok(snapshot) => snapshot.pods,
+        Err(error) => return ok(NAME, format!("not known, because this node's pods are not: {error}")),
+    };
+    let (mut routed, mut shared) = (0, Vec::new());
+    for pod in pods.iter().filter(|pod| !pod.host_network) {
+        match is_on_segment(pod) {
+            Some(true) => shared.push(pod.to_string()),
+            Some(false) => routed += 1,
+            // On its way in or out.
+            None => {}
+        }
+    }
+    if shared.is_empty() {
+        return match routed {
+            0 => ok(NAME, "not known: this node has no pods"),
+            _ => ok(NAME, format!("routed: each of {routed} pods has a host address on a link of its own")),
+        };
+    }
+    let more = if shared.len() > 3 { ", …" } else { "" };
+    let detail = format!(
+        "shared segment: {} of {} pods have an address in a subnet on their link ({}{more})",
+        shared.len(),
+        shared.len() + routed,
+        shared.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
+    );
+    let cost = "a neighbour with raw sockets could take an address there, so that connections of these pods use the \
+                tunnel on the same node, too";
+    let fix = "a CNI that gives every pod a routed link of its own with a host prefix (/32, /128)";
+    lack(NAME, Fitness::Degraded, detail, cost, fix)
+}
+
+/// Whether a pod has an address that neighbours on its link could claim; nothing if its namespace is gone.
+fn is_on_segment(pod: &PodInfo) -> Option<bool> {
+    let netlink = PodNetlink::open(&Netns::open(&pod.netns).ok()?).ok()?;
+    Some(netlink.addresses().ok()?.iter().any(|address| address.on_segment))
 }
 
 /// The findings for a person: one line each, and cost and fix below what is not well.

@@ -1,7 +1,8 @@
 //! Agents come and go: pins, heartbeat, failing open and closed.
 
 use crate::support::*;
-use mesh_node::capture::{Capture, CaptureConfig, Decision, FailMode, MeshSettings, Pair};
+use mesh_node::capture::{Capture, CaptureConfig, Decision, FailMode, MeshSettings, Pair, doctor};
+use mesh_node::pods::DirectorySource;
 use std::io::{ErrorKind, Read};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -200,7 +201,8 @@ fn kernel_diagnostics_are_switched_while_the_programs_run() {
 
 #[test]
 fn the_doctor_finds_a_machine_that_can_run_these_tests_fit() {
-    let probes = mesh_node::capture::doctor::examine(&object());
+    let none = tempfile::tempdir().unwrap();
+    let probes = doctor::examine(&object(), &DirectorySource::new(none.path().to_owned()));
     let missing: Vec<_> =
         probes.iter().filter(|probe| probe.state == mesh_core::admin::Fitness::Missing).collect();
     assert!(missing.is_empty(), "{missing:#?}");
@@ -285,4 +287,29 @@ fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
         accept(&application);
         assert!(is_idle(&old_pods[0].outbound) && is_idle(&new_pods[0].outbound));
     });
+}
+
+#[test]
+fn the_doctor_says_whether_pods_share_a_segment() {
+    let net = Net::new(2);
+    let directory = tempfile::tempdir().unwrap();
+    let source = DirectorySource::new(directory.path().to_owned());
+    for host in 0..2 {
+        let file = directory.path().join(format!("{host}.json"));
+        std::fs::write(file, serde_json::to_string(&net.info(host)).unwrap()).unwrap();
+    }
+    let found = || {
+        let probes = doctor::examine(&object(), &source);
+        let probe = probes.into_iter().find(|probe| probe.name == "fast path").unwrap();
+        (probe.state, probe.detail)
+    };
+    let (state, detail) = found();
+    assert_eq!(state, mesh_core::admin::Fitness::Degraded);
+    assert!(detail.contains("shared segment") && detail.contains("2 of 2"), "{detail}");
+    for host in 0..2 {
+        ip_in(&net, host, &format!("addr flush dev eth0\naddr add {}/32 dev eth0\n", v4(host)));
+    }
+    let (state, detail) = found();
+    assert_eq!(state, mesh_core::admin::Fitness::Ok);
+    assert!(detail.contains("routed") && detail.contains("2 pods"), "{detail}");
 }
