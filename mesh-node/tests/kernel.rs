@@ -3,6 +3,7 @@
 //!
 //! Each test makes its own namespaces (`um-k<pid>-…`) and loads its own programs and maps, so that tests run side by
 //! side. Programs are attached to the cgroup that the tests run in; they let everything go that is not enrolled.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "kernel/support.rs"]
 mod support;

@@ -218,7 +218,11 @@ impl AddressWatch {
     fn remove_slot(&self, table: &mut Table, pod: &EnrolledPod) -> io::Result<()> {
         let owned: Vec<IpAddr> =
             table.owners.iter().filter(|(_, slots)| slots.contains(&pod.slot)).map(|(ip, _)| *ip).collect();
-        owned.into_iter().fold(Ok(()), |outcome, ip| outcome.and(self.shared.disown(table, pod, ip)))
+        let mut outcome = Ok(());
+        for ip in owned {
+            outcome = outcome.and(self.shared.disown(table, pod, ip));
+        }
+        outcome
     }
 
     /// Removes the addresses of a slot that no pod holds any more.

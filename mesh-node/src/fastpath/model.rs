@@ -273,8 +273,8 @@ impl State {
                 Agent::Ending { found: self.connections.map(|connection| connection.is_listed) }
             }
             Agent::Ending { found } => {
-                for pair in 0..PAIRS {
-                    if found[pair] && !self.newest[pair] && self.is_under_way(pair) {
+                for (pair, is_found) in found.into_iter().enumerate() {
+                    if is_found && !self.newest[pair] && self.is_under_way(pair) {
                         self.over(pair);
                     }
                 }
