@@ -9,15 +9,19 @@
 //! | `labels` | what is known of a connection, and the label set that it becomes |
 //! | `connection` | `istio_tcp_*`: families, cached handles, one recorder per connection |
 //! | `access_log` | the access log: records, layout, writer thread |
+//! | `denials` | denials that found the access log's queue full |
 //! | `logging` | log lines of the programs themselves; level changes at run time |
+//! | `log_queue` | the thread that writes them |
 //! | `node` | every other metric of the node agent |
 //! | `exposition` | the text of a scrape |
 //! | `process` | `process_*` from `/proc/self` |
 
 mod access_log;
 mod connection;
+mod denials;
 mod exposition;
 mod labels;
+mod log_queue;
 mod logging;
 mod node;
 mod process;

@@ -1,19 +1,21 @@
 //! The access log: one line per connection, in the layout that Kiali parses, or as JSON.
 //!
-//! A record is a handful of reference counts. It goes through a bounded queue to a thread that formats and writes. When
-//! the queue is full, records are dropped and counted, except those of denied connections: who was refused, and by
-//! what, is never lost. The refused connection's own worker writes such a line then.
+//! A record is a handful of reference counts. It goes through a bounded queue to a thread that formats and writes; who
+//! hands it over never waits, not even when nobody reads the log. When the queue is full, records are dropped and
+//! counted, except those of denied connections: who was refused, and by what, is never lost. They are gathered by kind
+//! ([`super::denials`]), and the writer tells of each kind in one line and one count.
 
 use std::fmt::Write as _;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Map, Value};
 
+use super::denials::{Denials, Repeated};
 use super::labels::{Connection, Peer, SecurityPolicy};
 use super::logging::LogFormat;
 use crate::error::{Code, ResponseFlag};
@@ -34,7 +36,7 @@ pub enum Event {
 }
 
 /// The direction, seen from the reporting side's workload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// It is the server.
     Inbound,
@@ -143,48 +145,35 @@ impl AccessRecord {
 
     /// Appends the line, with its end.
     pub(super) fn format(&self, format: LogFormat, line: &mut String) {
-        let time = humantime::format_rfc3339_micros(self.at);
-        match format {
-            LogFormat::Text => {
-                // Writing to a String cannot fail.
-                let _ = write!(line, "{time}\t{}\taccess\t{}\t", self.level(), self.message());
-                let mut first = true;
-                self.fields(|name, value| {
-                    let space = if std::mem::take(&mut first) { "" } else { " " };
-                    let _ = match value {
-                        Field::Text(text) => write!(line, "{space}{name}={text:?}"),
-                        Field::Bare(text) => write!(line, "{space}{name}={text}"),
-                        Field::Number(number) => write!(line, "{space}{name}={number}"),
-                    };
-                });
-            }
-            LogFormat::Json => {
-                let mut map = Map::new();
-                map.insert("level".to_owned(), self.level().into());
-                map.insert("time".to_owned(), time.to_string().into());
-                map.insert("scope".to_owned(), "access".into());
-                map.insert("message".to_owned(), self.message().into());
-                self.fields(|name, value| {
-                    let value: Value = match value {
-                        Field::Text(text) | Field::Bare(text) => text.into(),
-                        Field::Number(number) => number.into(),
-                    };
-                    map.insert(name.to_owned(), value);
-                });
-                let _ = write!(line, "{}", Value::Object(map));
-            }
-        }
-        line.push('\n');
+        layout(format, self.at, self.level(), self.message(), |put| self.fields(put), line);
     }
 
     /// The fields in their order; absent values are left out.
-    fn fields(&self, mut put: impl FnMut(&'static str, Field<'_>)) {
+    fn fields(&self, put: Put<'_>) {
+        put("src.addr", Field::Bare(&self.source.to_string()));
+        self.peers(put);
+        if self.event == Event::Complete {
+            let (sent, received) = match self.direction {
+                Direction::Outbound => (self.received, self.sent),
+                Direction::Inbound => (self.sent, self.received),
+            };
+            put("bytes_sent", Field::Number(sent));
+            put("bytes_recv", Field::Number(received));
+            put("duration", Field::Text(&format!("{}ms", self.duration.as_millis())));
+        }
+        self.reason(put);
+        if self.fast_path {
+            put("path", Field::Text("fast"));
+        }
+    }
+
+    /// Who talks to whom, after the source's address.
+    fn peers(&self, put: Put<'_>) {
         let connection = self.connection.as_ref();
         let tls = connection.is_some_and(|c| c.security == SecurityPolicy::MutualTls);
-        put("src.addr", Field::Bare(&self.source.to_string()));
         if let Some(c) = connection {
             let identity = c.source_identity.as_ref().filter(|_| tls).map(ToString::to_string);
-            peer_fields(&c.source, ["src.workload", "src.namespace", "src.identity"], identity, &mut put);
+            peer_fields(&c.source, ["src.workload", "src.namespace", "src.identity"], identity, put);
         }
         put("dst.addr", Field::Bare(&self.destination.to_string()));
         if let Some(target) = &self.hbone_target {
@@ -195,33 +184,87 @@ impl AccessRecord {
                 put("dst.service", Field::Text(service.host.hostname()));
             }
             let identity = c.destination_principal().filter(|_| tls).map(ToString::to_string);
-            peer_fields(
-                &c.destination,
-                ["dst.workload", "dst.namespace", "dst.identity"],
-                identity,
-                &mut put,
-            );
+            peer_fields(&c.destination, ["dst.workload", "dst.namespace", "dst.identity"], identity, put);
         }
         put("direction", Field::Text(self.direction.as_str()));
-        if self.event == Event::Complete {
-            let (sent, received) = match self.direction {
-                Direction::Outbound => (self.received, self.sent),
-                Direction::Inbound => (self.sent, self.received),
-            };
-            put("bytes_sent", Field::Number(sent));
-            put("bytes_recv", Field::Number(received));
-            put("duration", Field::Text(&format!("{}ms", self.duration.as_millis())));
-        }
+    }
+
+    fn reason(&self, put: Put<'_>) {
         if let Some(failure) = &self.failure {
             put("error", Field::Text(&failure.text));
             if let Some(code) = failure.code {
                 put("code", Field::Text(code.code()));
             }
         }
-        if self.fast_path {
-            put("path", Field::Text("fast"));
+    }
+}
+
+impl Repeated {
+    /// Appends the first denial's line and, if others followed, one with their count.
+    fn format(&self, format: LogFormat, lines: &mut String) {
+        let first = &self.first;
+        first.format(format, lines);
+        if self.more == 0 {
+            return;
+        }
+        let fields = |put: Put<'_>| {
+            put("src.ip", Field::Bare(&first.source.ip().to_string()));
+            first.peers(put);
+            put("count", Field::Number(self.more));
+            put("since", Field::Text(&humantime::format_rfc3339_micros(first.at).to_string()));
+            first.reason(put);
+        };
+        layout(format, self.last, first.level(), MORE_DENIED, fields, lines);
+    }
+}
+
+/// Message of a line that stands for several denials; its `count` does not include the line before it.
+const MORE_DENIED: &str = "more connections denied";
+
+/// Takes fields in their order.
+type Put<'a> = &'a mut dyn FnMut(&'static str, Field<'_>);
+
+/// Appends a line, with its end.
+fn layout(
+    format: LogFormat,
+    at: SystemTime,
+    level: &str,
+    message: &str,
+    fields: impl FnOnce(Put<'_>),
+    line: &mut String,
+) {
+    let time = humantime::format_rfc3339_micros(at);
+    match format {
+        LogFormat::Text => {
+            // Writing to a String cannot fail.
+            let _ = write!(line, "{time}\t{level}\taccess\t{message}\t");
+            let mut first = true;
+            fields(&mut |name, value| {
+                let space = if std::mem::take(&mut first) { "" } else { " " };
+                let _ = match value {
+                    Field::Text(text) => write!(line, "{space}{name}={text:?}"),
+                    Field::Bare(text) => write!(line, "{space}{name}={text}"),
+                    Field::Number(number) => write!(line, "{space}{name}={number}"),
+                };
+            });
+        }
+        LogFormat::Json => {
+            let mut map = Map::new();
+            map.insert("level".to_owned(), level.into());
+            map.insert("time".to_owned(), time.to_string().into());
+            map.insert("scope".to_owned(), "access".into());
+            map.insert("message".to_owned(), message.into());
+            fields(&mut |name, value| {
+                let value: Value = match value {
+                    Field::Text(text) | Field::Bare(text) => text.into(),
+                    Field::Number(number) => number.into(),
+                };
+                map.insert(name.to_owned(), value);
+            });
+            let _ = write!(line, "{}", Value::Object(map));
         }
     }
+    line.push('\n');
 }
 
 /// A value and how text shows it.
@@ -239,7 +282,7 @@ fn peer_fields(
     peer: &Peer,
     [workload, namespace, identity]: [&'static str; 3],
     id: Option<String>,
-    put: &mut impl FnMut(&'static str, Field<'_>),
+    put: Put<'_>,
 ) {
     let mut put_text = |name, value: &str| {
         if !value.is_empty() {
@@ -260,20 +303,26 @@ fn peer_fields(
     put_text(identity, id.as_deref().unwrap_or_default());
 }
 
-type Output = Arc<Mutex<Box<dyn Write + Send>>>;
+/// What goes through the queue.
+enum Message {
+    Record(AccessRecord),
+    /// Denials are waiting.
+    Denials,
+    /// Answered when everything before it is written.
+    Flush(SyncSender<()>),
+}
 
 /// The access log. Cheap to clone.
 #[derive(Clone)]
 pub struct AccessLog {
-    queue: SyncSender<AccessRecord>,
-    output: Output,
-    format: LogFormat,
+    queue: SyncSender<Message>,
+    denials: Arc<Denials>,
     dropped: Counter,
 }
 
 impl std::fmt::Debug for AccessLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AccessLog").field("format", &self.format).field("dropped", &self.dropped).finish()
+        f.debug_struct("AccessLog").field("dropped", &self.dropped).finish_non_exhaustive()
     }
 }
 
@@ -288,13 +337,11 @@ impl AccessLog {
         output: Box<dyn Write + Send>,
         dropped: Counter,
     ) -> std::io::Result<Self> {
-        let (queue, records) = sync_channel(QUEUE);
-        let output: Output = Arc::new(Mutex::new(output));
-        let sink = output.clone();
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || write_records(&records, format, &sink))?;
-        Ok(Self { queue, output, format, dropped })
+        let (queue, messages) = sync_channel(QUEUE);
+        let denials = Arc::new(Denials::default());
+        let writer = Writer { messages, denials: Arc::clone(&denials), format, output };
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.run())?;
+        Ok(Self { queue, denials, dropped })
     }
 
     /// Whether anybody wants lines of opened connections (`access=debug`).
@@ -303,41 +350,81 @@ impl AccessLog {
         tracing::enabled!(target: "access", tracing::Level::DEBUG)
     }
 
-    /// Hands over a record, if its level is enabled. Never waits, except for a denial when the queue is full.
+    /// Hands over a record, if its level is enabled. Never waits.
     pub fn write(&self, record: AccessRecord) {
         if !record.is_enabled() {
             return;
         }
-        match self.queue.try_send(record) {
-            Ok(()) => {}
-            Err(TrySendError::Full(record) | TrySendError::Disconnected(record)) if record.is_denial() => {
-                let mut line = String::with_capacity(512);
-                record.format(self.format, &mut line);
-                write_out(&self.output, &line);
+        match self.queue.try_send(Message::Record(record)) {
+            Err(TrySendError::Full(Message::Record(record))) if record.is_denial() => {
+                self.denials.add(record);
+                // The writer may have emptied the queue meanwhile. If it is still full, the writer comes by anyway.
+                let _ = self.queue.try_send(Message::Denials);
             }
             Err(_) => {
                 self.dropped.inc();
             }
+            Ok(()) => {}
         }
+    }
+
+    /// Waits until everything that was handed over is written, at most for `patience`. Says whether it is.
+    #[must_use]
+    pub fn flush(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let (done, written) = sync_channel(1);
+        let mut message = Message::Flush(done);
+        while let Err(error) = self.queue.try_send(message) {
+            let TrySendError::Full(back) = error else { return false };
+            if Instant::now() >= deadline {
+                return false;
+            }
+            message = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
     }
 }
 
-fn write_records(records: &Receiver<AccessRecord>, format: LogFormat, output: &Output) {
-    let mut lines = String::with_capacity(64 * 1024);
-    while let Ok(record) = records.recv() {
-        record.format(format, &mut lines);
-        // Whatever else waits goes out with it, up to a buffer's worth.
-        while lines.len() < 60 * 1024 {
-            let Ok(record) = records.try_recv() else { break };
-            record.format(format, &mut lines);
-        }
-        write_out(output, &lines);
-        lines.clear();
-    }
+/// The thread that formats and writes: the only one that waits for a slow reader.
+struct Writer {
+    messages: Receiver<Message>,
+    denials: Arc<Denials>,
+    format: LogFormat,
+    output: Box<dyn Write + Send>,
 }
 
-/// A log that cannot be written (closed pipe, full disk) must not take traffic with it.
-fn write_out(output: &Output, lines: &str) {
-    let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-    let _ = output.write_all(lines.as_bytes()).and_then(|()| output.flush());
+impl Writer {
+    fn run(mut self) {
+        let mut lines = String::with_capacity(64 * 1024);
+        while let Ok(message) = self.messages.recv() {
+            let mut asked = Vec::new();
+            let mut next = Some(message);
+            // Whatever else waits goes out with it, up to a buffer's worth.
+            while let Some(message) = next {
+                match message {
+                    Message::Record(record) => record.format(self.format, &mut lines),
+                    Message::Denials => {}
+                    Message::Flush(done) => asked.push(done),
+                }
+                next = if lines.len() < 60 * 1024 { self.messages.try_recv().ok() } else { None };
+            }
+            self.gather(&mut lines);
+            // A log that cannot be written (closed pipe, full disk) must not take traffic with it.
+            let _ = self.output.write_all(lines.as_bytes()).and_then(|()| self.output.flush());
+            lines.clear();
+            // Who asked may have stopped waiting.
+            asked.into_iter().for_each(|done| drop(done.try_send(())));
+        }
+    }
+
+    /// The denials that found the queue full.
+    fn gather(&self, lines: &mut String) {
+        let pile = self.denials.take();
+        pile.kinds.iter().for_each(|repeated| repeated.format(self.format, lines));
+        if let Some((count, last)) = pile.others {
+            let fields = |put: Put<'_>| put("count", Field::Number(count));
+            layout(self.format, last, "error", "more connections of other peers denied", fields, lines);
+        }
+    }
 }

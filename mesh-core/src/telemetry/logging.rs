@@ -6,7 +6,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -18,6 +18,11 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
+
+use super::log_queue::LogQueue;
+
+/// How long the last lines of a program may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How lines are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,28 +88,41 @@ impl LogSettings {
         Ok(Self { level, format })
     }
 
-    /// Starts logging to standard output. Once per process.
+    /// Starts logging to standard output, from a thread of its own: nobody who logs waits for its reader. Once per
+    /// process.
     ///
     /// # Errors
     /// The level is not valid, or logging was set up before.
     pub fn start(&self) -> Result<Logging, InvalidLogSettings> {
         let (filter, handle) = reload::Layer::new(parse(&self.level)?);
-        let lines = tracing_subscriber::fmt::layer().event_format(Lines(self.format));
+        let queue = LogQueue::start(self.format, Box::new(std::io::stdout()))
+            .map_err(|error| InvalidLogSettings::Setup(error.to_string()))?;
+        let lines = tracing_subscriber::fmt::layer()
+            .event_format(Lines(self.format))
+            .with_writer(queue.clone());
         tracing_subscriber::registry()
             .with(filter)
             .with(lines)
             .try_init()
             .map_err(|error| InvalidLogSettings::Setup(error.to_string()))?;
-        Ok(Logging { handle, initial: self.level.clone(), current: Mutex::new(self.level.clone()) })
+        let current = Mutex::new(self.level.clone());
+        Ok(Logging { handle, initial: self.level.clone(), current, queue })
     }
 }
 
-/// Level changes at run time.
+/// Level changes at run time. When it is dropped, the lines that are queued are written.
 #[derive(Debug)]
 pub struct Logging {
     handle: reload::Handle<EnvFilter, Registry>,
     initial: String,
     current: Mutex<String>,
+    queue: LogQueue,
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.queue.flush(LAST_LINES);
+    }
 }
 
 impl Logging {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing_subscriber::layer::SubscriberExt;
 
+use super::super::log_queue::LogQueue;
 use super::super::logging::Lines;
 use super::*;
 
@@ -167,6 +168,113 @@ fn a_writer_that_does_not_keep_up_costs_counted_lines_but_never_a_denial() {
     wait_for(|| gate.text().contains("denied-1"));
     let written = |text: &str| text.lines().filter(|l| l.contains("connection complete")).count() as u64;
     wait_for(|| written(&gate.text()) + dropped.get() == 20_001);
+}
+
+/// A denial of `source` (its last octet and port) by `policy`.
+fn denial(source: u8, port: u16, policy: &str) -> AccessRecord {
+    let text = format!("connection closed due to policy rejection: explicitly denied by: {policy}");
+    AccessRecord {
+        source: SocketAddr::from(([10, 0, 0, source], port)),
+        failure: Some(Failure::new(Code::PolicyDenied, text)),
+        ..record(None)
+    }
+}
+
+/// Hands `work` to a thread and fails if it does not come back: it would be waiting for the log's reader.
+fn without_waiting(work: impl FnOnce() + Send + 'static) {
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    finished.recv_timeout(Duration::from_secs(60)).expect("whoever logs waits for the log's reader");
+}
+
+/// What `text` tells of: lines of denials, and counts of those that have no line of their own.
+fn told(text: &str) -> u64 {
+    let count = |line: &str| {
+        let (_, rest) = line.split_once(" count=").or_else(|| line.split_once("\tcount="))?;
+        rest.split([' ', '\n']).next()?.parse::<u64>().ok()
+    };
+    text.lines().map(|line| if line.contains("more connections") { count(line).unwrap() } else { 1 }).sum()
+}
+
+#[test]
+fn an_unread_log_keeps_nobody_waiting_and_tells_of_every_denial_once_it_is_read() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let dropped = Counter::default();
+    let log = AccessLog::start(LogFormat::Text, Box::new(writer), dropped.clone()).unwrap();
+    without_waiting(move || {
+        let _guard = subscribed();
+        for n in 0..100_000_u32 {
+            let policy = if n % 2 == 0 { "shop/even" } else { "shop/odd" };
+            log.write(denial(u8::try_from(n % 50).unwrap(), 40_000, policy));
+        }
+    });
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+    assert_eq!((told(&text), dropped.get()), (100_000, 0));
+    let summary = text.lines().find(|l| l.contains("more connections denied")).unwrap();
+    let columns: Vec<&str> = summary.split('\t').collect();
+    assert_eq!(columns[1..4], ["error", "access", "more connections denied"]);
+    for wanted in ["src.ip=10.0.0.", " dst.addr=10.0.0.2:15008 ", " count=", " since=\"2023-", "shop/"] {
+        assert!(summary.contains(wanted), "no {wanted} in {summary}");
+    }
+    assert!(text.lines().count() < 20_000, "what is kept while nobody reads is bounded");
+}
+
+#[test]
+fn denials_of_more_peers_than_are_told_apart_are_still_counted() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let log = AccessLog::start(LogFormat::Json, Box::new(writer), Counter::default()).unwrap();
+    without_waiting(move || {
+        let _guard = subscribed();
+        for n in 0..30_000_u32 {
+            log.write(denial(1, 40_000, &format!("shop/policy-{n}")));
+        }
+    });
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+    let count = |line: &str| {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        json["count"].as_u64().unwrap_or(1)
+    };
+    assert_eq!(text.lines().map(count).sum::<u64>(), 30_000);
+    assert!(text.contains("more connections of other peers denied"));
+}
+
+#[test]
+fn a_flush_waits_for_the_lines_before_it_and_not_for_ever() {
+    let _guard = subscribed();
+    let gate = Gate::default();
+    let log = AccessLog::start(LogFormat::Text, Box::new(gate.clone()), Counter::default()).unwrap();
+    log.write(denial(1, 40_000, "shop/no"));
+    assert!(!log.flush(Duration::from_millis(50)), "nobody reads");
+    gate.open();
+    assert!(log.flush(Duration::from_secs(20)));
+    assert!(gate.text().contains("shop/no"));
+}
+
+#[test]
+fn an_unread_log_of_the_program_keeps_nobody_waiting_and_says_how_much_is_lost() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let queue = LogQueue::start(LogFormat::Text, Box::new(writer)).unwrap();
+    without_waiting(move || {
+        let layer =
+            tracing_subscriber::fmt::layer().event_format(Lines(LogFormat::Text)).with_writer(queue);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            for n in 0..50_000 {
+                tracing::info!(n, "said");
+            }
+        });
+    });
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+    let said = text.lines().filter(|l| l.contains("\tsaid\t")).count() as u64;
+    let lost = |line: &str| line.split_once("\tcount=").map(|(_, n)| n.parse::<u64>().unwrap());
+    let lost: u64 = text.lines().filter(|l| l.contains("log lines lost")).filter_map(lost).sum();
+    assert!(lost > 0, "the queue is bounded");
+    assert_eq!(said + lost, 50_000);
 }
 
 #[test]
