@@ -8,6 +8,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_core::admin::slots::{CONNECTION_TIMEOUT, HEAD_TIMEOUT, Slots};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -47,31 +48,41 @@ const INDEX: &str = "\
 ";
 
 impl Debug {
-    /// Answers on a listener until `stop` says so.
+    /// Answers on a listener until `stop` says so. A connection carries one request; how many there are at once and how
+    /// long each lasts is bounded ([`mesh_core::admin::slots`]).
     pub async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        let slots = Slots::default();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = stop.wait_for(|s| *s) => return,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "debug listener");
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                     continue;
                 }
             };
+            let Some(slot) = slots.take(Some(peer.ip())) else {
+                debug!(%peer, "debug connection closed: too many are open");
+                continue;
+            };
             let debug = self.clone();
             tokio::spawn(async move {
+                let _slot = slot;
                 let service = service_fn(move |request| {
                     let debug = debug.clone();
                     async move { Ok::<_, Infallible>(debug.answer(&request)) }
                 });
                 let mut http = hyper::server::conn::http1::Builder::new();
-                http.timer(TokioTimer::new()).header_read_timeout(std::time::Duration::from_secs(10));
-                if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-                    debug!(%error, "debug connection");
+                http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false);
+                let served = http.serve_connection(TokioIo::new(stream), service);
+                match tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => debug!(%error, "debug connection"),
+                    Err(_) => debug!("debug connection closed: it took too long"),
                 }
             });
         }

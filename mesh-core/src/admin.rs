@@ -12,7 +12,9 @@
 //! | `GET /doctor` | `Vec<`[`Probe`]`>` |
 //! | `GET /why?src=REF&dst=REF&port=N` | [`crate::why::Explanation`], or status 404 with [`crate::why::NameError`] |
 //!
-//! Moments are milliseconds since 1970, except in dumps (RFC 3339).
+//! Moments are milliseconds since 1970, except in dumps (RFC 3339). How many may ask at once: [`slots`].
+
+pub mod slots;
 
 use std::collections::BTreeMap;
 

@@ -257,7 +257,7 @@ impl DenyReason {
 }
 
 /// What dry-run policies would have done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DryRun {
     /// This DENY policy would have refused the connection.
     WouldDeny(Str),

@@ -34,8 +34,8 @@ pub use exposition::{OPENMETRICS_TYPE, TEXT_TYPE, scrape};
 pub use labels::{Connection, ConnectionLabels, Peer, Reporter, SecurityPolicy, infer_service};
 pub use logging::{InvalidLogSettings, LogFormat, LogSettings, Logging};
 pub use node::{
-    BuildLabels, DnsLabels, NodeMetrics, OnDemandDnsLabels, ReporterLabels, TerminationReason, UrlLabels,
-    register_build,
+    BuildLabels, DnsLabels, DryRunCounters, DryRunLabels, LimitLabels, NodeMetrics, OnDemandDnsLabels,
+    ReporterLabels, TerminationReason, UrlLabels, register_build,
 };
 pub use process::ProcessCollector;
 

@@ -3,6 +3,7 @@
 //! The types are [`mesh_core::admin`]'s, which `meshctl` reads; the config dump has ztunnel's shape, which Kiali reads.
 
 mod dump;
+pub mod figures;
 pub(crate) mod http;
 pub mod readiness;
 mod status;

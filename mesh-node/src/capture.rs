@@ -124,16 +124,32 @@ impl Capture {
             capture.distrust_verdicts()?;
         }
         if config.heartbeat {
-            capture.heartbeat = Some(Heartbeat::start(Arc::clone(&capture.maps), agent)?);
+            let shown = !config.silent_start;
+            capture.heartbeat = Some(Heartbeat::start(Arc::clone(&capture.maps), agent, shown)?);
         }
         Ok(capture)
+    }
+
+    /// Shows signs of life from now on, after a silent start: connections of enrolled pods are captured instead of
+    /// falling to the mesh's fail mode.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses the map write.
+    pub fn serve(&self) -> Result<(), CaptureError> {
+        let Some(heartbeat) = &self.heartbeat else { return Ok(()) };
+        // Nobody kept them true while nobody showed signs of life.
+        if self.heartbeat_age_ns()? > mesh_ebpf::HEARTBEAT_STALE_NS {
+            self.distrust_verdicts()?;
+        }
+        heartbeat.show(true);
+        self.maps.set_config(mesh_ebpf::config::HEARTBEAT, sys::monotonic_ns())
     }
 
     /// Stops showing signs of life: unless another agent does, new connections of enrolled pods fall to the mesh's fail
     /// mode within three seconds. Connections that this agent carries go on.
     pub fn retire(&self) {
         if let Some(heartbeat) = &self.heartbeat {
-            heartbeat.retire();
+            heartbeat.show(false);
         }
     }
 

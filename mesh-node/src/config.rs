@@ -202,6 +202,8 @@ pub struct Proxy {
     pub max_connections: usize,
     /// Open connections of one pod; more are refused. 0 means no own limit.
     pub max_connections_per_pod: usize,
+    /// Whether a pod, while it is not the node's only one, may hold no more connections than the node has free.
+    pub fair_share: bool,
     /// Streams per tunnel, at most.
     pub pool_max_streams: usize,
     /// A tunnel without streams is closed after this long.
@@ -220,6 +222,7 @@ impl Default for Proxy {
             workload_wait: Duration::from_secs(5),
             max_connections: 0,
             max_connections_per_pod: 0,
+            fair_share: true,
             pool_max_streams: 100,
             pool_unused_release: Duration::from_secs(300),
             response_baggage: true,

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::state::{LocalWorkload, Str};
+use mesh_core::telemetry::DryRunCounters;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -115,12 +116,12 @@ pub async fn run(
         identities: Identities::of(&shared.certificates.snapshot()),
         looked: SystemTime::now(),
         reviewed: Vec::new(),
+        flows: Flows::new(DryRunCounters::new(&shared.metrics)),
         shared,
         capture,
         allowed: HashMap::new(),
         penalties: HashMap::new(),
         policies: Vec::new(),
-        flows: Flows::default(),
         listed,
     };
     controller.adopt();

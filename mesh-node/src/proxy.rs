@@ -44,7 +44,7 @@ use crate::certs::Certificates;
 use crate::config::Config;
 use failed::Failed;
 use failures::Failures;
-use limits::Gauge;
+use limits::{Gauge, PodGauge};
 use net::PodNet;
 
 /// Ports of the mesh itself; a tunnel must not lead to them (HBONE reference, inbound step 5).
@@ -99,7 +99,7 @@ pub struct Pod {
     /// Its network.
     pub net: Box<dyn PodNet>,
     /// Its connections.
-    pub gauge: Arc<Gauge>,
+    pub gauge: Arc<PodGauge>,
     /// Told when the pod is gone or no longer enrolled.
     pub gone: CancellationToken,
 }

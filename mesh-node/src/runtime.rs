@@ -22,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::figures::Figures;
 use crate::admin::readiness::Readiness;
 use crate::admin::{self, Admin};
 use crate::capture::{Capture, CaptureConfig, ObjectSource};
@@ -36,7 +37,7 @@ use crate::generations::{Phase, Registration};
 use crate::pods::DirectorySource;
 use crate::proxy::Shared;
 use crate::proxy::failures::{Failures, now_ms};
-use crate::proxy::limits::{Gauge, connections_for_files, raise_open_files};
+use crate::proxy::limits::{Gauge, Limits, connections_for_files, raise_open_files};
 use crate::proxy::worker::Worker;
 use crate::{admin::http, certs};
 
@@ -49,6 +50,9 @@ const DRAIN_POLL: Duration = Duration::from_millis(200);
 /// A draining agent stays at least this long: connections that were under way to its listeners still come.
 const DRAIN_LEAST: Duration = Duration::from_secs(4);
 
+/// How long the last lines of the access log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// What the kernel side is told.
 #[must_use]
 pub fn capture_config(config: &Config) -> CaptureConfig {
@@ -60,6 +64,7 @@ pub fn capture_config(config: &Config) -> CaptureConfig {
     kernel.pins = Some(config.capture.pin_dir.clone());
     kernel.settings = InForce::of_config(config).kernel;
     kernel.keep_settings = true;
+    kernel.silent_start = true;
     kernel
 }
 
@@ -75,10 +80,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot make the control runtime's event loop")?;
-    tokio::task::LocalSet::new().block_on(&runtime, serve(config, settings, logging, files))
+    // Connections that are still open end with the set of tasks, each with its line.
+    let log = tokio::task::LocalSet::new().block_on(&runtime, serve(config, settings, logging, files))?;
+    if !log.flush(LAST_LINES) {
+        eprintln!("the last lines of the access log were not written: nobody reads them");
+    }
+    Ok(())
 }
 
-async fn serve(config: Config, settings: LogSettings, logging: Logging, files: usize) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    settings: LogSettings,
+    logging: Logging,
+    files: usize,
+) -> anyhow::Result<AccessLog> {
     let started_ms = now_ms();
     let mut signals = Signals::new()?;
     let run_dir = config.admin.run_dir.clone();
@@ -120,7 +135,11 @@ async fn serve(config: Config, settings: LogSettings, logging: Logging, files: u
         certificates,
         telemetry: Telemetry { tcp, access_log },
         metrics,
-        gauge: Gauge::new(limit),
+        gauge: Gauge::new(Limits {
+            node: limit,
+            per_pod: config.proxy.max_connections_per_pod,
+            fair_share: config.proxy.fair_share,
+        }),
         failures: Failures::default(),
         candidates,
         drain: CancellationToken::new(),
@@ -130,13 +149,17 @@ async fn serve(config: Config, settings: LogSettings, logging: Logging, files: u
         (0..shared.config.proxy.workers).map(|index| Worker::start(index, Arc::clone(&shared))).collect();
     let workers = Rc::new(workers.context("cannot start the data workers")?);
     let dns = start_dns(&shared, &mut registry)?;
-    let mut tasks = Tasks { shared, workers, capture, readiness: Arc::new(Readiness::new(&PENDING)), dns };
+    registry.register_collector(Box::new(Figures::new(Arc::clone(&capture), Arc::clone(&shared.gauge))));
+    let readiness = Arc::new(Readiness::new(&PENDING));
+    let handed_over = CancellationToken::new();
+    let mut tasks = Tasks { shared, workers, capture, readiness, dns, handed_over };
     let admin = tasks.start(offered, ca, lists, registry, logging, started_ms);
+    let log = tasks.shared.telemetry.access_log.clone();
     let ports = Ports::open(&tasks, &admin, &registration)?;
     tasks.until_told(&mut signals, &mut registration, &admin.quit).await;
     ports.close();
     tasks.drain(&mut signals, &mut registration).await;
-    Ok(())
+    Ok(log)
 }
 
 /// The DNS proxy, if the agent answers pods' queries.
@@ -174,6 +197,8 @@ struct Tasks {
     readiness: Arc<Readiness>,
     /// Taken by the enroller.
     dns: Option<dns::Server>,
+    /// Told when a successor serves the node.
+    handed_over: CancellationToken,
 }
 
 impl Tasks {
@@ -213,6 +238,7 @@ impl Tasks {
             status: pods_tx,
             in_force: settings_tx,
             enrolled: enrolled_tx,
+            handed_over: self.handed_over.clone(),
         });
         tokio::task::spawn_local(enroller.run(synced));
         let server = control::xds_server(config);
@@ -276,7 +302,9 @@ impl Tasks {
         let limit = self.shared.config.drain.limit;
         let successor = registration.has_successor();
         tracing::info!(successor, ?limit, connections = self.shared.gauge.open(), "draining");
-        if !successor {
+        if successor {
+            self.handed_over.cancel();
+        } else {
             // From here on the mesh's fail mode decides about new connections.
             self.capture.retire();
         }
@@ -297,6 +325,9 @@ impl Tasks {
             if noted.elapsed() >= Duration::from_secs(1) {
                 noted = Instant::now();
                 note(registration, Phase::Draining, open);
+                if registration.has_successor() {
+                    self.handed_over.cancel();
+                }
             }
             tokio::select! {
                 () = signals.next() => {

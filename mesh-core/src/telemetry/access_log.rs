@@ -414,7 +414,9 @@ impl Writer {
             let _ = self.output.write_all(lines.as_bytes()).and_then(|()| self.output.flush());
             lines.clear();
             // Who asked may have stopped waiting.
-            asked.into_iter().for_each(|done| drop(done.try_send(())));
+            for done in asked {
+                let _ = done.try_send(());
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! Every metric of the node agent besides `istio_tcp_*` of connections. The names are ztunnel's, so that its dashboards
 //! work; `workload_manager_*` has no `istio_` prefix.
 
+use std::collections::HashMap;
+
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::labels::{Reporter, encode};
+use crate::policy::DryRun;
 use crate::state::{Str, Workload};
 
 /// Buckets of DNS upstream latency, in seconds.
@@ -120,6 +123,74 @@ impl EncodeLabelSet for TerminationReason {
     }
 }
 
+/// Labels of dry-run results.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DryRunLabels {
+    policy: Str,
+    would: &'static str,
+}
+
+impl From<&DryRun> for DryRunLabels {
+    fn from(result: &DryRun) -> Self {
+        let (policy, would) = match result {
+            DryRun::WouldDeny(policy) => (policy.clone(), "deny"),
+            DryRun::WouldAllow(policy) => (policy.clone(), "allow"),
+            // Policies are `namespace/name`: none is called so.
+            DryRun::WouldDenyNoneAllowed => ("none".into(), "deny"),
+        };
+        Self { policy, would }
+    }
+}
+
+impl EncodeLabelSet for DryRunLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encode(encoder, "policy", &self.policy)?;
+        encode(encoder, "would", self.would)
+    }
+}
+
+/// Results of dry-run policies that a worker keeps counters for. Beyond, it starts over.
+const CACHED_DRY_RUNS: usize = 256;
+
+/// Counters of dry-run results, kept by one worker: a result that came before costs one look-up of its own.
+#[derive(Debug)]
+pub struct DryRunCounters {
+    family: Family<DryRunLabels, Counter>,
+    known: HashMap<DryRun, Counter>,
+}
+
+impl DryRunCounters {
+    /// Counts into `metrics`.
+    #[must_use]
+    pub fn new(metrics: &NodeMetrics) -> Self {
+        Self { family: metrics.dry_run.clone(), known: HashMap::new() }
+    }
+
+    /// Counts one result for one connection.
+    pub fn count(&mut self, result: &DryRun) {
+        if let Some(counter) = self.known.get(result) {
+            counter.inc();
+            return;
+        }
+        if self.known.len() >= CACHED_DRY_RUNS {
+            self.known.clear();
+        }
+        let counter = self.family.get_or_create_owned(&DryRunLabels::from(result));
+        counter.inc();
+        self.known.insert(result.clone(), counter);
+    }
+}
+
+/// Label `limit`: which limit of open connections was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LimitLabels(pub &'static str);
+
+impl EncodeLabelSet for LimitLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encode(encoder, "limit", self.0)
+    }
+}
+
 /// Labels of `istio_build`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BuildLabels {
@@ -176,7 +247,9 @@ pub struct NodeMetrics {
     /// Access log lines that were dropped.
     pub access_log_dropped: Counter,
     /// Connections that were refused because of a limit.
-    pub connections_shed: Counter,
+    pub connections_shed: Family<LimitLabels, Counter>,
+    /// What dry-run policies would have done to connections.
+    pub dry_run: Family<DryRunLabels, Counter>,
 }
 
 impl NodeMetrics {
@@ -200,7 +273,8 @@ impl NodeMetrics {
             pods_started: Counter::default(),
             pods_stopped: Counter::default(),
             access_log_dropped: Counter::default(),
-            connections_shed: Counter::default(),
+            connections_shed: Family::default(),
+            dry_run: Family::default(),
         };
         let r = registry;
         r.register("istio_on_demand_dns", "Names that connections had to wait for", m.on_demand_dns.clone());
@@ -228,8 +302,10 @@ impl NodeMetrics {
         r.register("workload_manager_proxies_stopped", "Pods ever let go", m.pods_stopped.clone());
         let what = "Access log lines dropped because the writer did not keep up";
         r.register("undermesh_access_log_dropped", what, m.access_log_dropped.clone());
-        let what = "Connections refused because the node or the pod was at its limit";
+        let what = "Connections refused because a limit was reached: node, pod, or share (the pod's fair share)";
         r.register("undermesh_connections_shed", what, m.connections_shed.clone());
+        let what = "Connections that a dry-run policy would have allowed or denied";
+        r.register("undermesh_policy_dry_run", what, m.dry_run.clone());
         m
     }
 }

@@ -13,6 +13,7 @@ use super::*;
 use crate::error::Code;
 use crate::hbone::Baggage;
 use crate::hbone::copy::Meter;
+use crate::policy::DryRun;
 use crate::state::samples::{Mesh, WorkloadExt, pod, service};
 use crate::xds::proto::workload as wire;
 
@@ -328,6 +329,16 @@ fn every_metric_of_the_node_has_its_name() {
     let mut mesh = shop();
     let labels = OnDemandDnsLabels::new(mesh.state().workloads().next().unwrap(), &"db.example.com".into());
     metrics.on_demand_dns.get_or_create(&labels).inc();
+    let mut dry_run = DryRunCounters::new(&metrics);
+    for result in [
+        DryRun::WouldDeny("shop/no".into()),
+        DryRun::WouldDeny("shop/no".into()),
+        DryRun::WouldAllow("shop/yes".into()),
+        DryRun::WouldDenyNoneAllowed,
+    ] {
+        dry_run.count(&result);
+    }
+    metrics.connections_shed.get_or_create(&LimitLabels("share")).inc();
     let (kind, text) = scrape(&registry, None).unwrap();
     assert_eq!(kind, TEXT_TYPE);
     let source = r#"source_canonical_service="cart",source_canonical_revision="v1""#;
@@ -342,6 +353,10 @@ fn every_metric_of_the_node_has_its_name() {
         format!(r#"istio_xds_message_bytes_total{{url="{}"}} 9"#, crate::xds::ADDRESS_TYPE),
         r#"istio_crl_policy_rejections_total{reporter="source"} 1"#.to_owned(),
         r#"istio_crl_untracked_connections_total{reporter="source"} 1"#.to_owned(),
+        r#"undermesh_policy_dry_run_total{policy="shop/no",would="deny"} 2"#.to_owned(),
+        r#"undermesh_policy_dry_run_total{policy="shop/yes",would="allow"} 1"#.to_owned(),
+        r#"undermesh_policy_dry_run_total{policy="none",would="deny"} 1"#.to_owned(),
+        r#"undermesh_connections_shed_total{limit="share"} 1"#.to_owned(),
         "workload_manager_active_proxy_count 0".to_owned(),
         "workload_manager_pending_proxy_count 0".to_owned(),
         "workload_manager_proxies_started_total 0".to_owned(),

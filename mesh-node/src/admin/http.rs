@@ -1,4 +1,5 @@
-//! A small HTTP/1.1 server for people and scrapers: one handler per port, on the control runtime.
+//! A small HTTP/1.1 server for people and scrapers: one handler per port, on the control runtime. A connection carries
+//! one request; how many there are at once and how long each lasts is bounded ([`mesh_core::admin::slots`]).
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,6 +13,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_core::admin::slots::{CONNECTION_TIMEOUT, HEAD_TIMEOUT, Slot, Slots};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -133,13 +135,14 @@ pub(crate) fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 
 /// Answers on `listener` until `stop`.
 pub(crate) async fn serve_tcp(listener: TcpListener, handler: Handler, stop: CancellationToken) {
+    let slots = Slots::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => drop(tokio::task::spawn_local(connection(stream, Rc::clone(&handler)))),
+            Ok((stream, peer)) => start(stream, slots.take(Some(peer.ip())), &handler),
             Err(error) => pause(&error).await,
         }
     }
@@ -147,13 +150,14 @@ pub(crate) async fn serve_tcp(listener: TcpListener, handler: Handler, stop: Can
 
 /// As [`serve_tcp`].
 pub(crate) async fn serve_unix(listener: UnixListener, handler: Handler, stop: CancellationToken) {
+    let slots = Slots::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => drop(tokio::task::spawn_local(connection(stream, Rc::clone(&handler)))),
+            Ok((stream, _)) => start(stream, slots.take(None), &handler),
             Err(error) => pause(&error).await,
         }
     }
@@ -164,6 +168,21 @@ async fn pause(error: &std::io::Error) {
     tokio::time::sleep(Duration::from_millis(200)).await;
 }
 
+/// Answers on a task of its own; a connection without a slot is closed.
+fn start(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, slot: Option<Slot>, handler: &Handler) {
+    let Some(slot) = slot else {
+        tracing::debug!("an admin connection is closed: too many are open");
+        return;
+    };
+    let handler = Rc::clone(handler);
+    drop(tokio::task::spawn_local(async move {
+        let _slot = slot;
+        if tokio::time::timeout(CONNECTION_TIMEOUT, connection(stream, handler)).await.is_err() {
+            tracing::debug!("an admin connection is closed: it took too long");
+        }
+    }));
+}
+
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, handler: Handler) {
     let service = service_fn(|request: Request<Incoming>| {
         let answer = handler(Ask::new(&request));
@@ -171,7 +190,8 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, handl
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(10))
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
@@ -182,6 +202,67 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, handl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
+    use mesh_core::admin::slots::CONNECTIONS;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::task::LocalSet;
+
+    /// A port that answers with `body`.
+    fn serve(body: &'static [u8]) -> SocketAddr {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        let handler: Handler = Rc::new(move |_| std::future::ready(text(StatusCode::OK, body)).boxed_local());
+        drop(tokio::task::spawn_local(serve_tcp(listener, handler, CancellationToken::new())));
+        address
+    }
+
+    async fn answer(stream: &mut TcpStream) -> std::io::Result<String> {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_beyond_the_bound_are_closed_and_silent_ones_make_room() {
+        let port = async {
+            let address = serve(b"here");
+            let mut silent = Vec::new();
+            for _ in 0..CONNECTIONS {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+            let mut beyond = TcpStream::connect(address).await.unwrap();
+            let refused = answer(&mut beyond).await;
+            assert!(refused.as_ref().map_or(true, String::is_empty), "it was answered: {refused:?}");
+            let began = tokio::time::Instant::now();
+            for mut stream in silent {
+                assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "a silent connection is closed");
+            }
+            assert!(began.elapsed() <= HEAD_TIMEOUT * 2, "it took {:?}", began.elapsed());
+            let mut next = TcpStream::connect(address).await.unwrap();
+            assert!(answer(&mut next).await.unwrap().ends_with("here"));
+        };
+        LocalSet::new().run_until(port).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_read_does_not_hold_its_connection() {
+        // More than the buffers of both sides take.
+        let large: &[u8] = vec![b'x'; 64 << 20].leak();
+        let port = async {
+            let address = serve(large);
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            stream.readable().await.unwrap();
+            tokio::time::sleep(CONNECTION_TIMEOUT * 2).await;
+            let mut rest = Vec::new();
+            // Cut off: an end or a reset, but not the whole.
+            let _ = stream.read_to_end(&mut rest).await;
+            assert!(rest.len() < large.len(), "all {} bytes came", rest.len());
+        };
+        LocalSet::new().run_until(port).await;
+    }
 
     #[test]
     fn query_values_are_decoded() {

@@ -21,6 +21,9 @@ pub struct CaptureConfig {
     pub keep_settings: bool,
     /// Whether to show signs of life. Off only in tests.
     pub heartbeat: bool,
+    /// Whether signs of life wait for [`super::Capture::serve`]: an agent that knows nothing of the mesh yet cannot
+    /// serve, and pods fare by the fail mode until it can.
+    pub silent_start: bool,
     /// Whether this process's own connections are exempt. Off only in tests, which play pod and agent at once.
     pub exempt_self: bool,
 }
@@ -38,6 +41,7 @@ impl CaptureConfig {
             settings: MeshSettings::default(),
             keep_settings: false,
             heartbeat: true,
+            silent_start: false,
             exempt_self: true,
         }
     }

@@ -74,17 +74,18 @@ impl Agent {
 pub(super) struct Heartbeat {
     stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
-    retired: Arc<AtomicBool>,
+    /// Whether the mesh is to see the signs of life; the exemption of this process always does.
+    shown: Arc<AtomicBool>,
 }
 
 impl Heartbeat {
-    pub(super) fn start(maps: Arc<Maps>, agent: Agent) -> Result<Self, CaptureError> {
-        let retired = Arc::new(AtomicBool::new(false));
-        let is_retired = Arc::clone(&retired);
+    pub(super) fn start(maps: Arc<Maps>, agent: Agent, shown: bool) -> Result<Self, CaptureError> {
+        let shown = Arc::new(AtomicBool::new(shown));
+        let is_shown = Arc::clone(&shown);
         let beat = move || -> Result<(), CaptureError> {
             let now = sys::monotonic_ns();
             agent.beat(&maps, now)?;
-            if is_retired.load(Ordering::Relaxed) { Ok(()) } else { maps.set_config(config::HEARTBEAT, now) }
+            if is_shown.load(Ordering::Relaxed) { maps.set_config(config::HEARTBEAT, now) } else { Ok(()) }
         };
         // The first one before anything depends on it.
         beat()?;
@@ -99,14 +100,14 @@ impl Heartbeat {
                 }
             })
             .map_err(|source| CaptureError::Thread { name: "heartbeat", source })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread), retired })
+        Ok(Self { stop: Some(stop), thread: Some(thread), shown })
     }
 }
 
 impl Heartbeat {
-    /// Shows no more signs of life for the mesh, but keeps this process exempt.
-    pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Relaxed);
+    /// Shows signs of life to the mesh from the next beat on, or no more; this process stays exempt.
+    pub(super) fn show(&self, shown: bool) {
+        self.shown.store(shown, Ordering::Relaxed);
     }
 }
 

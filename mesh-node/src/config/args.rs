@@ -104,6 +104,9 @@ pub struct RunArgs {
     /// Open connections of one pod, at most
     #[arg(long, value_name = "N", env = "UM_MAX_CONNECTIONS_PER_POD")]
     pub max_connections_per_pod: Option<usize>,
+    /// Whether a pod must leave as many connections free as it holds, while other pods are enrolled
+    #[arg(long, value_name = "BOOL", env = "UM_FAIR_SHARE")]
+    pub fair_share: Option<bool>,
     /// Streams per tunnel, at most
     #[arg(long, value_name = "N", env = "POOL_MAX_STREAMS_PER_CONNECTION")]
     pub pool_max_streams: Option<usize>,
@@ -172,6 +175,7 @@ impl RunArgs {
         set(&mut proxy.same_node, &self.same_node);
         set(&mut proxy.max_connections, &self.max_connections);
         set(&mut proxy.max_connections_per_pod, &self.max_connections_per_pod);
+        set(&mut proxy.fair_share, &self.fair_share);
         set(&mut proxy.pool_max_streams, &self.pool_max_streams);
         set(&mut proxy.pool_unused_release, &self.pool_unused_release);
         set(&mut proxy.response_baggage, &self.response_baggage);

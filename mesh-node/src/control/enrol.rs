@@ -20,11 +20,10 @@ use super::net::KernelNet;
 use super::plan::{Held, Plan, Wanted, plan, wanted};
 use super::settings::{InForce, answers_dns};
 use crate::admin::readiness::Readiness;
-use crate::capture::{Capture, CaptureError, EnrolledPod, ListenerKind, MeshSettings};
+use crate::capture::{Capture, CaptureError, EnrolledPod, FailMode, ListenerKind, MeshSettings};
 use crate::dns;
 use crate::pods::{PodInfo, PodKey, PodSource};
 use crate::proxy::dial::prepare_listener;
-use crate::proxy::limits::Gauge;
 use crate::proxy::worker::{Command, Kind, Listeners, Worker};
 use crate::proxy::{Pod, Shared};
 use crate::sys;
@@ -75,6 +74,8 @@ pub struct Parts {
     pub in_force: watch::Sender<InForce>,
     /// The enrolled pods, for the fast path.
     pub enrolled: watch::Sender<Arc<Vec<Arc<EnrolledPod>>>>,
+    /// Told when a successor serves the node.
+    pub handed_over: CancellationToken,
 }
 
 /// See the module.
@@ -85,6 +86,8 @@ pub struct Enroller {
     problems: BTreeMap<PodKey, String>,
     waiting_since: HashMap<PodKey, Instant>,
     settled: bool,
+    /// Whether the kernel programs see this agent as alive.
+    serving: bool,
     swept: Instant,
     kubelets: Vec<u64>,
     /// What the kernel programs were told last.
@@ -102,6 +105,7 @@ impl Enroller {
             problems: BTreeMap::new(),
             waiting_since: HashMap::new(),
             settled: false,
+            serving: false,
             swept: Instant::now(),
             kubelets: Vec::new(),
             told: None,
@@ -109,7 +113,7 @@ impl Enroller {
     }
 
     /// Reconciles on every change of the mesh or of the node's pods, and now and then without one, until the agent
-    /// drains. `synced` turns true when the mesh is known.
+    /// drains; then pods' DNS queries are answered until a successor does. `synced` turns true when the mesh is known.
     pub async fn run(mut self, mut synced: watch::Receiver<bool>) {
         let drain = self.parts.shared.drain.clone();
         let changed = Arc::new(Notify::new());
@@ -126,7 +130,7 @@ impl Enroller {
             published.mark_unchanged();
             let again = self.reconcile().await;
             tokio::select! {
-                () = drain.cancelled() => return,
+                () = drain.cancelled() => return self.answer_on().await,
                 _ = published.changed() => {}
                 () = changed.notified() => {}
                 () = tokio::time::sleep(again.unwrap_or(RESYNC).min(RESYNC)) => {}
@@ -135,9 +139,25 @@ impl Enroller {
         }
     }
 
+    /// Keeps the DNS sockets of pods that are still there until a successor has taken over.
+    async fn answer_on(mut self) {
+        let handed_over = self.parts.handed_over.clone();
+        loop {
+            self.enrolled.retain(|_, enrolled| is_same_namespace(&enrolled.kernel));
+            tokio::select! {
+                () = handed_over.cancelled() => return,
+                () = tokio::time::sleep(RESYNC) => {}
+            }
+        }
+    }
+
     async fn reconcile(&mut self) -> Option<Duration> {
         let state = self.parts.shared.state.load_full();
         self.apply_settings(&state);
+        // Closed, nothing is lost by serving at once. Open, what goes on without an agent goes on until all pods are served.
+        if self.told.as_ref().is_none_or(|told| told.fail == FailMode::Closed) {
+            self.serve();
+        }
         let wanted = wanted(&state, &self.parts.shared.config.node.name);
         let present = match self.parts.source.snapshot() {
             Ok(snapshot) => {
@@ -180,6 +200,17 @@ impl Enroller {
         self.publish(&state, &wanted, &missing);
         self.settle(&wanted);
         again
+    }
+
+    /// From here on the kernel programs hand connections to this agent.
+    fn serve(&mut self) {
+        if self.serving {
+            return;
+        }
+        match self.parts.capture.serve() {
+            Ok(()) => self.serving = true,
+            Err(error) => tracing::error!(%error, "cannot show that this agent is alive"),
+        }
     }
 
     /// Certificates are needed for wanted pods that the node has, and for captured ones until they are let go.
@@ -259,7 +290,7 @@ impl Enroller {
             local,
             label: format!("{}/{}", info.namespace, info.name),
             net: Box::new(KernelNet { capture: Arc::clone(capture), pod: Arc::clone(&kernel) }),
-            gauge: Gauge::new(shared.config.proxy.max_connections_per_pod),
+            gauge: shared.gauge.pod(&format!("{}/{}", info.namespace, info.name)),
             gone: CancellationToken::new(),
         });
         // Registered before they are handed over: the kernel needs one of each group, alive or queued.
@@ -463,6 +494,7 @@ impl Enroller {
             self.parts.readiness.pending(READY, Some(format!("certificates of {}", names.join(", "))));
             return;
         }
+        self.serve();
         self.parts.readiness.done(READY);
         if self.settled {
             return;

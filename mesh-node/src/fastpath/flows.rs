@@ -1,5 +1,6 @@
 //! Figures of connections that the kernel carries, told as the tunnel's are: the same metrics by both reporters, the same
-//! log lines (marked `path=fast`), principals from the kernel's attestation, and never `mutual_tls`.
+//! log lines (marked `path=fast`), principals from the kernel's attestation, and never `mutual_tls`. What dry-run policies
+//! would have done is told once a connection is seen to be established.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use mesh_core::error::Code;
 use mesh_core::state::Workload;
 use mesh_core::telemetry::{
-    Connection, Failure, HandleCache, Opened, Peer, Recorder, Reporter, SecurityPolicy, Telemetry,
-    infer_service,
+    Connection, DryRunCounters, Failure, HandleCache, Opened, Peer, Recorder, Reporter, SecurityPolicy,
+    Telemetry, infer_service,
 };
 
 use super::judge::Judge;
@@ -24,15 +25,21 @@ struct Tracked {
 }
 
 /// The connections that are being told about.
-#[derive(Default)]
 pub struct Flows {
     tracked: HashMap<u64, Tracked>,
     handles: HandleCache,
+    dry_run: DryRunCounters,
     /// Connections that an earlier agent has told about: their bytes up to the first look are not counted again.
     looked: bool,
 }
 
 impl Flows {
+    /// None yet; results of dry-run policies are counted by `dry_run`.
+    #[must_use]
+    pub fn new(dry_run: DryRunCounters) -> Self {
+        Self { tracked: HashMap::new(), handles: HandleCache::default(), dry_run, looked: false }
+    }
+
     /// Takes the figures of this moment (CLOCK_MONOTONIC `now_ns`): opens, adds, closes.
     pub fn update(&mut self, flows: &[FlowFigures], now_ns: u64, telemetry: &Telemetry, judge: &Judge<'_>) {
         let inherited = !std::mem::replace(&mut self.looked, true);
@@ -47,6 +54,9 @@ impl Flows {
             {
                 let opened = opened(flow, now_ns, judge, source, destination);
                 let recorders = opened.map(|opened| telemetry.open(&mut self.handles, opened));
+                if !inherited {
+                    self.would(flow, judge);
+                }
                 let (sent, received) =
                     if inherited { (flow.bytes_sent, flow.bytes_received) } else { (0, 0) };
                 self.tracked.insert(flow.id, Tracked { recorders, sent, received });
@@ -60,6 +70,13 @@ impl Flows {
         }
         let gone: Vec<u64> = self.tracked.keys().filter(|id| !present.contains(id)).copied().collect();
         gone.into_iter().for_each(|id| self.finish(id, None));
+    }
+
+    fn would(&mut self, flow: &FlowFigures, judge: &Judge<'_>) {
+        for would in judge.dry_run(&pair_of(flow)) {
+            self.dry_run.count(&would);
+            tracing::info!(src = %flow.client, dst = %flow.server, path = "fast", "{would}");
+        }
     }
 
     /// Whether there is nothing to tell about.

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
-use mesh_core::policy::{AllowReason, Conn, Verdict, evaluate};
+use mesh_core::policy::{AllowReason, Conn, DryRun, Verdict, evaluate};
 use mesh_core::state::{LocalWorkload, MeshState, Str, Workload};
 
 use crate::capture::Pair;
@@ -112,12 +112,23 @@ impl<'a> Judge<'a> {
     }
 
     fn policy(&self, pair: &Pair, source: &Workload, destination: &Workload) -> Verdict {
-        let conn = Conn {
-            // Policies know no source ports.
-            src: SocketAddr::new(pair.source, 0),
-            identity: Some(source.identity.clone()),
-            dst: SocketAddr::new(pair.destination, pair.port),
-        };
-        evaluate(&self.state.policies_for(destination), &conn).verdict
+        evaluate(&self.state.policies_for(destination), &conn(pair, source)).verdict
+    }
+
+    /// What dry-run policies would do to a connection of the pair.
+    #[must_use]
+    pub fn dry_run(&self, pair: &Pair) -> Vec<DryRun> {
+        let Some((source, destination)) = self.ends(pair) else { return Vec::new() };
+        evaluate(&self.state.policies_for(destination), &conn(pair, source)).dry_run
+    }
+}
+
+/// A connection of the pair, as policies see it.
+fn conn(pair: &Pair, source: &Workload) -> Conn {
+    Conn {
+        // Policies know no source ports.
+        src: SocketAddr::new(pair.source, 0),
+        identity: Some(source.identity.clone()),
+        dst: SocketAddr::new(pair.destination, pair.port),
     }
 }

@@ -29,7 +29,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::dial::{self, tls_failed};
 use super::failed::Failed;
-use super::limits::{Permit, admit};
+use super::limits::Permit;
 use super::live::Registered;
 use super::session::{Session, report_early};
 use super::worker::{PodProxy, until};
@@ -56,11 +56,11 @@ pub(super) async fn handle(proxy: &Rc<PodProxy>, socket: TcpStream, from: Socket
     // A peer that is gone already has no address any more.
     let Ok(local) = socket.local_addr().map(canonical) else { return };
     let refuse = |failed: &Failed| report_early(proxy, Direction::Inbound, from, Some(local), failed);
-    let _permit = match admit(&proxy.shared().gauge, &proxy.pod.gauge) {
+    let _permit = match proxy.admit() {
         Ok(permit) => permit,
-        Err(overload) => {
+        Err(failed) => {
             dial::reset_on_close(&socket);
-            return refuse(&Failed::new(Code::Overloaded, overload.as_str()));
+            return refuse(&failed);
         }
     };
     let (tls, peer, certificate) = match accept_tls(proxy, socket).await {
@@ -221,8 +221,7 @@ async fn validate(
 ) -> Result<Admitted, (StatusCode, Failed)> {
     let shared = proxy.shared();
     let unavailable = |failed: Failed| (StatusCode::SERVICE_UNAVAILABLE, failed);
-    let permit = admit(&shared.gauge, &proxy.pod.gauge)
-        .map_err(|overload| unavailable(Failed::new(Code::Overloaded, overload.as_str())))?;
+    let permit = proxy.admit().map_err(unavailable)?;
     let patience = shared.config.proxy.workload_wait;
     let (state, local) = proxy.pod.workload(shared, patience).await.map_err(unavailable)?;
     let target = route::inbound(&state, &local, peer.local.ip(), &connect.request.authority, &OWN_PORTS)
@@ -253,6 +252,7 @@ pub(super) async fn decide(proxy: &PodProxy, registered: &Registered) -> Result<
         let decision = evaluate(&policies, registered.conn());
         for would in &decision.dry_run {
             let Conn { src, dst, .. } = registered.conn();
+            proxy.worker.dry_run.borrow_mut().count(would);
             tracing::info!(pod = %proxy.pod.label, %src, %dst, "{would}");
         }
         match decision.verdict {

@@ -1,7 +1,11 @@
 //! How many connections the agent takes at once: more than that are refused at once instead of making all slow.
+//!
+//! Three limits, each with a name that logs and metrics say: `node`, all pods together; `pod`, what the operator gives
+//! each pod; and `share`: while more than one pod is enrolled, a pod holds at most as many connections as the node has
+//! free. So one greedy pod stops at half, two at a third each, and there is always room for another pod's next one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// File descriptors that are kept for what is no connection: logs, pins, maps, admin, the control plane.
 const RESERVED_FILES: usize = 256;
@@ -13,8 +17,10 @@ const FILES_PER_CONNECTION: usize = 2;
 pub enum Overload {
     /// All pods together.
     Node,
-    /// This pod.
+    /// This pod's own.
     Pod,
+    /// This pod's fair share.
+    Share,
 }
 
 impl Overload {
@@ -24,23 +30,81 @@ impl Overload {
         match self {
             Self::Node => "the node's limit of open connections is reached",
             Self::Pod => "the pod's limit of open connections is reached",
+            Self::Share => {
+                "the pod's fair share of the node's open connections is reached: it holds as many as are free"
+            }
+        }
+    }
+
+    /// For the metric.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Pod => "pod",
+            Self::Share => "share",
         }
     }
 }
 
-/// Counts connections against one limit.
+/// What an operator can set.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Connections of all pods; 0 means any number.
+    pub node: usize,
+    /// Connections of each pod; 0 means any number.
+    pub per_pod: usize,
+    /// Whether one pod must leave room for the others.
+    pub fair_share: bool,
+}
+
+/// Counts the connections of all pods.
 #[derive(Debug)]
 pub struct Gauge {
     open: AtomicUsize,
-    limit: usize,
+    limits: Limits,
+    pods: Mutex<Vec<Weak<PodGauge>>>,
+    /// As many as there are in `pods`, for the data path.
+    enrolled: AtomicUsize,
+}
+
+/// Counts the connections of one pod.
+#[derive(Debug)]
+pub struct PodGauge {
+    label: String,
+    open: AtomicUsize,
+    node: Arc<Gauge>,
+}
+
+fn or_any(limit: usize) -> usize {
+    if limit == 0 { usize::MAX } else { limit }
+}
+
+fn enter(open: &AtomicUsize, limit: usize) -> bool {
+    let before = open.fetch_add(1, Ordering::Relaxed);
+    if before >= limit {
+        open.fetch_sub(1, Ordering::Relaxed);
+        return false;
+    }
+    true
 }
 
 impl Gauge {
-    /// A gauge that lets `limit` connections be open at once; 0 means any number.
+    /// No pod yet.
     #[must_use]
-    pub fn new(limit: usize) -> Arc<Self> {
-        let limit = if limit == 0 { usize::MAX } else { limit };
-        Arc::new(Self { open: AtomicUsize::new(0), limit })
+    pub fn new(limits: Limits) -> Arc<Self> {
+        let limits = Limits { node: or_any(limits.node), per_pod: or_any(limits.per_pod), ..limits };
+        Arc::new(Self { open: AtomicUsize::new(0), limits, pods: Mutex::default(), enrolled: 0.into() })
+    }
+
+    /// Counts for a pod, which is among the node's as long as this lives. `label` is `namespace/name`.
+    #[must_use]
+    pub fn pod(self: &Arc<Self>, label: &str) -> Arc<PodGauge> {
+        let pod = Arc::new(PodGauge { label: label.to_owned(), open: 0.into(), node: Arc::clone(self) });
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.push(Arc::downgrade(&pod));
+        self.enrolled.fetch_add(1, Ordering::Relaxed);
+        pod
     }
 
     /// Open connections.
@@ -52,46 +116,68 @@ impl Gauge {
     /// The limit; `usize::MAX` for none.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.limit
+        self.limits.node
     }
 
-    fn enter(&self) -> bool {
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        if before >= self.limit {
-            self.open.fetch_sub(1, Ordering::Relaxed);
-            return false;
+    /// Each pod's label and open connections.
+    #[must_use]
+    pub fn by_pod(&self) -> Vec<(String, usize)> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        // Upgraded and dropped outside of the lock: the last one takes it.
+        let pods: Vec<Arc<PodGauge>> = pods.iter().filter_map(Weak::upgrade).collect();
+        pods.iter().map(|pod| (pod.label.clone(), pod.open())).collect()
+    }
+}
+
+impl PodGauge {
+    /// Open connections.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Admits one connection, or says which limit it would exceed.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub fn admit(self: &Arc<Self>) -> Result<Permit, Overload> {
+        let Gauge { limits, enrolled, .. } = &*self.node;
+        let free = limits.node.saturating_sub(self.node.open());
+        if free == 0 {
+            return Err(Overload::Node);
         }
-        true
+        // Workers look and count without a lock: each may let one too many in.
+        if limits.fair_share && enrolled.load(Ordering::Relaxed) > 1 && self.open() >= free {
+            return Err(Overload::Share);
+        }
+        if !enter(&self.node.open, limits.node) {
+            return Err(Overload::Node);
+        }
+        if !enter(&self.open, limits.per_pod) {
+            self.node.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(Overload::Pod);
+        }
+        Ok(Permit(Arc::clone(self)))
+    }
+}
+
+impl Drop for PodGauge {
+    fn drop(&mut self) {
+        let mut pods = self.node.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.retain(|pod| pod.strong_count() > 0);
+        self.node.enrolled.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// The right to hold one connection open; given back on drop.
 #[derive(Debug)]
-pub struct Permit {
-    node: Arc<Gauge>,
-    pod: Arc<Gauge>,
-}
+pub struct Permit(Arc<PodGauge>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.node.open.fetch_sub(1, Ordering::Relaxed);
-        self.pod.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.node.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Admits one connection, or says which limit it would exceed.
-///
-/// # Errors
-/// The limit that is reached.
-pub fn admit(node: &Arc<Gauge>, pod: &Arc<Gauge>) -> Result<Permit, Overload> {
-    if !node.enter() {
-        return Err(Overload::Node);
-    }
-    if !pod.enter() {
-        node.open.fetch_sub(1, Ordering::Relaxed);
-        return Err(Overload::Pod);
-    }
-    Ok(Permit { node: Arc::clone(node), pod: Arc::clone(pod) })
 }
 
 /// The number of connections that a limit of `files` open files lets the agent hold.
@@ -114,26 +200,77 @@ pub fn raise_open_files() -> usize {
 mod tests {
     use super::*;
 
+    fn limits(node: usize, per_pod: usize) -> Arc<Gauge> {
+        Gauge::new(Limits { node, per_pod, fair_share: false })
+    }
+
     #[test]
     fn a_connection_over_the_pods_limit_is_refused_and_counts_nowhere() {
-        let (node, pod) = (Gauge::new(10), Gauge::new(2));
-        let _held = [admit(&node, &pod).unwrap(), admit(&node, &pod).unwrap()];
-        assert_eq!(admit(&node, &pod).unwrap_err(), Overload::Pod);
+        let node = limits(10, 2);
+        let pod = node.pod("shop/a");
+        let _held = [pod.admit().unwrap(), pod.admit().unwrap()];
+        assert_eq!(pod.admit().unwrap_err(), Overload::Pod);
         assert_eq!((node.open(), pod.open()), (2, 2));
     }
 
     #[test]
     fn a_connection_over_the_nodes_limit_is_refused_whatever_pod_it_is_for() {
-        let node = Gauge::new(1);
-        let _held = admit(&node, &Gauge::new(0)).unwrap();
-        assert_eq!(admit(&node, &Gauge::new(0)).unwrap_err(), Overload::Node);
+        let node = limits(1, 0);
+        let _held = node.pod("shop/a").admit().unwrap();
+        assert_eq!(node.pod("shop/b").admit().unwrap_err(), Overload::Node);
     }
 
     #[test]
     fn a_closed_connection_makes_room() {
-        let (node, pod) = (Gauge::new(1), Gauge::new(1));
-        drop(admit(&node, &pod).unwrap());
-        assert!(admit(&node, &pod).is_ok());
+        let pod = limits(1, 1).pod("shop/a");
+        drop(pod.admit().unwrap());
+        assert!(pod.admit().is_ok());
+    }
+
+    /// Connections that the pod gets until it is refused, and why it is.
+    fn fill(pod: &Arc<PodGauge>) -> (Vec<Permit>, Overload) {
+        let mut held = Vec::new();
+        loop {
+            match pod.admit() {
+                Ok(permit) => held.push(permit),
+                Err(overload) => return (held, overload),
+            }
+        }
+    }
+
+    #[test]
+    fn greedy_pods_leave_room_for_the_next_one() {
+        let node = Gauge::new(Limits { node: 1200, per_pod: 0, fair_share: true });
+        let (greedy, second, third) = (node.pod("shop/a"), node.pod("shop/b"), node.pod("shop/c"));
+        let (held, overload) = fill(&greedy);
+        assert_eq!((held.len(), overload), (600, Overload::Share), "half of the node");
+        let (more, overload) = fill(&second);
+        assert_eq!((more.len(), overload), (300, Overload::Share), "half of what was left");
+        assert!(third.admit().is_ok());
+        drop(held);
+        assert_eq!(fill(&second).0.len() + more.len(), 600, "what is free again is anybody's");
+    }
+
+    #[test]
+    fn the_only_pod_of_a_node_may_have_it_all() {
+        let node = Gauge::new(Limits { node: 8, per_pod: 0, fair_share: true });
+        let only = node.pod("shop/a");
+        let other = node.pod("shop/b");
+        drop(other);
+        let (held, overload) = fill(&only);
+        assert_eq!((held.len(), overload), (8, Overload::Node));
+    }
+
+    #[test]
+    fn connections_are_listed_by_pod_until_the_pod_is_gone() {
+        let node = limits(0, 0);
+        let (a, b) = (node.pod("shop/a"), node.pod("shop/b"));
+        let held = b.admit().unwrap();
+        assert_eq!(node.by_pod(), [("shop/a".to_owned(), 0), ("shop/b".to_owned(), 1)]);
+        drop((a, b));
+        assert_eq!(node.by_pod(), [("shop/b".to_owned(), 1)], "its connection is still open");
+        drop(held);
+        assert!(node.by_pod().is_empty());
     }
 
     #[test]

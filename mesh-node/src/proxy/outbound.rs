@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::dial::{self, Purpose, TunnelHandle};
 use super::failed::Failed;
-use super::limits::{Permit, admit};
+use super::limits::Permit;
 use super::pool::{Key, Lease};
 use super::session::{Session, report_early};
 use super::worker::PodProxy;
@@ -76,9 +76,7 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
         return None;
     };
     let refused = |failed: &Failed| refuse(Some(destination), failed);
-    let permit = admit(&proxy.shared().gauge, &proxy.pod.gauge)
-        .map_err(|overload| refused(&Failed::new(Code::Overloaded, overload.as_str())))
-        .ok()?;
+    let permit = proxy.admit().map_err(|failed| refused(&failed)).ok()?;
     let patience = proxy.shared().config.proxy.workload_wait;
     let (state, source) =
         proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refused(&failed)).ok()?;

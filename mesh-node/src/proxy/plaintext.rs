@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use super::dial;
 use super::failed::Failed;
 use super::inbound::decide;
-use super::limits::{Permit, admit};
+use super::limits::Permit;
 use super::live::Registered;
 use super::session::{Session, report_early};
 use super::worker::PodProxy;
@@ -49,9 +49,7 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
         refuse(&Failed::new(Code::OwnPort, "attempted recursive call to ourselves"));
         return None;
     }
-    let permit = admit(&proxy.shared().gauge, &proxy.pod.gauge)
-        .map_err(|overload| refuse(&Failed::new(Code::Overloaded, overload.as_str())))
-        .ok()?;
+    let permit = proxy.admit().map_err(|failed| refuse(&failed)).ok()?;
     let patience = proxy.shared().config.proxy.workload_wait;
     let (state, local) =
         proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refuse(&failed)).ok()?;

@@ -139,9 +139,6 @@ pub(super) fn report_early(
     dst: Option<SocketAddr>,
     failed: &Failed,
 ) {
-    if failed.code == Code::Overloaded {
-        proxy.shared().metrics.connections_shed.inc();
-    }
     proxy.shared().telemetry.access_log.write(AccessRecord {
         event: Event::Failed,
         at: SystemTime::now(),

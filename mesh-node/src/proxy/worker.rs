@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mesh_core::error::Code;
 use mesh_core::hbone::BaggageHeader;
 use mesh_core::state::Workload;
-use mesh_core::telemetry::HandleCache;
+use mesh_core::telemetry::{DryRunCounters, HandleCache, LimitLabels};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::TunnelHandle;
 use super::failed::Failed;
+use super::limits::Permit;
 use super::live::Registry;
 use super::pool::Pool;
 use super::{Pod, Shared, inbound, outbound, plaintext};
@@ -158,6 +160,8 @@ pub(super) struct Local {
     pub(super) live: Registry,
     /// Metrics by pair of peers.
     pub(super) handles: RefCell<HandleCache>,
+    /// What dry-run policies would have done.
+    pub(super) dry_run: RefCell<DryRunCounters>,
     /// Wakes every tunnel when revocation lists changed.
     pub(super) recheck: Notify,
     pods: RefCell<HashMap<String, Rc<PodProxy>>>,
@@ -178,6 +182,18 @@ impl PodProxy {
         &self.worker.shared
     }
 
+    /// The right to one more connection; a refusal is counted.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`], naming the limit.
+    pub(super) fn admit(&self) -> Result<Permit, Failed> {
+        self.pod.gauge.admit().map_err(|overload| {
+            let shed = &self.shared().metrics.connections_shed;
+            shed.get_or_create(&LimitLabels(overload.label())).inc();
+            Failed::new(Code::Overloaded, overload.as_str())
+        })
+    }
+
     /// How `workload`, which is this pod's, describes itself to peers; made once per version of the workload.
     pub(super) fn baggage(&self, workload: &Arc<Workload>) -> Option<BaggageHeader> {
         let mut cached = self.baggage.borrow_mut();
@@ -196,6 +212,7 @@ impl Local {
     fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         Rc::new(Self {
             index,
+            dry_run: RefCell::new(DryRunCounters::new(&shared.metrics)),
             shared,
             live: Registry::default(),
             handles: RefCell::default(),

@@ -75,6 +75,21 @@ fn the_policy_that_allows_is_named() {
 }
 
 #[test]
+fn a_dry_run_policy_keeps_no_pair_off_and_says_what_it_would_do() {
+    let dry = |index: &mut StateIndex| {
+        let rule = rule_for_principal("cluster.local/ns/shop/sa/a");
+        let mut dry = policy("dry", security::Action::Deny as i32, vec![rule]);
+        dry.dry_run = true;
+        index.apply_policy(&dry).unwrap();
+    };
+    let (state, pods) = (state(|_| (), dry), pods());
+    let judge = Judge::new(&state, &pods, SameNode::Fast);
+    assert_eq!(judge.allows(&PAIR, |_| true), Some(None));
+    assert_eq!(judge.dry_run(&PAIR), [DryRun::WouldDeny("shop/dry".into())]);
+    assert_eq!(judge.dry_run(&Pair { source: ip(9), ..PAIR }), []);
+}
+
+#[test]
 fn a_policy_that_does_not_allow_the_source_identity_keeps_the_pair_off() {
     let allow = |index: &mut StateIndex| {
         let rule = rule_for_principal("cluster.local/ns/shop/sa/somebody");

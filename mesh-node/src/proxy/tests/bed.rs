@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certs::{Authority, Certificates};
 use crate::config::Config;
-use crate::proxy::limits::Gauge;
+use crate::proxy::limits::{Gauge, Limits};
 use crate::proxy::net::PodNet;
 use crate::proxy::worker::{Command, Kind, Listeners, Worker};
 use crate::proxy::{Pod, Shared};
@@ -148,16 +148,16 @@ pub(crate) fn policy(
 
 /// A pod without listeners.
 pub(crate) fn pod(name: &str, ip: IpAddr, node: &str) -> Arc<Pod> {
-    pod_with(name, node, Loopback { ip, original: Arc::default() }, 0)
+    pod_with(name, node, Loopback { ip, original: Arc::default() }, &Gauge::new(Limits::default()))
 }
 
-fn pod_with(name: &str, node: &str, net: Loopback, limit: usize) -> Arc<Pod> {
+fn pod_with(name: &str, node: &str, net: Loopback, of: &Arc<Gauge>) -> Arc<Pod> {
     Arc::new(Pod {
         uid: name.to_owned(),
         local: LocalWorkload::new("shop", name, name, node),
         label: format!("shop/{name}"),
         net: Box::new(net),
-        gauge: Gauge::new(limit),
+        gauge: of.pod(&format!("shop/{name}")),
         gone: CancellationToken::new(),
     })
 }
@@ -192,7 +192,11 @@ impl Node {
             certificates,
             telemetry: Telemetry { tcp: TcpMetrics::register(&mut registry), access_log },
             metrics,
-            gauge: Gauge::new(config.proxy.max_connections),
+            gauge: Gauge::new(Limits {
+                node: config.proxy.max_connections,
+                per_pod: config.proxy.max_connections_per_pod,
+                fair_share: config.proxy.fair_share,
+            }),
             failures: Default::default(),
             candidates: offered,
             drain: CancellationToken::new(),
@@ -200,7 +204,7 @@ impl Node {
         });
         let original = Arc::<Mutex<Option<SocketAddr>>>::default();
         let net = Loopback { ip, original: Arc::clone(&original) };
-        let pod = pod_with(name, node, net, shared.config.proxy.max_connections_per_pod);
+        let pod = pod_with(name, node, net, &shared.gauge);
         let (outbound, plaintext, hbone) = (listen(ip, 0), listen(ip, 0), listen(ip, 15_008));
         let addresses = (outbound.local_addr().unwrap(), plaintext.local_addr().unwrap());
         let worker = Worker::start(0, Arc::clone(&shared)).unwrap();
