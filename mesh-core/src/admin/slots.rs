@@ -86,7 +86,11 @@ mod tests {
         assert!(fill(&slots, Some("::ffff:10.0.0.9")).is_empty(), "the mapped address is the same one");
         assert!(slots.take(Some("10.0.0.1".parse().unwrap())).is_some());
         let own = fill(&slots, Some("127.0.0.1"));
-        assert_eq!(own.len(), CONNECTIONS - CONNECTIONS_PER_PEER, "the machine itself has no share of its own");
+        assert_eq!(
+            own.len(),
+            CONNECTIONS - CONNECTIONS_PER_PEER,
+            "the machine itself has no share of its own"
+        );
         assert!(fill(&slots, None).is_empty());
     }
 

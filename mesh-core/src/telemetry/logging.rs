@@ -97,9 +97,8 @@ impl LogSettings {
         let (filter, handle) = reload::Layer::new(parse(&self.level)?);
         let queue = LogQueue::start(self.format, Box::new(std::io::stdout()))
             .map_err(|error| InvalidLogSettings::Setup(error.to_string()))?;
-        let lines = tracing_subscriber::fmt::layer()
-            .event_format(Lines(self.format))
-            .with_writer(queue.clone());
+        let lines =
+            tracing_subscriber::fmt::layer().event_format(Lines(self.format)).with_writer(queue.clone());
         tracing_subscriber::registry()
             .with(filter)
             .with(lines)

@@ -302,7 +302,8 @@ impl NodeMetrics {
         r.register("workload_manager_proxies_stopped", "Pods ever let go", m.pods_stopped.clone());
         let what = "Access log lines dropped because the writer did not keep up";
         r.register("undermesh_access_log_dropped", what, m.access_log_dropped.clone());
-        let what = "Connections refused because a limit was reached: node, pod, or share (the pod's fair share)";
+        let what =
+            "Connections refused because a limit was reached: node, pod, or share (the pod's fair share)";
         r.register("undermesh_connections_shed", what, m.connections_shed.clone());
         let what = "Connections that a dry-run policy would have allowed or denied";
         r.register("undermesh_policy_dry_run", what, m.dry_run.clone());

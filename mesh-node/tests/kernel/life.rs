@@ -191,6 +191,23 @@ fn a_retired_agent_does_not_keep_a_dead_successor_alive() {
 }
 
 #[test]
+fn an_agent_that_does_not_serve_yet_leaves_pods_to_the_fail_mode_and_trusts_no_old_verdict() {
+    let mesh = Mesh::with(CaptureConfig { silent_start: true, settings: open(), ..config() });
+    let server = serve(mesh.host(2), 80);
+    let _client = connect(mesh.host(0), at(v4(2), 80)).unwrap();
+    accept(&server);
+    let generation = mesh.capture.generation().unwrap();
+    mesh.capture.set_config(&MeshSettings::default()).unwrap();
+    let error = connect(mesh.host(0), at(v4(2), 80)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    mesh.capture.serve().unwrap();
+    assert!(mesh.capture.generation().unwrap() > generation);
+    let _client = connect(mesh.host(0), at(v4(2), 80)).unwrap();
+    accept(&mesh.pods[0].outbound);
+    assert!(is_idle(&server));
+}
+
+#[test]
 fn kernel_diagnostics_are_switched_while_the_programs_run() {
     let mesh = Mesh::new();
     mesh.capture.set_kernel_log(true).unwrap();

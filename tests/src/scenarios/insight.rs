@@ -5,6 +5,7 @@ use super::{Scenario, scenario};
 use crate::bed::process::Proc;
 use crate::bed::{Testbed, net, wait};
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a blocked port 15008 is told apart from a dead server", 90, network_policy),
     scenario("meshctl why names the policy that decided", 60, why),
     scenario("meshctl shows status, workloads, services, policies and certificates", 60, meshctl),
+    scenario("dry-run results are counted, through the tunnel and on the fast path", 60, dry_run),
+    scenario("open connections and the kernel's decisions are metrics", 60, figures),
+    scenario("names are answered while the only agent of a node drains", 60, dns_drain),
     scenario("names of the mesh are answered, other names are asked where the pod asks", 60, dns),
 ];
 
@@ -184,4 +188,112 @@ fn dns() -> Result<()> {
     let own = [IpAddr::from(frontend.v4), IpAddr::from(frontend.v6)];
     ensure!(own.contains(&seen.peer.ip()), "it saw {}", seen.peer);
     shop::talks(&bed, "shop/frontend", "backend:80")
+}
+
+fn dry_run() -> Result<()> {
+    let mut bed = open()?;
+    let dry = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: dry, namespace: shop, annotations: {istio.io/dry-run: 'true'}}
+spec:
+  selector: {matchLabels: {app: backend}}
+  action: DENY
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/frontend]}}]
+";
+    bed.apply("policy", dry)?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    let would = [("policy", "shop/dry"), ("would", "deny")];
+    let counted = |bed: &Testbed| -> Result<f64> {
+        Ok(metric(&bed.metrics("b")?, "undermesh_policy_dry_run_total", &would))
+    };
+    wait::until_true("counted result", SOON, || {
+        talks(&bed, "shop/frontend", &to.to_string())?;
+        Ok(counted(&bed)? > 0.0)
+    })?;
+    // Beside backend: after the first one, its connections stay in the kernel.
+    let direct = |bed: &Testbed| -> Result<f64> {
+        Ok(metric(&bed.metrics("b")?, "undermesh_kernel_events_total", &[("reason", "fast_path")]))
+    };
+    wait::until_true("fast path", SOON, || {
+        talks(&bed, "shop/local", &to.to_string())?;
+        Ok(direct(&bed)? > 0.0)
+    })?;
+    // Figures of the fast path are read every second: wait until all of them are in.
+    let settled = |bed: &Testbed| -> Result<f64> {
+        let mut last = counted(bed)?;
+        wait::until("settled count", SOON, || {
+            crate::bed::run::pause(Duration::from_millis(2500))?;
+            let now = counted(bed)?;
+            Ok((std::mem::replace(&mut last, now) == now).then_some(now))
+        })
+    };
+    let (before, direct_before) = (settled(&bed)?, direct(&bed)?);
+    for _ in 0..5 {
+        talks(&bed, "shop/local", &to.to_string())?;
+    }
+    ensure!(direct(&bed)? == direct_before + 5.0, "the pair left the fast path");
+    ensure!(settled(&bed)? == before + 5.0, "5 connections raised {before} to {}", counted(&bed)?);
+    let log = bed.node("b")?.agent(0)?.log();
+    ensure!(log.contains("dry-run: would be denied by shop/dry"), "the log does not speak of it");
+    Ok(())
+}
+
+fn figures() -> Result<()> {
+    let bed = open()?;
+    let frontend = bed.pod("shop/frontend")?;
+    let to = bed.pod("shop/backend")?.at(8080).to_string();
+    let pod = [("namespace", "shop"), ("pod", "frontend")];
+    let of_pod = || -> Result<f64> { Ok(metric(&bed.metrics("a")?, "undermesh_pod_connections_open", &pod)) };
+    wait::until_true("a quiet pod", SOON, || Ok(of_pod()? == 0.0))?;
+    let argv = ["mesh-tests", "tool", "call", "--to", &to, "--send", "x", "--hold-ms", "50000"];
+    let mut held = vec![frontend.spawn(argv)?, frontend.spawn(argv)?, frontend.spawn(argv)?];
+    wait::until_true("gauge of three open connections", SOON, || Ok(of_pod()? == 3.0))?;
+    let text = bed.metrics("a")?;
+    let node = metric(&text, "undermesh_connections_open", &[]);
+    let limit = metric(&text, "undermesh_connections_limit", &[]);
+    ensure!((3.0..limit).contains(&node), "the node shows {node} of {limit}");
+    let captured = metric(&text, "undermesh_kernel_events_total", &[("reason", "captured")]);
+    ensure!(captured >= 3.0, "the kernel counted {captured} captured connections");
+    held.iter_mut().for_each(Proc::kill);
+    wait::until_true("gauge without connections", SOON, || Ok(of_pod()? == 0.0))
+}
+
+/// Sends the same query over one connected socket again and again, and writes a line for each answer.
+fn asking(server: &str) -> String {
+    let query = "\\x12\\x34\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00\
+                 \\x07backend\\x04shop\\x03svc\\x07cluster\\x05local\\x00\\x00\\x01\\x00\\x01";
+    format!(
+        "exec 3<>/dev/udp/{server}/53; while sleep 0.2; do printf '{query}' >&3; \
+         [ $(timeout 1 head -c 12 <&3 | wc -c) = 12 ] && echo answered; done"
+    )
+}
+
+fn dns_drain() -> Result<()> {
+    let bed = open()?;
+    let frontend = bed.pod("shop/frontend")?;
+    let to = bed.pod("shop/backend")?.at(8080).to_string();
+    let server = net::underlay_v4(net::CONTROL).to_string();
+    let mut asking = frontend.spawn(["bash", "-c", &asking(&server)])?;
+    let answers = |asking: &Proc| asking.log().lines().filter(|line| *line == "answered").count();
+    wait::until_true("answer", SOON, || Ok(answers(&asking) > 0))
+        .with_context(|| format!("the client says: {}", asking.log()))?;
+    let argv = ["mesh-tests", "tool", "call", "--to", &to, "--send", "x", "--hold-ms", "50000"];
+    let mut held = frontend.spawn(argv)?;
+    wait::until_true("held connection", SOON, || Ok(!net::established(&frontend.netns)?.is_empty()))?;
+    bed.node("a")?.agent(0)?.signal(Signal::TERM)?;
+    wait::until("refusal of new connections", SOON, || {
+        Ok(talks(&bed, "shop/frontend", &to).is_err().then_some(()))
+    })?;
+    // The listeners of the data path are closed by now; what the connection at hand needs is still resolved.
+    let draining = || Ok(bed.node("a")?.agent(0)?.log().contains("draining"));
+    wait::until_true("drain", SOON, draining)?;
+    crate::bed::run::pause(Duration::from_secs(4))?;
+    let before = answers(&asking);
+    wait::until_true("answers while the agent drains", SOON, || Ok(answers(&asking) > before + 2))?;
+    ensure!(held.running()?, "the drain has cut the open connection: {}", held.log());
+    held.kill();
+    asking.kill();
+    Ok(())
 }

@@ -7,11 +7,11 @@ use crate::bed::{Testbed, Topology, net, wait};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("an excluded address block is left to the kernel, by mesh setting or by flag", 90, excluded),
-    scenario("with failOpen in the mesh settings, traffic goes on without agents", 90, fail_open),
+    scenario("with failOpen in the mesh settings, traffic goes on without agents", 120, fail_open),
     scenario("with captureOutside off, only what the mesh knows is captured", 90, outside),
     scenario("a pod that opts out of DNS capture asks its own nameserver", 90, dns),
 ];
@@ -108,6 +108,13 @@ fn fail_open() -> Result<()> {
     }
     bed.start_agent("a", &MeshOptions::default())?;
     wait::until_true("new agent", SOON, || Ok(bed.admin("a", "/status").is_ok()))?;
+    // It knows nothing of the mesh and cannot serve: what went on without an agent goes on, in the clear.
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        talks(&bed, "shop/frontend", &to).context("an agent runs that knows nothing of the mesh yet")?;
+    }
+    let address = bed.pod("shop/backend")?.at(8080);
+    ensure!(is_left_alone(&bed, address)?, "an agent that knows nothing of the mesh captured a connection");
     bed.kill_agent("a")?;
     wait::until("traffic without agents", SOON, || talks(&bed, "shop/frontend", &to).map(Some))?;
     bed.start_control(&MeshOptions::default())?;
@@ -115,6 +122,7 @@ fn fail_open() -> Result<()> {
         bed.start_agent(node, &MeshOptions::default())?;
         bed.wait_agent_ready(node)?;
     }
+    becomes(&bed, address, false)?;
     bed.apply("settings", &settings("failOpen: false"))?;
     wait::until_true("fail mode closed", SOON, || Ok(status(&bed, "a")?["fail"] == "closed"))?;
     bed.kill_agent("a")?;

@@ -260,8 +260,7 @@ fn an_unread_log_of_the_program_keeps_nobody_waiting_and_says_how_much_is_lost()
     let (mut reader, writer) = std::io::pipe().unwrap();
     let queue = LogQueue::start(LogFormat::Text, Box::new(writer)).unwrap();
     without_waiting(move || {
-        let layer =
-            tracing_subscriber::fmt::layer().event_format(Lines(LogFormat::Text)).with_writer(queue);
+        let layer = tracing_subscriber::fmt::layer().event_format(Lines(LogFormat::Text)).with_writer(queue);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             for n in 0..50_000 {
                 tracing::info!(n, "said");
