@@ -63,6 +63,8 @@ pub struct Clients {
 pub struct ClientStatus {
     /// `Node.id`.
     pub id: String,
+    /// Id of its cluster.
+    pub cluster: String,
     /// Node name.
     pub node: String,
     /// Peer address.
@@ -89,6 +91,12 @@ pub struct TypeStatus {
     /// The last rejection.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub last_reject: String,
+    /// When the last response was sent.
+    #[serde(skip)]
+    pub sent_at: Option<SystemTime>,
+    /// Type URL.
+    #[serde(skip)]
+    pub url: &'static str,
 }
 
 impl Clients {
@@ -161,6 +169,7 @@ impl AdsServer {
         let (id, node) = identify(first.node.as_ref(), caller.as_ref())?;
         let (number, status) = self.clients.add(ClientStatus {
             id: id.clone(),
+            cluster: metadata(first.node.as_ref(), "CLUSTER_ID").unwrap_or_default(),
             node: node.clone(),
             peer: peer.map(|p| p.to_string()).unwrap_or_default(),
             connected_at: seconds(SystemTime::now()),
@@ -268,11 +277,21 @@ impl Stream<'_> {
             let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
             let status = status.types.entry(kind.short()).or_default();
             status.sent.clone_from(&response.nonce);
+            status.sent_at = Some(SystemTime::now());
+            status.url = kind.url();
             status.snapshot = snapshot.number;
             status.resources = subscription.held();
             return Some(response);
         }
         None
+    }
+}
+
+/// A text of the node's metadata.
+fn metadata(node: Option<&Node>, key: &str) -> Option<String> {
+    match &node?.metadata.as_ref()?.fields.get(key)?.kind {
+        Some(Kind::StringValue(text)) => Some(text.clone()),
+        _ => None,
     }
 }
 
@@ -288,12 +307,7 @@ fn identify(node: Option<&Node>, caller: Option<&Caller>) -> Result<(String, Str
             node.id
         )));
     }
-    let metadata = |key: &str| {
-        node.metadata.as_ref().and_then(|m| m.fields.get(key)).and_then(|v| match &v.kind {
-            Some(Kind::StringValue(text)) => Some(text.clone()),
-            _ => None,
-        })
-    };
+    let metadata = |key: &str| metadata(Some(node), key);
     let claimed = metadata("NODE_NAME");
     let Some(caller) = caller else { return Ok((node.id.clone(), claimed.unwrap_or_default())) };
     let mismatch = |what: &str, claimed: &str, real: &str| {

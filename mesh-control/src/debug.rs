@@ -10,14 +10,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::admin::slots::{CONNECTION_TIMEOUT, HEAD_TIMEOUT, Slots};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 mod wire;
 
-use crate::ads::Clients;
+use crate::ads::{ClientStatus, Clients, TypeStatus};
 use crate::enrol::Enrolments;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
@@ -109,10 +109,7 @@ impl Debug {
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
             },
             "/version" => answer(&json!({"name": "mesh-control", "version": env!("CARGO_PKG_VERSION")})),
-            "/debug/syncz" => answer(&json!({
-                "snapshot": self.hub.snapshot().number,
-                "clients": self.clients.list(),
-            })),
+            "/debug/syncz" => answer(&self.clients.list().iter().map(syncz).collect::<Vec<_>>()),
             "/debug/config_dump" => answer(&wire::config_dump(&self.hub.snapshot())),
             "/debug/conditions" => answer(&self.hub.published().conditions),
             "/debug/errors" => answer(&self.hub.published().source.problems),
@@ -175,6 +172,32 @@ impl Debug {
         };
         Value::Array(names.into_iter().map(node).collect())
     }
+}
+
+/// A client as tools of Istio read it (`cluster_id`, `proxy`, `proxy_type`, `resources` by type URL), with what ours
+/// shows beside that.
+fn syncz(client: &ClientStatus) -> Value {
+    // Ids are `<type>~<ip>~<pod>.<namespace>~<domain>`.
+    let mut parts = client.id.split('~');
+    let (kind, proxy) = (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or(&client.id));
+    let resource = |status: &TypeStatus| {
+        json!({
+            "sent": status.sent,
+            "acked": status.acked,
+            "sentTime": status.sent_at.map(|at| humantime::format_rfc3339_seconds(at).to_string()),
+            "lastError": status.last_reject,
+        })
+    };
+    let sent = client.types.values().filter(|status| !status.url.is_empty());
+    let resources: Map<String, Value> = sent.map(|s| (s.url.to_owned(), resource(s))).collect();
+    let istio = json!({
+        "cluster_id": client.cluster, "proxy": proxy, "proxy_type": kind, "resources": resources,
+    });
+    let mut entry = Map::new();
+    for part in [serde_json::to_value(client).unwrap_or_default(), istio] {
+        entry.extend(part.as_object().cloned().unwrap_or_default());
+    }
+    Value::Object(entry)
 }
 
 fn answer<T: Serialize>(value: &T) -> Response<Full<Bytes>> {

@@ -53,6 +53,10 @@ pub struct NodeStatus {
     pub capture: CaptureSettings,
 }
 
+/// What the mesh does not do with UDP, in words.
+pub const UDP_NOT_COVERED: &str =
+    "UDP other than DNS (port 53) is neither captured nor encrypted, and no policy denies it";
+
 /// Settings of capture that hold on a node: the mesh's, or what its operator gave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -65,6 +69,8 @@ pub struct CaptureSettings {
     pub capture_outside: bool,
     /// What is set and cannot be done, each with what holds instead.
     pub problems: Vec<String>,
+    /// Traffic of enrolled pods that is not the mesh's, in words.
+    pub not_covered: Vec<String>,
 }
 
 impl Default for CaptureSettings {
@@ -74,6 +80,7 @@ impl Default for CaptureSettings {
             excluded_ports: Vec::new(),
             capture_outside: true,
             problems: Vec::new(),
+            not_covered: Vec::new(),
         }
     }
 }

@@ -123,7 +123,7 @@ pub struct WhyArgs {
     #[arg(value_name = "SRC")]
     pub src: String,
     /// Workload, service or address to connect to
-    #[arg(value_name = "DST[:PORT]")]
+    #[arg(value_name = "DST[:PORT[/udp]]")]
     pub dst: String,
 }
 

@@ -98,11 +98,19 @@ fn healthy_control() -> Server {
         ("/version", 200, json!({"name": "mesh-control", "version": "0.1.0"}).to_string()),
         ("/ready", 200, "ready\n".into()),
         ("/metrics", 200, "citadel_server_root_cert_expiry_timestamp 4000000000\n".into()),
-        ("/debug/syncz", 200, json!({"snapshot": 3, "clients": [
+        (
+            "/debug/syncz",
+            200,
+            json!([
             {"id": "ztunnel~x", "node": "n1", "peer": "10.0.0.1:1", "connected_at": 1,
-             "types": {"Address": {"sent": "3", "acked": "3", "snapshot": 3, "resources": 2, "rejects": 0}}}]})
-            .to_string()),
-        ("/debug/nodes", 200, json!([{"name": "n1", "connected": true, "pods": ["shop/frontend-1"]}]).to_string()),
+             "types": {"Address": {"sent": "3", "acked": "3", "snapshot": 3, "resources": 2, "rejects": 0}}}])
+            .to_string(),
+        ),
+        (
+            "/debug/nodes",
+            200,
+            json!([{"name": "n1", "connected": true, "pods": ["shop/frontend-1"]}]).to_string(),
+        ),
         ("/debug/conditions", 200, "[]".into()),
         ("/debug/errors", 200, "[]".into()),
     ])

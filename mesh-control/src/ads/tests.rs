@@ -226,9 +226,55 @@ async fn clients_get_everything_then_changes_and_their_answers_are_remembered() 
 
     let status = control.get("/debug/syncz").await;
     assert!(status.contains("Kubernetes//Pod/shop/a: no") && status.contains("\"rejects\": 1"), "{status}");
+    let listed: serde_json::Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let of_client = &listed.as_array().expect("tools of Istio read a list")[0];
+    assert_eq!(
+        (of_client["proxy"].as_str(), of_client["proxy_type"].as_str()),
+        (Some("agent.istio-system"), Some("ztunnel"))
+    );
+    let addresses = &of_client["resources"][ADDRESS_TYPE];
+    assert_eq!(addresses["lastError"], "Kubernetes//Pod/shop/a: no");
+    assert_eq!(
+        (addresses["sent"].as_str(), addresses["acked"].as_str()),
+        (Some("wds-1"), Some("")),
+        "{status}"
+    );
+    assert!(humantime::parse_rfc3339(addresses["sentTime"].as_str().unwrap()).is_ok());
     let metrics = control.get("/metrics").await;
     assert!(metrics.contains("pilot_total_xds_rejects{type=\"wds\"} 1"), "{metrics}");
     assert!(metrics.contains("pilot_xds_pushes{type=\"wads\"} 3"), "{metrics}");
+    control.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_debug_port_takes_a_bounded_number_of_connections() {
+    use mesh_core::admin::slots::CONNECTIONS;
+    let control = Running::start(MESH).await;
+    // Loopback has all slots of the port.
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(tokio::net::TcpStream::connect(control.bound.debug).await.unwrap());
+    }
+    let mut beyond = tokio::net::TcpStream::connect(control.bound.debug).await.unwrap();
+    let mut byte = [0];
+    let closed = tokio::io::AsyncReadExt::read(&mut beyond, &mut byte);
+    assert_eq!(timeout(PATIENCE, closed).await.expect("it is kept open").unwrap_or(0), 0);
+    drop(silent);
+    let answered = async {
+        loop {
+            let mut stream = tokio::net::TcpStream::connect(control.bound.debug).await.unwrap();
+            let mut text = String::new();
+            let read = async {
+                let request = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n";
+                tokio::io::AsyncWriteExt::write_all(&mut stream, request).await?;
+                tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await
+            };
+            if read.await.is_ok_and(|length| length > 0) {
+                return text;
+            }
+        }
+    };
+    assert!(timeout(PATIENCE, answered).await.unwrap().starts_with("HTTP/1.1 200"));
     control.end().await;
 }
 

@@ -33,14 +33,7 @@ pub(super) struct Control {
     pub(super) root_expires: Option<u64>,
 }
 
-/// `/debug/syncz`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Syncz {
-    clients: Vec<Client>,
-}
-
-/// A connected client of the workload feed.
+/// An entry of `/debug/syncz`: a connected client of the workload feed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Client {
@@ -141,7 +134,7 @@ pub(super) async fn fetch(places: &Places) -> Result<Control, AskError> {
     let version = server.get("/version").await?;
     let (ready, syncz, nodes, conditions, errors, metrics) = futures_util::join!(
         server.get("/ready"),
-        server.json::<Syncz>("/debug/syncz"),
+        server.json("/debug/syncz"),
         server.json("/debug/nodes"),
         server.json("/debug/conditions"),
         server.json("/debug/errors"),
@@ -153,7 +146,7 @@ pub(super) async fn fetch(places: &Places) -> Result<Control, AskError> {
         version: if version.status == StatusCode::OK { read_version(&version.text()) } else { String::new() },
         ready: ready.status == StatusCode::OK,
         not_ready: if ready.status == StatusCode::OK { String::new() } else { ready.text() },
-        clients: syncz?.clients,
+        clients: syncz?,
         nodes: nodes?,
         conditions: conditions?,
         errors: errors?,

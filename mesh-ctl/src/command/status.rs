@@ -58,7 +58,7 @@ pub async fn run(places: &Places, global: &Global, args: &StatusArgs) -> Report 
         blocks.extend(agent_table(&nodes.answers));
         blocks.extend(pod_table(&nodes.answers, args.pods));
         blocks.extend(list("PROBLEMS", &problems));
-        blocks.extend(list("NOTES", &control.as_ref().map(Control::notes).unwrap_or_default()));
+        blocks.extend(list("NOTES", &notes(&nodes.answers, control.as_ref())));
         blocks
     })
     .exit(if problems.is_empty() { Exit::Fine } else { Exit::No })
@@ -71,6 +71,18 @@ fn list(title: &str, lines: &[String]) -> Vec<Block> {
     }
     let head = [Block::Gap, Block::Line(Tone::Title, title.to_owned())];
     head.into_iter().chain(lines.iter().map(|line| Block::Line(Tone::Plain, line.clone()))).collect()
+}
+
+/// What is worth to know without being a problem; what several nodes say, once.
+fn notes(nodes: &[(Endpoint, NodeStatus)], control: Option<&Control>) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    for note in nodes.iter().flat_map(|(_, node)| &node.capture.not_covered) {
+        if !notes.contains(note) {
+            notes.push(note.clone());
+        }
+    }
+    notes.extend(control.map(Control::notes).unwrap_or_default());
+    notes
 }
 
 /// Everything that is not as it should be, one line each.

@@ -1,8 +1,11 @@
-//! `why SRC DST[:PORT]`: every node explains from its view, one answer comes out.
+//! `why SRC DST[:PORT]`: every node explains from its view, one answer comes out. With `/udp` behind the port the answer
+//! is the same for all: that is not the mesh's.
 
 use futures_util::future::join_all;
 use http::StatusCode;
+use mesh_core::admin::UDP_NOT_COVERED;
 use mesh_core::why::{Explanation, NameError, Outcome, Question, Verdict, merge};
+use serde::Serialize;
 
 use crate::ask::{AskError, Role, Server, query_value};
 use crate::cli::{Global, WhyArgs};
@@ -19,11 +22,18 @@ enum View {
 
 /// Runs the command.
 pub async fn run(places: &Places, global: &Global, args: &WhyArgs) -> Report {
+    let (dst, udp) = protocol(&args.dst);
     // Mistakes in what was typed are told without asking anybody.
-    let question = match Question::new(&args.src, &args.dst, None) {
+    let question = match Question::new(&args.src, dst, None) {
         Ok(question) => question,
         Err(error) => return Report::failed(Exit::Usage, error.to_string()),
     };
+    if udp {
+        let datagrams = Datagrams::new(args, question.port);
+        return Report::new(global.output, &datagrams, || {
+            vec![Block::Line(Tone::Warn, datagrams.summary.clone())]
+        });
+    }
     let path = path(&question);
     let views = join_all(places.nodes.iter().map(|endpoint| {
         let server = Server { endpoint, role: Role::Node, timeout: places.timeout };
@@ -48,6 +58,42 @@ pub async fn run(places: &Places, global: &Global, args: &WhyArgs) -> Report {
     Report::new(global.output, &explanation, || blocks(&explanation))
         .exit(exit)
         .unanswered(Exit::Fine, &errors)
+}
+
+/// Takes `/tcp` or `/udp` off a destination with a port; says whether it was `/udp`.
+fn protocol(dst: &str) -> (&str, bool) {
+    let with_port = |dst: &str| dst.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    match dst.rsplit_once('/') {
+        Some((rest, "udp")) if with_port(rest) => (rest, true),
+        Some((rest, "tcp")) if with_port(rest) => (rest, false),
+        _ => (dst, false),
+    }
+}
+
+/// What becomes of datagrams.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Datagrams {
+    source: String,
+    destination: String,
+    protocol: &'static str,
+    /// Whether the mesh takes them.
+    captured: bool,
+    summary: String,
+}
+
+impl Datagrams {
+    fn new(args: &WhyArgs, port: Option<u16>) -> Self {
+        let captured = port == Some(53);
+        let what = if captured {
+            "DNS queries of enrolled pods are answered by the node, or forwarded to the server that was asked \
+             (dnsCapture)"
+        } else {
+            UDP_NOT_COVERED
+        };
+        let summary = format!("{} -> {}: {what}", args.src, args.dst);
+        Self { source: args.src.clone(), destination: args.dst.clone(), protocol: "udp", captured, summary }
+    }
 }
 
 fn path(question: &Question) -> String {
@@ -115,6 +161,14 @@ fn blocks(explanation: &Explanation) -> Vec<Block> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_protocol_is_told_from_a_name_with_a_slash() {
+        assert_eq!(protocol("shop/b:5353/udp"), ("shop/b:5353", true));
+        assert_eq!(protocol("[fd00::1]:80/tcp"), ("[fd00::1]:80", false));
+        assert_eq!(protocol("shop/udp"), ("shop/udp", false), "a service of that name");
+        assert_eq!(protocol("shop/b:80"), ("shop/b:80", false));
+    }
 
     #[test]
     fn a_question_survives_the_way_into_a_query() {

@@ -9,7 +9,7 @@
 mod tests;
 
 use ipnet::IpNet;
-use mesh_core::admin::CaptureSettings;
+use mesh_core::admin::{CaptureSettings, UDP_NOT_COVERED};
 use mesh_core::state::{MeshState, NetworkMode, Settings, Workload};
 use mesh_core::xds::ENROL_EXTENSION;
 
@@ -65,6 +65,7 @@ impl InForce {
             excluded_ports: self.kernel.excluded_ports.clone(),
             capture_outside: self.kernel.included.is_empty(),
             problems: self.problems.clone(),
+            not_covered: vec![UDP_NOT_COVERED.to_owned()],
         }
     }
 
