@@ -23,6 +23,7 @@
 //! | [`message`] | bytes in and out (pure) |
 //! | `pod`, `udp`, `tcp`, `upstream` | one pod's queries on sockets |
 //! | `captured` | sockets of an enrolled pod |
+//! | `recent` | which nameservers a pod has not asked for longest (pure) |
 //! | `server` | the thread |
 //! | [`resolv`] | the agent's own name servers |
 
@@ -32,6 +33,7 @@ pub mod message;
 mod metrics;
 pub mod names;
 mod pod;
+mod recent;
 pub mod resolv;
 #[cfg(test)]
 mod samples;

@@ -49,7 +49,7 @@ struct Enrolled {
     pod: Arc<Pod>,
     kernel: Arc<EnrolledPod>,
     /// Its queries are answered as long as this lives.
-    _dns: Option<dns::PodHandle>,
+    dns: Option<dns::PodHandle>,
 }
 
 /// The parts that the enroller works with.
@@ -89,6 +89,7 @@ pub struct Enroller {
     /// Whether the kernel programs see this agent as alive.
     serving: bool,
     swept: Instant,
+    looked_at_nameservers: Instant,
     kubelets: Vec<u64>,
     /// What the kernel programs were told last.
     told: Option<MeshSettings>,
@@ -107,6 +108,7 @@ impl Enroller {
             settled: false,
             serving: false,
             swept: Instant::now(),
+            looked_at_nameservers: Instant::now(),
             kubelets: Vec::new(),
             told: None,
         }
@@ -197,6 +199,7 @@ impl Enroller {
         self.apply_dns(&state, &wanted);
         self.find_kubelets();
         self.sweep();
+        self.make_room_for_nameservers();
         self.publish(&state, &wanted, &missing);
         self.settle(&wanted);
         again
@@ -313,7 +316,7 @@ impl Enroller {
             Ok(dns)
         };
         match activate() {
-            Ok(dns) => Ok(Enrolled { pod, kernel, _dns: dns }),
+            Ok(dns) => Ok(Enrolled { pod, kernel, dns }),
             Err(error) => {
                 self.withdraw(&pod);
                 Err(error)
@@ -415,6 +418,24 @@ impl Enroller {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "stale records of connections removed"),
             Err(error) => tracing::error!(%error, "cannot remove stale records of connections"),
+        }
+    }
+
+    /// A pod may ask any number of nameservers, though only so many at the same time.
+    fn make_room_for_nameservers(&mut self) {
+        if self.looked_at_nameservers.elapsed() < RESYNC {
+            return;
+        }
+        self.looked_at_nameservers = Instant::now();
+        match self.parts.capture.nameserver_ports() {
+            Ok(taken) => {
+                for Enrolled { kernel, dns, .. } in self.enrolled.values() {
+                    if let (Some(dns), Some(taken)) = (dns, taken.get(&kernel.slot)) {
+                        dns.make_room(taken);
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot look for unused nameservers"),
         }
     }
 

@@ -9,6 +9,7 @@ use mesh_core::state::LocalWorkload;
 use socket2::{Domain, Protocol, Type};
 
 use super::pod::PodNetwork;
+use super::recent::Recent;
 use super::{Pod, PodHandle, Server, Transport};
 use crate::capture::{Capture, CaptureError, EnrolledPod, ListenerKind};
 use crate::sys;
@@ -22,6 +23,7 @@ struct Captured {
     capture: Arc<Capture>,
     pod: Arc<EnrolledPod>,
     responder: Responder,
+    recent: Recent,
 }
 
 impl PodNetwork for Captured {
@@ -38,7 +40,9 @@ impl PodNetwork for Captured {
     }
 
     fn receive(&self, socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram> {
-        sys::udp::receive(socket, buffer)
+        let datagram = sys::udp::receive(socket, buffer)?;
+        self.recent.asked(datagram.local.port());
+        Ok(datagram)
     }
 
     fn reply(&self, answer: &[u8], from: SocketAddr, to: SocketAddr) -> io::Result<()> {
@@ -49,6 +53,14 @@ impl PodNetwork for Captured {
         match transport {
             Transport::Udp => self.capture.dns_original_server(&self.pod, local.port()),
             Transport::Tcp => self.capture.take_original_dst(local, peer),
+        }
+    }
+
+    fn make_room(&self, taken: &[u16]) {
+        for port in self.recent.oldest(taken) {
+            if let Err(error) = self.capture.forget_nameserver(&self.pod, port) {
+                tracing::error!(pod = %self.pod.info, %error, "cannot free a nameserver's port");
+            }
         }
     }
 }
@@ -78,6 +90,7 @@ impl Server {
             capture: Arc::clone(capture),
             pod: Arc::clone(pod),
             responder: Responder::new(pod.netns.clone()),
+            recent: Recent::default(),
         };
         let local = LocalWorkload::new(&info.namespace, &info.name, &info.service_account, node);
         self.serve(Pod { local, search, udp, tcp, network: Arc::new(network) }).map_err(failed)

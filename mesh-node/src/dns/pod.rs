@@ -55,6 +55,9 @@ pub trait PodNetwork: Send + Sync {
 
     /// The server that the application wanted to ask, given where its query arrived and from where.
     fn asked(&self, transport: Transport, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr>;
+
+    /// Told now and then which of the pod's ports stand for nameservers: frees some when few are left.
+    fn make_room(&self, _taken: &[u16]) {}
 }
 
 /// What all pods share; lives on the DNS thread.

@@ -70,9 +70,16 @@ pub struct Pod {
 }
 
 /// Serves a pod as long as it lives. When dropped, what is queued is still answered, then the sockets close.
-#[derive(Debug)]
 pub struct PodHandle {
+    network: Arc<dyn PodNetwork>,
     _stop: DropGuard,
+}
+
+impl PodHandle {
+    /// See [`PodNetwork::make_room`].
+    pub fn make_room(&self, taken: &[u16]) {
+        self.network.make_room(taken);
+    }
 }
 
 /// A pod on its way to the thread, with its sockets registered.
@@ -125,7 +132,7 @@ impl Server {
         let udp = tokio::net::UdpSocket::from_std(udp)?;
         let tcp = tokio::net::TcpListener::from_std(tcp)?;
         let stop = CancellationToken::new();
-        let handle = PodHandle { _stop: stop.clone().drop_guard() };
+        let handle = PodHandle { network: Arc::clone(&network), _stop: stop.clone().drop_guard() };
         self.arrivals
             .send(Arrival { local, search, network, udp, tcp, stop })
             .map_err(|_gone| io::Error::new(io::ErrorKind::BrokenPipe, "the DNS thread has ended"))?;

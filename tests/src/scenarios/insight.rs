@@ -18,6 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("dry-run results are counted, through the tunnel and on the fast path", 60, dry_run),
     scenario("open connections and the kernel's decisions are metrics", 60, figures),
     scenario("names are answered while the only agent of a node drains", 60, dns_drain),
+    scenario("a pod may ask one nameserver after the other without end", 90, many_nameservers),
     scenario("names of the mesh are answered, other names are asked where the pod asks", 60, dns),
 ];
 
@@ -188,6 +189,16 @@ fn dns() -> Result<()> {
     let own = [IpAddr::from(frontend.v4), IpAddr::from(frontend.v6)];
     ensure!(own.contains(&seen.peer.ip()), "it saw {}", seen.peer);
     shop::talks(&bed, "shop/frontend", "backend:80")
+}
+
+fn many_nameservers() -> Result<()> {
+    let bed = open()?;
+    // Each datagram goes to another server; a refused one is sent again.
+    let script =
+        "for i in $(seq 1 200); do until printf x > /dev/udp/198.51.100.$i/53; do sleep 0.2; done; done";
+    let done = bed.pod("shop/frontend")?.spawn(["bash", "-c", script])?.wait(Duration::from_secs(60));
+    ensure!(done.context("some nameservers stay refused")?.success(), "the client failed");
+    Ok(())
 }
 
 fn dry_run() -> Result<()> {
