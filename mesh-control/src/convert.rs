@@ -4,6 +4,7 @@
 //! Where Istio's conversion lets a predicate vanish, this one makes the policy stricter and says so in a
 //! [`Condition`].
 
+mod datagrams;
 mod endpoints;
 mod enrol;
 mod entry;

@@ -362,6 +362,32 @@ as seen by node n1
 }
 
 #[tokio::test]
+async fn why_of_a_udp_port_says_that_the_mesh_has_no_part_in_it() {
+    // Nobody is asked: nobody serves there.
+    let nobody = Path::new("/nonexistent");
+    let answer = meshctl(nobody, &["why", "shop/client", "shop/backend:5353/udp"]).await;
+    assert_eq!(answer.exit, Exit::Fine);
+    assert!(answer.text.contains("shop/backend:5353/udp: UDP other than DNS"), "{}", answer.text);
+    let answer = meshctl(nobody, &["why", "shop/client", "shop/backend:53/udp", "-o", "json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&answer.text).unwrap();
+    assert_eq!((json["captured"].as_bool(), json["protocol"].as_str()), (Some(true), Some("udp")));
+}
+
+#[tokio::test]
+async fn what_no_node_covers_is_noted_once_and_nothing_stands_above_the_first_table() {
+    let mut status = status();
+    status.capture.not_covered = vec![UDP_NOT_COVERED.to_owned()];
+    let status = json!(status).to_string();
+    let nodes = [Server::tcp(&[("/status", 200, status.clone())]), Server::tcp(&[("/status", 200, status)])];
+    let urls = format!("{},{}", nodes[0].url, nodes[1].url);
+    let nowhere = "http://127.0.0.1:9";
+    let args = ["status", "--node", &urls, "--control", nowhere];
+    let answer = meshctl(Path::new("/nonexistent"), &args).await;
+    assert_eq!(answer.text.matches(UDP_NOT_COVERED).count(), 1, "{}", answer.text);
+    assert!(answer.text.starts_with("NODE "), "{}", answer.text);
+}
+
+#[tokio::test]
 async fn why_with_a_name_that_means_nothing_exits_with_2_and_without_an_agent_with_3() {
     let error = NameError {
         role: "source".into(),

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use mesh_core::xds::proto::security as wire;
 use mesh_core::xds::proto::security::string_match::MatchType;
 
+use super::datagrams::Datagrams;
 use super::{Mesh, ip_bytes};
 use crate::model::{
     Action, AuthorizationPolicy, Condition, Key, Kind, ObjectRef, Objects, Operation, Rule, Source, Values,
@@ -46,11 +47,13 @@ pub(super) fn convert(
     conditions: &mut Vec<Condition>,
 ) -> SelectorPolicies {
     let mut selectors = SelectorPolicies::default();
+    let datagrams = Datagrams::of(objects);
     for policy in objects.authorization_policies.values() {
         let object = ObjectRef::of(Kind::AuthorizationPolicy, &policy.meta);
         let (authorization, condition) = authorization(policy, mesh, object);
         conditions.push(condition);
         let Some(authorization) = authorization else { continue };
+        conditions.extend(datagrams.condition(objects, policy, &mesh.root_namespace));
         let key = policy.meta.key().to_string();
         let root = policy.meta.namespace == mesh.root_namespace;
         if !policy.selector.is_empty() {

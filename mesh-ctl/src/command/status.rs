@@ -53,7 +53,10 @@ pub async fn run(places: &Places, global: &Global, args: &StatusArgs) -> Report 
     Report::new(global.output, &document, || {
         let mut blocks = control_blocks(control.as_ref(), absent.as_ref());
         if !nodes.answers.is_empty() {
-            blocks.extend([Block::Gap, node_table(&nodes.answers)]);
+            if !blocks.is_empty() {
+                blocks.push(Block::Gap);
+            }
+            blocks.push(node_table(&nodes.answers));
         }
         blocks.extend(agent_table(&nodes.answers));
         blocks.extend(pod_table(&nodes.answers, args.pods));
@@ -244,7 +247,8 @@ fn pod_table(nodes: &[(Endpoint, NodeStatus)], all: bool) -> Vec<Block> {
                 pod.namespace.clone().into(),
                 pod.name.clone().into(),
                 Cell::new(pod.state.as_str(), tone),
-                join(&pod.addresses).into(),
+                // Link-local addresses stand for nothing outside of the pod.
+                join(pod.addresses.iter().filter(|address| !address.starts_with("fe80:"))).into(),
                 pod.problem.clone().unwrap_or_default().into(),
             ]);
         }

@@ -108,6 +108,14 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_of_the_kernel_is_documented() {
+        let documented = include_str!("../../../docs/metrics.md");
+        for (reason, meaning) in mesh_ebpf::REASONS {
+            assert!(documented.contains(&format!("| `{reason}` | {meaning} |")), "docs/metrics.md: {reason}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_absent_and_the_rest_is_shown() {
         let counters = || Err(CaptureError::NoMap("COUNTERS"));
         let text = text(Box::new(counters), &Gauge::new(Limits::default()));

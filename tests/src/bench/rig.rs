@@ -108,7 +108,8 @@ impl Rig {
     pub(super) fn build(ztunnel: Option<&Path>) -> Result<Self> {
         let nodes: &[&str] = if ztunnel.is_some() { &["a", "b", "c", "d"] } else { &["a", "b"] };
         let mut bed = Testbed::build(&Topology::nodes(nodes), &objects(ztunnel.is_some()))?;
-        let options = MeshOptions::default();
+        // One pod holds thousands of connections here.
+        let options = MeshOptions::agent(&["--fair-share", "false"]);
         bed.start_control(&options)?;
         for node in ["a", "b"] {
             bed.start_agent(node, &options)?;

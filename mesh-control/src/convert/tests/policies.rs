@@ -351,3 +351,40 @@ fn a_peer_authentication_without_effect_says_so() {
     assert_eq!((young.status, young.reason.as_str()), (false, "Conflicted"));
     assert!(resources.conditions.iter().any(|c| c.message.contains("DISABLE is treated as PERMISSIVE")));
 }
+
+#[test]
+fn a_policy_of_a_workload_that_serves_udp_says_that_it_does_not_hold_there() {
+    let served = |protocol: &str, namespace: &str| {
+        let policy = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {selector: {matchLabels: {app: a}}, action: DENY, rules: [{}]}
+";
+        let service = format!(
+            "
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: mixed, namespace: {namespace}}}
+spec:
+  clusterIP: 10.96.0.9
+  selector: {{app: a}}
+  ports: [{{name: x, port: 7000, protocol: {protocol}}}, {{name: dns, port: 53, protocol: UDP}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: a, namespace: {namespace}, labels: {{app: a}}}}
+spec: {{nodeName: n1, containers: [{{name: main, image: none}}]}}
+status: {{phase: Running, podIP: 10.1.0.5}}
+"
+        );
+        let resources = resources(&format!("{policy}{service}"));
+        let said = resources.conditions.into_iter().find(|c| c.kind == "undermesh.io/Transports");
+        said.map(|condition| condition.message)
+    };
+    let message = served("UDP", "shop").unwrap();
+    assert!(message.contains("(shop/mixed:7000)"), "{message}");
+    assert_eq!(served("TCP", "shop"), None);
+    assert_eq!(served("UDP", "elsewhere"), None, "the policy selects nothing there");
+}
