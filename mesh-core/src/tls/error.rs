@@ -125,7 +125,9 @@ impl From<webpki::Error> for PeerError {
             webpki::Error::CertNotValidYet { time, not_before } => {
                 Self::NotYetValid { not_before, now: time }
             }
-            webpki::Error::UnknownIssuer => Self::UnknownIssuer,
+            // Signed by somebody with the name of a CA of ours and another key: two meshes whose CAs have the same
+            // names, or the time before a rotation has arrived.
+            webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => Self::UnknownIssuer,
             webpki::Error::CertRevoked => Self::Revoked,
             other => Self::Unusable(other.to_string()),
         }

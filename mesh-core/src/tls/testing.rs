@@ -54,12 +54,18 @@ impl TestCa {
     /// A new root. Two of them do not trust each other.
     #[must_use]
     pub fn new() -> Self {
+        Self::named(&format!("test {}", fastrand::u64(..)))
+    }
+
+    /// A new root of a given name, which others may have as well.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, format!("test {}", fastrand::u64(..)));
+        params.distinguished_name.push(DnType::OrganizationName, name);
         let root = params.self_signed(&key).unwrap();
         Self { root_pem: root.pem(), issuer: Issuer::new(params, key) }
     }

@@ -145,6 +145,13 @@ async fn a_foreign_ca_is_refused_by_both_sides() {
 }
 
 #[tokio::test]
+async fn a_foreign_ca_with_the_name_of_ours_is_still_a_foreign_ca() {
+    let client = TestCa::named("mesh").issue(&cart());
+    let outcome = handshake(&client, &[pay()], &TestCa::named("mesh").issue(&pay())).await;
+    assert_eq!(peer_error(outcome.client), PeerError::UnknownIssuer);
+}
+
+#[tokio::test]
 async fn an_expired_client_or_server_is_refused_and_told_so() {
     let ca = TestCa::new();
     let mut leaf = Leaf::of(&pay());
