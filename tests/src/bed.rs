@@ -13,6 +13,7 @@
 
 pub mod capture;
 pub mod cgroup;
+pub mod hbone;
 pub mod http;
 pub mod launch;
 pub mod leftovers;
@@ -21,6 +22,7 @@ pub mod mesh;
 pub mod net;
 pub mod netns;
 pub mod objects;
+pub mod pki;
 pub mod pod;
 pub mod process;
 pub mod run;

@@ -9,6 +9,7 @@ mod hostile;
 mod insight;
 mod interop;
 mod life;
+mod peers;
 mod plain;
 mod policy;
 mod programs;
@@ -76,6 +77,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         programs::SCENARIOS,
         settings::SCENARIOS,
         hostile::SCENARIOS,
+        peers::SCENARIOS,
         interop::SCENARIOS,
     ]
     .into_iter()

@@ -44,13 +44,14 @@ const PODS: &[Need] = &[
     need("wrk", "wrk"),
     need("python3", "python3"),
     need("dig", "bind9-dnsutils"),
+    need("openssl", "openssl"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";
 
 /// Runs every step of the setup.
 pub(crate) fn run() -> Result<()> {
-    packages(postgres_server())?;
+    packages(&[postgres_server(), python_h2()])?;
     compiler()?;
     linker()?;
     mounts()?;
@@ -65,6 +66,12 @@ fn postgres_server() -> Option<&'static str> {
     (!installed && !run::have("postgres")).then_some("postgresql")
 }
 
+/// A library for the distribution's own python, which need not be the one in PATH.
+fn python_h2() -> Option<&'static str> {
+    let there = run::output(Command::new("/usr/bin/python3").args(["-c", "import h2"])).is_ok();
+    (!there).then_some("python3-h2")
+}
+
 fn root_or(packages: &[String]) -> Result<()> {
     let uid = run::output(Command::new("id").arg("-u"))?;
     if uid.trim() != "0" {
@@ -76,11 +83,11 @@ fn root_or(packages: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn packages(extra: Option<&str>) -> Result<()> {
+fn packages(extra: &[Option<&str>]) -> Result<()> {
     let needs = [BUILD, TESTBED, PODS].into_iter().flatten();
     let mut missing: Vec<String> =
         needs.filter(|need| !run::have(need.program)).map(|need| need.package.to_owned()).collect();
-    missing.extend(extra.map(str::to_owned));
+    missing.extend(extra.iter().flatten().map(|package| (*package).to_owned()));
     missing.sort();
     missing.dedup();
     if missing.is_empty() {

@@ -18,7 +18,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a flood of connections from outside leaves the mesh working", 90, flood),
 ];
 
-fn unhurt(bed: &mut Testbed) -> Result<()> {
+/// Both agents live, and friends still talk.
+pub(super) fn unhurt(bed: &mut Testbed) -> Result<()> {
     for name in ["a", "b"] {
         let node = bed.node_mut(name)?;
         ensure!(node.agent_mut(0)?.running()?, "the agent on {name} ended: {}", node.agent(0)?.log());
