@@ -13,6 +13,7 @@ mod peers;
 mod plain;
 mod policy;
 mod programs;
+mod services;
 mod settings;
 pub(crate) mod shop;
 mod wire;
@@ -76,6 +77,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         insight::SCENARIOS,
         programs::SCENARIOS,
         settings::SCENARIOS,
+        services::SCENARIOS,
         hostile::SCENARIOS,
         peers::SCENARIOS,
         interop::SCENARIOS,
