@@ -16,6 +16,7 @@ mod programs;
 mod services;
 mod settings;
 pub(crate) mod shop;
+mod waypoints;
 mod wire;
 
 use crate::bed::mesh::MeshOptions;
@@ -80,6 +81,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         services::SCENARIOS,
         hostile::SCENARIOS,
         peers::SCENARIOS,
+        waypoints::SCENARIOS,
         interop::SCENARIOS,
     ]
     .into_iter()

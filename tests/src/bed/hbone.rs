@@ -7,6 +7,7 @@ use crate::scenarios::skip;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub const PYTHON: &str = "/usr/bin/python3";
 
 const CLIENT: &str = include_str!("../foreign/hbone_client.py");
+const SERVER: &str = include_str!("../foreign/hbone_server.py");
 
 /// One request on a connection.
 #[derive(Debug, Clone, Serialize)]
@@ -109,6 +111,47 @@ pub fn ask(
     let done: Finished = process::finish(&from.place, argv, Duration::from_secs(30))?;
     let text = done.ok().context("the HTTP/2 client failed")?;
     serde_json::from_str(text.trim()).with_context(|| format!("the HTTP/2 client said {text:?}"))
+}
+
+/// The command of a server on port 15008: a stand-in for a waypoint or gateway. It gives bytes back, or forwards them
+/// for the authorities of `targets`.
+///
+/// # Errors
+/// The disk refuses, or python-h2 is not installed (then the scenario is skipped).
+pub fn server(
+    dir: &Path,
+    roots: &Path,
+    certificate: &Issued,
+    targets: &[(String, SocketAddr)],
+) -> Result<Vec<String>> {
+    need_h2()?;
+    let script = dir.join("hbone_server.py");
+    std::fs::write(&script, SERVER).context("cannot write the HTTP/2 server")?;
+    let targets: BTreeMap<_, _> = targets.iter().map(|(authority, to)| (authority, to.to_string())).collect();
+    let ask = serde_json::json!({
+        "port": 15_008,
+        "roots": roots,
+        "chain": certificate.chain,
+        "key": certificate.key,
+        "targets": targets,
+    });
+    Ok(vec![PYTHON.to_owned(), script.to_string_lossy().into_owned(), ask.to_string()])
+}
+
+/// A CONNECT that the server got.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Asked {
+    /// The client's address.
+    pub from: SocketAddr,
+    /// URI names in its certificate.
+    pub identity: Vec<String>,
+    /// All headers, `:method` and `:authority` too.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// The CONNECTs that the server got so far, from its log.
+pub fn asked(log: &str) -> Vec<Asked> {
+    log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// Skips the scenario where Debian's python has no h2.

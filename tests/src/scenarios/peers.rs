@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_secs(15);
 const FRONTEND: &str = "URI:spiffe://cluster.local/ns/shop/sa/frontend";
 
 /// The shop with a CA that the test made.
-fn open(agent: impl FnOnce(&Pki) -> Result<Vec<String>>) -> Result<(Testbed, Pki)> {
+pub(super) fn open(agent: impl FnOnce(&Pki) -> Result<Vec<String>>) -> Result<(Testbed, Pki)> {
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
     let pki = Pki::create(&bed.dir.join("pki"), "mesh test")?;
     let options =
