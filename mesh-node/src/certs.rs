@@ -237,6 +237,14 @@ impl Keeper {
         match result {
             Ok(certificate) => {
                 let (not_before, not_after) = (certificate.not_before(), certificate.not_after());
+                if let Some(held) = self.held_sooner(id, not_before, now) {
+                    tracing::warn!(
+                        identity = %id,
+                        valid_from = %humantime::format_rfc3339_seconds(not_before),
+                        "the authority's clock is ahead of ours: its certificate holds only later, the other is kept"
+                    );
+                    return self.schedule.succeeded(id, held, now);
+                }
                 tracing::info!(identity = %id, expires = %humantime::format_rfc3339_seconds(not_after), "certificate received");
                 self.schedule.succeeded(id, Validity { not_before, not_after }, now);
                 let certificate = Arc::new(certificate);
@@ -249,6 +257,15 @@ impl Keeper {
                 self.publish(id, |slot| slot.failure = Some(reason.into()));
             }
         }
+    }
+
+    /// The certificate that is there, if a new one would hold only later than it. An authority whose clock is ahead would
+    /// else push the moment from which we have one before it for ever.
+    fn held_sooner(&self, id: &SpiffeId, not_before: SystemTime, now: SystemTime) -> Option<Validity> {
+        let slots = self.slots.load();
+        let held = slots.get(id)?.certificate.as_ref()?;
+        let sooner = not_before > now && held.not_before() < not_before && held.not_after() > now;
+        sooner.then(|| Validity { not_before: held.not_before(), not_after: held.not_after() })
     }
 
     fn publish(&self, id: &SpiffeId, change: impl FnOnce(&mut Slot)) {

@@ -3,6 +3,9 @@
 //! Rules (Istio's node proxy): renew at half of the lifetime; at most eight fetches at once; a connection that waits
 //! goes before a pod that was just announced, which goes before a renewal; a failed fetch is tried again after 1 s,
 //! doubling with ±20 % up to 150 s, but never later than the expiry of the certificate that it replaces.
+//!
+//! Clocks are set back, too: certificates that hold only later by the new time are fetched again at once, and again
+//! every 150 s for as long as an authority whose clock is ahead signs no other.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -13,6 +16,8 @@ use mesh_core::identity::SpiffeId;
 pub const CONCURRENT_FETCHES: usize = 8;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(150);
+/// A clock that loses less is being corrected in small steps, which harms nothing.
+const SET_BACK: Duration = Duration::from_secs(10);
 
 /// Who waits for the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +60,8 @@ struct Entry {
 pub struct Schedule {
     entries: BTreeMap<SpiffeId, Entry>,
     in_flight: usize,
+    /// The time when it was asked last.
+    seen: Option<SystemTime>,
 }
 
 impl Schedule {
@@ -97,6 +104,9 @@ impl Schedule {
 
     /// Takes the identity to fetch now, if one is due and a fetch is free.
     pub fn next(&mut self, now: SystemTime) -> Option<SpiffeId> {
+        if self.seen.replace(now).is_some_and(|seen| now + SET_BACK < seen) {
+            self.clock_was_set_back(now);
+        }
         if self.in_flight >= CONCURRENT_FETCHES {
             return None;
         }
@@ -110,6 +120,16 @@ impl Schedule {
         Some(id.clone())
     }
 
+    /// What is due was reckoned by another clock: what cannot be used now is due now.
+    fn clock_was_set_back(&mut self, now: SystemTime) {
+        for entry in self.entries.values_mut() {
+            let holds = entry.validity.is_some_and(|v| v.not_before <= now);
+            if !holds || entry.failures > 0 {
+                entry.due = now;
+            }
+        }
+    }
+
     /// When [`Schedule::next`] can have something again; `None` while a fetch must end first or nothing is wanted.
     #[must_use]
     pub fn wake_at(&self) -> Option<SystemTime> {
@@ -119,7 +139,7 @@ impl Schedule {
         self.entries.values().filter(|e| !e.fetching).map(|e| e.due).min()
     }
 
-    /// A fetch brought a certificate: the next one is due at half of its life.
+    /// A fetch brought a certificate: the next one is due at half of its life, or soon if it holds only later.
     pub fn succeeded(&mut self, id: &SpiffeId, validity: Validity, now: SystemTime) {
         let Some(entry) = self.entries.get_mut(id).filter(|e| e.fetching) else { return };
         entry.fetching = false;
@@ -127,7 +147,8 @@ impl Schedule {
         entry.priority = Priority::Background;
         entry.validity = Some(validity);
         // An authority with a fast clock or a tiny lifetime must not be asked in a loop.
-        entry.due = validity.half_life().max(now + FIRST_RETRY);
+        let holds = validity.not_before <= now;
+        entry.due = if holds { validity.half_life().max(now + FIRST_RETRY) } else { now + LAST_RETRY };
         self.in_flight -= 1;
     }
 

@@ -12,6 +12,8 @@ struct Fake {
     away: Rc<Cell<bool>>,
     asked: Rc<RefCell<Vec<SpiffeId>>>,
     lifetime: Duration,
+    /// How far its clock is ahead.
+    ahead: Rc<Cell<Duration>>,
 }
 
 impl Authority for Fake {
@@ -24,7 +26,7 @@ impl Authority for Fake {
             }
             let key = KeyAndCsr::generate(&identity).map_err(|e| e.to_string())?;
             let mut leaf = Leaf::of(&identity);
-            leaf.not_before = SystemTime::now() - Duration::from_secs(1);
+            leaf.not_before = SystemTime::now() - Duration::from_secs(1) + self.ahead.get();
             leaf.not_after = SystemTime::now() + self.lifetime;
             let chain = self.ca.sign(key.csr_pem(), &leaf);
             WorkloadCertificate::new(key, &chain, &Revocations::default()).map_err(|e| e.to_string())
@@ -36,16 +38,24 @@ struct Setup {
     certificates: Certificates,
     away: Rc<Cell<bool>>,
     asked: Rc<RefCell<Vec<SpiffeId>>>,
+    ahead: Rc<Cell<Duration>>,
 }
 
 fn with_store<F: Future<Output = ()>>(lifetime: Duration, test: impl FnOnce(Setup) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (away, asked) = (Rc::new(Cell::new(false)), Rc::default());
-    let fake = Fake { ca: TestCa::new(), away: Rc::clone(&away), asked: Rc::clone(&asked), lifetime };
+    let ahead = Rc::new(Cell::new(Duration::ZERO));
+    let fake = Fake {
+        ca: TestCa::new(),
+        away: Rc::clone(&away),
+        asked: Rc::clone(&asked),
+        lifetime,
+        ahead: Rc::clone(&ahead),
+    };
     let (certificates, task) = store(fake);
     tokio::task::LocalSet::new().block_on(&runtime, async {
         tokio::task::spawn_local(task);
-        test(Setup { certificates, away, asked }).await;
+        test(Setup { certificates, away, asked, ahead }).await;
     });
 }
 
@@ -112,6 +122,19 @@ fn a_certificate_is_renewed_at_half_of_its_life() {
         tokio::time::sleep(Duration::from_millis(1_700)).await;
         let second = setup.certificates.get(&id("cart")).unwrap();
         assert_ne!(second.serial(), first.serial());
+    });
+}
+
+#[test]
+fn a_certificate_that_holds_only_later_does_not_take_the_place_of_one_that_holds() {
+    with_store(Duration::from_secs(4), |setup| async move {
+        setup.certificates.need(BTreeSet::from([id("cart")]));
+        let first = setup.certificates.wait(&id("cart"), PATIENCE).await.unwrap();
+        setup.ahead.set(Duration::from_secs(3));
+        // Renewal is due after one and a half seconds.
+        tokio::time::sleep(Duration::from_millis(2_200)).await;
+        assert!(setup.asked.borrow().len() >= 2);
+        assert_eq!(setup.certificates.get(&id("cart")).unwrap().serial(), first.serial());
     });
 }
 

@@ -133,3 +133,32 @@ fn a_certificate_that_is_past_half_of_its_life_on_arrival_is_not_asked_for_in_a_
     assert_eq!(schedule.next(at(9)), None);
     assert_eq!(schedule.wake_at(), Some(at(10)));
 }
+
+#[test]
+fn what_holds_only_later_is_fetched_at_once_when_the_clock_is_set_back() {
+    let mut schedule = Schedule::default();
+    for n in 1..=3 {
+        schedule.want(&id(n), Priority::Warmup, at(50_000));
+        assert_eq!(schedule.next(at(50_000)), Some(id(n)));
+    }
+    schedule.succeeded(&id(1), valid(50_000, 136_400), at(50_000));
+    schedule.succeeded(&id(2), valid(0, 100_000), at(50_000));
+    schedule.failed(&id(3), at(50_000), 0.5);
+    assert_eq!(schedule.next(at(50_000)), None);
+    // A small correction is none of that.
+    assert_eq!(schedule.next(at(49_995)), None);
+    let mut due = [schedule.next(at(1_000)), schedule.next(at(1_000))];
+    due.sort();
+    assert_eq!(due, [Some(id(1)), Some(id(3))], "one from the future, one whose retry is in the future");
+    assert_eq!(schedule.next(at(1_000)), None, "the second one still holds");
+}
+
+#[test]
+fn an_authority_whose_clock_is_ahead_is_asked_again_and_not_in_a_loop() {
+    let mut schedule = Schedule::default();
+    schedule.want(&id(1), Priority::Warmup, at(0));
+    assert_eq!(schedule.next(at(0)), Some(id(1)));
+    schedule.succeeded(&id(1), valid(600, 87_000), at(0));
+    assert_eq!(schedule.next(at(149)), None);
+    assert_eq!(schedule.next(at(150)), Some(id(1)));
+}
