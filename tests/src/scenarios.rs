@@ -16,6 +16,7 @@ mod programs;
 mod services;
 mod settings;
 pub(crate) mod shop;
+mod time;
 mod waypoints;
 mod wire;
 
@@ -82,6 +83,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         hostile::SCENARIOS,
         peers::SCENARIOS,
         waypoints::SCENARIOS,
+        time::SCENARIOS,
         interop::SCENARIOS,
     ]
     .into_iter()

@@ -45,6 +45,7 @@ const PODS: &[Need] = &[
     need("python3", "python3"),
     need("dig", "bind9-dnsutils"),
     need("openssl", "openssl"),
+    need("faketime", "faketime"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";

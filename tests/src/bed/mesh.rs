@@ -1,6 +1,6 @@
 //! Running the product on a testbed: one control plane, one agent per node.
 
-use super::process::Proc;
+use super::process::{Proc, Program};
 use super::testbed::Testbed;
 use super::{http, leftovers, net, netns, run, wait};
 use anyhow::{Context, Result, bail};
@@ -24,6 +24,8 @@ pub struct MeshOptions {
     pub agent: Vec<String>,
     /// More arguments of `mesh-control run`.
     pub control: Vec<String>,
+    /// Environment of all of them.
+    pub env: Vec<(String, String)>,
 }
 
 impl MeshOptions {
@@ -71,7 +73,8 @@ impl Testbed {
             "--listen-debug=127.0.0.1:15014".to_owned(),
         ];
         argv.extend(options.control.iter().cloned());
-        self.control = Some(Proc::spawn(&self.control_place, argv, &self.dir.join("control.log"))?);
+        let program = Program { env: options.env.clone(), ..Program::from(argv) };
+        self.control = Some(Proc::spawn(&self.control_place, program, &self.dir.join("control.log"))?);
         wait::until_true("ready control plane", PATIENCE, || {
             if let Some(control) = &mut self.control
                 && !control.running()?
@@ -137,7 +140,9 @@ impl Testbed {
             format!("--run-dir={}", node.dir.join("run").display()),
         ]);
         argv.extend(options.agent.iter().cloned());
-        let agent = Proc::spawn(&node.agent_place, argv, &node.dir.join(format!("logs/agent-{number}.log")))?;
+        let program = Program { env: options.env.clone(), ..Program::from(argv) };
+        let log = node.dir.join(format!("logs/agent-{number}.log"));
+        let agent = Proc::spawn(&node.agent_place, program, &log)?;
         node.agents.push(agent);
         Ok(())
     }

@@ -33,20 +33,20 @@ fn backend(bed: &Testbed) -> Result<String> {
 }
 
 /// New connections all the time, and some that stay, from one pod to the backend.
-struct Traffic {
+pub(super) struct Traffic {
     new: Load,
     open: Load,
 }
 
 impl Traffic {
-    fn start(bed: &Testbed, from: &str) -> Result<Self> {
+    pub(super) fn start(bed: &Testbed, from: &str) -> Result<Self> {
         let (pod, to) = (bed.pod(from)?, backend(bed)?);
         let new = Load::start(pod, &to, &["--shape", "crr", "--pause-ms", "2"])?;
         let open = Load::start(pod, &to, &["--shape", "pp", "--conns", "4", "--pause-ms", "2"])?;
         Ok(Self { new, open })
     }
 
-    fn unharmed(self, what: &str) -> Result<()> {
+    pub(super) fn unharmed(self, what: &str) -> Result<()> {
         for (name, load) in [("new", self.new), ("open", self.open)] {
             let figures = load.stop()?;
             ensure!(
@@ -215,7 +215,7 @@ fn control_away() -> Result<()> {
 }
 
 /// Serial numbers of the certificates that a node holds for a service account.
-fn serials(bed: &Testbed, node: &str, account: &str) -> Result<Vec<String>> {
+pub(super) fn serials(bed: &Testbed, node: &str, account: &str) -> Result<Vec<String>> {
     let dump: Value = serde_json::from_str(&bed.admin(node, "/config_dump")?).context("no JSON")?;
     let all = dump["certificates"].as_array().context("no certificates in the dump")?;
     let own = all.iter().filter(|c| c["identity"].as_str().is_some_and(|id| id.ends_with(account)));

@@ -32,8 +32,11 @@ const FRONTEND: &str = "URI:spiffe://cluster.local/ns/shop/sa/frontend";
 pub(super) fn open(agent: impl FnOnce(&Pki) -> Result<Vec<String>>) -> Result<(Testbed, Pki)> {
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
     let pki = Pki::create(&bed.dir.join("pki"), "mesh test")?;
-    let options =
-        MeshOptions { agent: agent(&pki)?, control: vec![format!("--ca-dir={}", pki.dir().display())] };
+    let options = MeshOptions {
+        agent: agent(&pki)?,
+        control: vec![format!("--ca-dir={}", pki.dir().display())],
+        ..MeshOptions::default()
+    };
     bed.start_mesh(&options)?;
     enrolled(&bed, ENROLLED)?;
     Ok((bed, pki))

@@ -21,6 +21,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a thousand connections are open at once and all alive", 90, thousand),
     scenario("over a lossy link with a small MTU everything arrives", 120, lossy),
     scenario("a server that does not listen is a refusal, not a silence", 60, nobody),
+    scenario("datagrams other than DNS are left alone, with both ends' addresses", 60, datagrams),
 ];
 
 /// No application byte and no application port is on the wire; TLS to 15008 is.
@@ -227,4 +228,43 @@ fn nobody() -> Result<()> {
     shop::refused(&bed, "shop/frontend", &backend.at6(9999).to_string())?;
     shop::talks(&bed, "shop/frontend", &backend.at(8080).to_string())?;
     shop::tunnelled(&bed)
+}
+
+/// What the server says: the client's address as it sees it.
+const UDP_SERVER: &str = "
+import socket
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(('::', 7000))
+while True:
+    data, peer = s.recvfrom(2048)
+    s.sendto(f'{data.decode()} from {peer[0].removeprefix(\"::ffff:\")} {peer[1]}'.encode(), peer)
+";
+
+/// Prints the answer, who sent it, and the own port.
+const UDP_CLIENT: &str = "
+import socket, sys
+s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.sendto(b'hello', (sys.argv[1], 7000))
+data, peer = s.recvfrom(2048)
+print(data.decode(), 'by', peer[0], 'to', s.getsockname()[1])
+";
+
+fn datagrams() -> Result<()> {
+    let bed = open()?;
+    let (frontend, backend) = (bed.pod("shop/frontend")?, bed.pod("shop/backend")?);
+    let mut server = backend.spawn(["python3", "-c", UDP_SERVER])?;
+    wait::until_true("UDP server", Duration::from_secs(10), || {
+        ensure!(server.running()?, "it ended: {}", server.log());
+        Ok(backend.output(["ss", "-Hlnu"])?.contains(":7000"))
+    })?;
+    for (to, own) in [(backend.at(0).ip(), frontend.at(0).ip()), (backend.at6(0).ip(), frontend.at6(0).ip())]
+    {
+        let said = frontend.output(["python3", "-c", UDP_CLIENT, &to.to_string()])?;
+        let port = said.trim().rsplit(' ').next().unwrap_or_default();
+        let expected = format!("hello from {own} {port} by {to} to {port}");
+        ensure!(said.trim() == expected, "the exchange was {said:?} instead of {expected:?}");
+    }
+    // The mesh has nothing to say about it, and still carries TCP.
+    shop::talks(&bed, "shop/frontend", &backend.at(8080).to_string())
 }
