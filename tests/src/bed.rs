@@ -25,6 +25,7 @@ pub mod objects;
 pub mod pki;
 pub mod pod;
 pub mod process;
+pub mod relay;
 pub mod run;
 pub mod testbed;
 pub mod wait;

@@ -4,6 +4,7 @@
 //! side that the product does not write: a packet capture, the kernel's socket tables, a server's own log, what a
 //! client got.
 
+mod control;
 mod fast;
 mod hostile;
 mod insight;
@@ -84,6 +85,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         peers::SCENARIOS,
         waypoints::SCENARIOS,
         time::SCENARIOS,
+        control::SCENARIOS,
         interop::SCENARIOS,
     ]
     .into_iter()

@@ -26,6 +26,8 @@ pub struct MeshOptions {
     pub control: Vec<String>,
     /// Environment of all of them.
     pub env: Vec<(String, String)>,
+    /// Where the control plane serves TLS if something stands before it on 15012.
+    pub control_port: Option<u16>,
 }
 
 impl MeshOptions {
@@ -69,7 +71,7 @@ impl Testbed {
             format!("--source=dir:{}", self.live.display()),
             format!("--state-dir={}", self.state_dir().display()),
             "--listen-plain=127.0.0.1:15010".to_owned(),
-            "--listen-tls=[::]:15012".to_owned(),
+            format!("--listen-tls=[::]:{}", options.control_port.unwrap_or(15_012)),
             "--listen-debug=127.0.0.1:15014".to_owned(),
         ];
         argv.extend(options.control.iter().cloned());
