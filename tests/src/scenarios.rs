@@ -6,6 +6,7 @@
 
 mod control;
 mod fast;
+mod gateways;
 mod hostile;
 mod insight;
 mod interop;
@@ -86,6 +87,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         waypoints::SCENARIOS,
         time::SCENARIOS,
         control::SCENARIOS,
+        gateways::SCENARIOS,
         interop::SCENARIOS,
     ]
     .into_iter()

@@ -101,3 +101,26 @@ fn write(orders: &std::path::Path, patches: &Map<String, Value>, mode: Mode) -> 
         .context("cannot write orders")?;
     std::fs::rename(&new, orders).context("cannot give orders")
 }
+
+/// Protobuf, as far as patches need it.
+pub mod wire {
+    /// An integer field.
+    pub fn number(field: u32, value: u64) -> Vec<u8> {
+        [varint(u64::from(field) << 3), varint(value)].concat()
+    }
+
+    /// A message, string or bytes field.
+    pub fn bytes(field: u32, value: &[u8]) -> Vec<u8> {
+        [&varint(u64::from(field) << 3 | 2)[..], &varint(value.len() as u64), value].concat()
+    }
+
+    fn varint(mut value: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        while value >= 0x80 {
+            out.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+        out
+    }
+}

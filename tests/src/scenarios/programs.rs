@@ -38,7 +38,8 @@ spec:
     Ok(bed)
 }
 
-fn need(program: &str) -> Result<PathBuf> {
+/// A program of the machine; without it the scenario is skipped.
+pub(super) fn need(program: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
@@ -75,9 +76,19 @@ fn python() -> Result<()> {
 
 /// A directory with a file, and nginx's configuration for it.
 fn nginx_config(dir: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(dir).context("cannot make a directory")?;
+    let servers = format!(
+        "server {{ listen [::]:8080 ipv6only=off; root {at}; }} server {{ listen [::]:8082 ipv6only=off http2; root {at}; }}",
+        at = dir.display()
+    );
+    let config = nginx_conf(dir, &servers)?;
     std::fs::write(dir.join("index.html"), "a page that nobody else reads\n")
         .context("cannot write a page")?;
+    Ok(config)
+}
+
+/// nginx's configuration with these servers, in a directory where it keeps everything.
+pub(super) fn nginx_conf(dir: &Path, servers: &str) -> Result<PathBuf> {
+    std::fs::create_dir_all(dir).context("cannot make a directory")?;
     let config = dir.join("nginx.conf");
     let at = dir.display();
     let text = format!(
@@ -87,8 +98,7 @@ http {{
   access_log off;
   client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;
   uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
-  server {{ listen [::]:8080 ipv6only=off; root {at}; }}
-  server {{ listen [::]:8082 ipv6only=off http2; root {at}; }}
+  {servers}
 }}
 "
     );
