@@ -204,20 +204,30 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
     use mesh_core::admin::slots::CONNECTIONS;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpStream;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::task::LocalSet;
 
-    /// A port that answers with `body`.
-    fn serve(body: &'static [u8]) -> SocketAddr {
-        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = listener.local_addr().unwrap();
-        let handler: Handler = Rc::new(move |_| std::future::ready(text(StatusCode::OK, body)).boxed_local());
-        drop(tokio::task::spawn_local(serve_tcp(listener, handler, CancellationToken::new())));
-        address
+    /// A port that answers with `body`. In memory: a paused clock runs ahead of what a kernel still delivers.
+    struct Port {
+        slots: Slots,
+        handler: Handler,
     }
 
-    async fn answer(stream: &mut TcpStream) -> std::io::Result<String> {
+    impl Port {
+        fn new(body: &'static [u8]) -> Self {
+            let handler: Handler =
+                Rc::new(move |_| std::future::ready(text(StatusCode::OK, body)).boxed_local());
+            Self { slots: Slots::default(), handler }
+        }
+
+        fn connect(&self) -> DuplexStream {
+            let (client, server) = duplex(64 << 10);
+            start(server, self.slots.take(None), &self.handler);
+            client
+        }
+    }
+
+    async fn answer(stream: &mut DuplexStream) -> std::io::Result<String> {
         stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -226,42 +236,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_beyond_the_bound_are_closed_and_silent_ones_make_room() {
-        let port = async {
-            let address = serve(b"here");
-            let mut silent = Vec::new();
-            for _ in 0..CONNECTIONS {
-                silent.push(TcpStream::connect(address).await.unwrap());
-            }
-            let mut beyond = TcpStream::connect(address).await.unwrap();
-            let refused = answer(&mut beyond).await;
+        let test = async {
+            let port = Port::new(b"here");
+            let silent: Vec<_> = (0..CONNECTIONS).map(|_| port.connect()).collect();
+            let refused = answer(&mut port.connect()).await;
             assert!(refused.as_ref().map_or(true, String::is_empty), "it was answered: {refused:?}");
             let began = tokio::time::Instant::now();
             for mut stream in silent {
                 assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "a silent connection is closed");
             }
             assert!(began.elapsed() <= HEAD_TIMEOUT * 2, "it took {:?}", began.elapsed());
-            let mut next = TcpStream::connect(address).await.unwrap();
-            assert!(answer(&mut next).await.unwrap().ends_with("here"));
+            assert!(answer(&mut port.connect()).await.unwrap().ends_with("here"));
         };
-        LocalSet::new().run_until(port).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_read_does_not_hold_its_connection() {
         // More than the buffers of both sides take.
-        let large: &[u8] = vec![b'x'; 64 << 20].leak();
-        let port = async {
-            let address = serve(large);
-            let mut stream = TcpStream::connect(address).await.unwrap();
+        let large: &[u8] = vec![b'x'; 4 << 20].leak();
+        let test = async {
+            let mut stream = Port::new(large).connect();
             stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-            stream.readable().await.unwrap();
+            stream.read_exact(&mut [0]).await.unwrap();
             tokio::time::sleep(CONNECTION_TIMEOUT * 2).await;
             let mut rest = Vec::new();
-            // Cut off: an end or a reset, but not the whole.
+            // Cut off: an end or an error, but not the whole.
             let _ = stream.read_to_end(&mut rest).await;
             assert!(rest.len() < large.len(), "all {} bytes came", rest.len());
         };
-        LocalSet::new().run_until(port).await;
+        LocalSet::new().run_until(test).await;
     }
 
     #[test]

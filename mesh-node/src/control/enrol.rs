@@ -255,7 +255,7 @@ impl Enroller {
 
     fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
         let kernel = self.parts.capture.enrol(info)?;
-        let outcome = self.serve(info, Arc::clone(&kernel));
+        let outcome = self.serve_pod(info, Arc::clone(&kernel));
         if outcome.is_err()
             && let Err(error) = self.parts.capture.abandon(&kernel)
         {
@@ -265,7 +265,7 @@ impl Enroller {
     }
 
     /// Makes a prepared pod's listeners, has the workers serve them, and captures the pod.
-    fn serve(&self, info: &PodInfo, kernel: Arc<EnrolledPod>) -> Result<Enrolled, CaptureError> {
+    fn serve_pod(&self, info: &PodInfo, kernel: Arc<EnrolledPod>) -> Result<Enrolled, CaptureError> {
         let Parts { shared, capture, workers, dns, .. } = &self.parts;
         let failed = |action: &'static str| {
             let pod = info.to_string();
