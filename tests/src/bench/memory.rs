@@ -5,7 +5,7 @@ use super::rows::{Bar, Row};
 use super::zpeer;
 use crate::bed::process::Proc;
 use crate::bed::wait;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -72,11 +72,14 @@ fn hold(rig: &Rig, variant: Variant, count: usize) -> Result<Proc> {
         "0",
     ];
     let held = pod.spawn(argv)?;
-    wait::until_true(&format!("{count} connections over {variant:?}"), Duration::from_secs(120), || {
-        let open = crate::bed::net::established(&pod.netns)?;
-        Ok(open.iter().filter(|(local, _)| local.ip() == pod.at(0).ip()).count() >= count)
-    })
-    .with_context(|| format!("the load says: {}", held.log()))?;
+    let said = |held: &Proc| held.log().lines().find(|line| line.starts_with("holding ")).map(str::to_owned);
+    let line =
+        wait::until(&format!("{count} connections over {variant:?}"), Duration::from_secs(120), || {
+            Ok(said(&held))
+        })
+        .with_context(|| format!("the load says: {}", held.log()))?;
+    // What is divided by their number must be their number.
+    ensure!(line.starts_with(&format!("holding {count} (0 failed")), "over {variant:?}: {line}");
     settled(rig, variant)?;
     Ok(held)
 }

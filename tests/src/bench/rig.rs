@@ -100,6 +100,11 @@ fn objects(peer: bool) -> String {
     yaml
 }
 
+/// The agents take what the memory bench opens: ten thousand connections of one pod.
+pub(super) fn options() -> MeshOptions {
+    MeshOptions::agent(&["--max-connections", "15000", "--fair-share", "false"])
+}
+
 impl Rig {
     /// Builds and starts everything, and waits until every variant carries traffic.
     ///

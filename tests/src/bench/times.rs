@@ -1,9 +1,8 @@
 //! Times that happen once: the cold first connection, and enrolment.
 
-use super::rig::{ECHO, Rig, Shape, Variant};
+use super::rig::{ECHO, Rig, Shape, Variant, options};
 use super::rows::{Bar, Row};
 use super::zpeer;
-use crate::bed::mesh::MeshOptions;
 use crate::bed::wait;
 use anyhow::Result;
 use std::time::{Duration, Instant};
@@ -43,7 +42,7 @@ pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
 fn cold(rig: &mut Rig) -> Result<f64> {
     for node in ["a", "b"] {
         rig.bed.kill_agent(node)?;
-        rig.bed.start_agent(node, &MeshOptions::default())?;
+        rig.bed.start_agent(node, &options())?;
     }
     for node in ["a", "b"] {
         rig.bed.wait_agent_ready(node)?;
