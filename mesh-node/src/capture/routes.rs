@@ -146,6 +146,8 @@ impl PodNetlink {
         message.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         message.header.prefix_len = if ip.is_ipv4() { 32 } else { 128 };
         message.header.index = LOOPBACK;
+        // Usable at once, not only when the kernel's worker has come round to it.
+        message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
         self.add(RouteNetlinkMessage::NewAddress(message))
     }
