@@ -254,6 +254,25 @@ fn own_cgroup(mount: &Path) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
+/// Waits until packets to an address that was given to `lo` arrive: for IPv6 the kernel makes that route later, on a
+/// worker. The probes say what follows if it never does.
+fn wait_for_route(netns: &Netns, ip: IpAddr) {
+    let to = SocketAddr::new(ip, 9);
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        // Without IPv6 there is no socket.
+        let Ok(socket) = netns.socket(socket2::Domain::for_address(to), socket2::Type::STREAM, None) else {
+            return;
+        };
+        match socket.connect(&to.into()) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionRefused => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            _ => return,
+        }
+    }
+}
+
 /// An enrolled network namespace with nothing in it but `lo`.
 struct Scratch<'a> {
     capture: &'a Capture,
@@ -265,6 +284,7 @@ impl<'a> Scratch<'a> {
     fn new(capture: &'a Capture) -> Result<Self, String> {
         let netns = Netns::create().map_err(|error| format!("cannot make a network namespace: {error}"))?;
         let netlink = PodNetlink::open(&netns).map_err(|error| format!("netlink: {error}"))?;
+        netlink.prepare(&netns).map_err(|error| format!("cannot prepare it: {error}"))?;
         for ip in [OWN_V4, OWN_V6] {
             // Without IPv6 the probe of IPv6 says so.
             if let Err(error) = netlink.add_to_loopback(ip)
@@ -273,6 +293,7 @@ impl<'a> Scratch<'a> {
                 return Err(format!("cannot give lo an address: {error}"));
             }
         }
+        wait_for_route(&netns, OWN_V6);
         let info = PodInfo {
             uid: "doctor".into(),
             name: "doctor".into(),
