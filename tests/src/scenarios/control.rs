@@ -3,8 +3,9 @@
 use super::life::Traffic;
 use super::shop::{ENROLLED, ONLY_FRONTEND, SHOP, enrolled, refused, talks};
 use super::{Scenario, scenario};
+use crate::bed::hbone::{Request, ask};
 use crate::bed::mesh::MeshOptions;
-use crate::bed::pki::Pki;
+use crate::bed::pki::{Leaf, Pki};
 use crate::bed::relay::{BEHIND, Mode, Relay};
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         nonsense,
     ),
     scenario("a control plane that another CA vouches for is not believed", 90, other_root),
+    scenario("a plugged-in CA is replaced by another under load and nothing is lost", 120, replaced_ca),
 ];
 
 const SOON: Duration = Duration::from_secs(30);
@@ -117,4 +119,70 @@ fn other_root() -> Result<()> {
     wait::until("policy in force", SOON, || refused(&bed, "shop/other", &to).map(Some))?;
     content(&bed)?;
     traffic.unharmed("a foreign control plane")
+}
+
+/// Waits until a node's certificate for an account has this many roots and is signed by none but `ca`'s intermediate.
+fn signed_by(bed: &Testbed, node: &str, account: &str, ca: &Pki, roots: usize) -> Result<()> {
+    let intermediate = std::fs::read_to_string(ca.dir().join("ca-cert.pem")).context("no CA")?;
+    wait::until_true(&format!("certificate of {account} on {node} with {roots} roots"), SOON, || {
+        let dump: Value = serde_json::from_str(&bed.admin(node, "/config_dump")?).context("no JSON")?;
+        let all = dump["certificates"].as_array().context("no certificates in the dump")?;
+        let own = all.iter().find(|c| c["identity"].as_str().is_some_and(|id| id.ends_with(account)));
+        let own = own.with_context(|| format!("none for {account}"))?;
+        let issuer = own.pointer("/certChain/1/pem").and_then(Value::as_str).unwrap_or_default();
+        let body = |pem: &str| pem.lines().filter(|line| !line.contains("---")).collect::<String>();
+        let count = own["rootCerts"].as_array().map_or(0, Vec::len);
+        Ok(body(issuer.trim()) == body(&intermediate) && count == roots)
+    })
+}
+
+/// As mesh-control's ARCHITECTURE.md tells owners of a CA: both roots first, then the new key, then only the new root.
+fn replaced_ca() -> Result<()> {
+    let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
+    let old = Pki::create(&bed.dir.join("old"), "mesh test")?;
+    let new = Pki::create(&bed.dir.join("new"), "mesh test")?;
+    let plugged = bed.dir.join("plugged");
+    std::fs::create_dir_all(&plugged).context("cannot make a directory")?;
+    let put = |name: &str, parts: &[&Pki]| -> Result<()> {
+        let read = |pki: &&Pki| std::fs::read_to_string(pki.dir().join(name));
+        let text = parts.iter().map(read).collect::<Result<String, _>>().context("no CA")?;
+        std::fs::write(plugged.join(".new"), text).context("cannot write the CA")?;
+        std::fs::rename(plugged.join(".new"), plugged.join(name)).context("cannot plug the CA in")
+    };
+    for name in ["ca-key.pem", "ca-cert.pem", "cert-chain.pem", "root-cert.pem"] {
+        put(name, &[&old])?;
+    }
+    let options = MeshOptions {
+        control: vec![format!("--ca-dir={}", plugged.display())],
+        ..MeshOptions::agent(&["--secret-ttl", "10s"])
+    };
+    bed.start_mesh(&options)?;
+    enrolled(&bed, ENROLLED)?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    let traffic = Traffic::start(&bed, "shop/frontend")?;
+    let holders = [("a", "/sa/frontend"), ("a", "/sa/other"), ("b", "/sa/backend")];
+    let everywhere = |bed: &Testbed, ca: &Pki, roots: usize| -> Result<()> {
+        holders.iter().try_for_each(|(node, account)| signed_by(bed, node, account, ca, roots))
+    };
+    everywhere(&bed, &old, 1)?;
+    put("root-cert.pem", &[&old, &new])?;
+    everywhere(&bed, &old, 2)?;
+    for name in ["cert-chain.pem", "ca-cert.pem", "ca-key.pem"] {
+        put(name, &[&new])?;
+    }
+    everywhere(&bed, &new, 2)?;
+    put("root-cert.pem", &[&new])?;
+    everywhere(&bed, &new, 1)?;
+    talks(&bed, "shop/other", &to.to_string())?;
+    traffic.unharmed("another CA")?;
+    // Somebody who knows only the new root believes the mesh, and the mesh him; nobody who is of the old one.
+    let tunnel = bed.pod("shop/backend")?.at(15_008);
+    let friend = Leaf::of("URI:spiffe://cluster.local/ns/shop/sa/frontend");
+    let request = [Request::connect(to.to_string(), "hello")];
+    let visitor = bed.pod("outside/visitor")?;
+    let said = ask(visitor, tunnel, &new.root(), Some(&new.issue("friend", friend)?), &request)?;
+    ensure!(said.answers.first().is_some_and(|answer| answer.status == Some(200)), "{said:?}");
+    let said = ask(visitor, tunnel, &new.root(), Some(&old.issue("ghost", friend)?), &request)?;
+    ensure!(said.answers.is_empty() && said.error.contains("unknown ca"), "{said:?}");
+    Ok(())
 }

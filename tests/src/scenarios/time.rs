@@ -5,16 +5,23 @@ use super::life::{Traffic, serials};
 use super::shop::{ENROLLED, SHOP, enrolled, talks};
 use super::{Scenario, scenario, skip};
 use crate::bed::mesh::MeshOptions;
-use crate::bed::{Testbed, Topology, netns, run, wait};
+use crate::bed::{Load, Testbed, Topology, netns, run, wait};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(super) const SCENARIOS: &[Scenario] = &[scenario(
-    "clocks are set thirteen hours ahead and back: certificates are renewed, and nothing is lost",
-    120,
-    set_clocks,
-)];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "clocks are set thirteen hours ahead and back: certificates are renewed, and nothing is lost",
+        120,
+        set_clocks,
+    ),
+    scenario(
+        "clocks are set past the end of every certificate: open connections stay, new ones wait for new ones",
+        90,
+        past_the_end,
+    ),
+];
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -108,5 +115,21 @@ fn set_clocks() -> Result<()> {
         let node = bed.node_mut(name)?;
         ensure!(node.agent_mut(0)?.running()?, "the agent on {name} ended");
     }
+    Ok(())
+}
+
+fn past_the_end() -> Result<()> {
+    let (bed, clock) = open()?;
+    let to = bed.pod("shop/backend")?.at(8080).to_string();
+    let load =
+        Load::start(bed.pod("shop/frontend")?, &to, &["--shape", "pp", "--conns", "4", "--pause-ms", "2"])?;
+    let before = held(&bed)?;
+    clock.set("+25h")?;
+    // Its first connection needs a new certificate at this end and at the other.
+    wait::until("traffic of another pod", SOON, || talks(&bed, "shop/other", &to).map(Some))?;
+    renewed(&bed, &before)?;
+    talks(&bed, "shop/other", &to)?;
+    let figures = load.stop()?;
+    ensure!(figures.errors == 0 && figures.alive == 4, "open connections were hurt: {}", figures.first_error);
     Ok(())
 }
