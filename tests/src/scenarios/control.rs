@@ -3,9 +3,9 @@
 use super::life::Traffic;
 use super::shop::{ENROLLED, ONLY_FRONTEND, SHOP, enrolled, refused, talks};
 use super::{Scenario, scenario};
-use crate::bed::hbone::{Request, ask};
+use crate::bed::hbone::{Request, Said, ask};
 use crate::bed::mesh::MeshOptions;
-use crate::bed::pki::{Leaf, Pki};
+use crate::bed::pki::{Issued, Leaf, Pki};
 use crate::bed::relay::{BEHIND, Mode, Relay};
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
@@ -121,7 +121,7 @@ fn other_root() -> Result<()> {
     traffic.unharmed("a foreign control plane")
 }
 
-/// Waits until a node's certificate for an account has this many roots and is signed by none but `ca`'s intermediate.
+/// Waits until a node's certificate for an account came with this many roots and is signed by `ca`'s intermediate.
 fn signed_by(bed: &Testbed, node: &str, account: &str, ca: &Pki, roots: usize) -> Result<()> {
     let intermediate = std::fs::read_to_string(ca.dir().join("ca-cert.pem")).context("no CA")?;
     wait::until_true(&format!("certificate of {account} on {node} with {roots} roots"), SOON, || {
@@ -158,31 +158,43 @@ fn replaced_ca() -> Result<()> {
     };
     bed.start_mesh(&options)?;
     enrolled(&bed, ENROLLED)?;
-    let to = bed.pod("shop/backend")?.at(8080);
+    let (to, to6) = (bed.pod("shop/backend")?.at(8080), bed.pod("shop/backend")?.at6(8080));
     let traffic = Traffic::start(&bed, "shop/frontend")?;
     let holders = [("a", "/sa/frontend"), ("a", "/sa/other"), ("b", "/sa/backend")];
-    let everywhere = |bed: &Testbed, ca: &Pki, roots: usize| -> Result<()> {
-        holders.iter().try_for_each(|(node, account)| signed_by(bed, node, account, ca, roots))
+    let friend = Leaf::of("URI:spiffe://cluster.local/ns/shop/sa/frontend");
+    let [of_old, of_new] = [old.issue("stranger", friend)?, new.issue("stranger", friend)?];
+    // A handshake with backend's agent, by somebody who believes what is plugged in now.
+    let visit = |certificate: &Issued| -> Result<Said> {
+        let tunnel = bed.pod("shop/backend")?.at(15_008);
+        let request = [Request::connect(to.to_string(), "hello")];
+        let roots = plugged.join("root-cert.pem");
+        ask(bed.pod("outside/visitor")?, tunnel, &roots, Some(certificate), &request)
     };
-    everywhere(&bed, &old, 1)?;
+    // Once every node has such certificates, who is welcome, and who is not.
+    let phase = |ca: &Pki, roots: usize, welcome: &[&Issued], refused: &[&Issued]| -> Result<()> {
+        holders.iter().try_for_each(|(node, account)| signed_by(&bed, node, account, ca, roots))?;
+        for certificate in welcome {
+            let said = visit(certificate)?;
+            ensure!(said.answers.first().is_some_and(|answer| answer.status == Some(200)), "{said:?}");
+        }
+        for certificate in refused {
+            let said = visit(certificate)?;
+            ensure!(said.answers.is_empty() && said.error.contains("unknown ca"), "{said:?}");
+        }
+        Ok(())
+    };
+    phase(&old, 1, &[&of_old], &[&of_new])?;
     put("root-cert.pem", &[&old, &new])?;
-    everywhere(&bed, &old, 2)?;
+    phase(&old, 2, &[&of_old, &of_new], &[])?;
+    // Each of these opens a tunnel that was not there: a handshake of two agents.
+    talks(&bed, "shop/other", &to.to_string())?;
     for name in ["cert-chain.pem", "ca-cert.pem", "ca-key.pem"] {
         put(name, &[&new])?;
     }
-    everywhere(&bed, &new, 2)?;
+    phase(&new, 2, &[&of_old, &of_new], &[])?;
+    talks(&bed, "shop/other", &to6.to_string())?;
     put("root-cert.pem", &[&new])?;
-    everywhere(&bed, &new, 1)?;
-    talks(&bed, "shop/other", &to.to_string())?;
-    traffic.unharmed("another CA")?;
-    // Somebody who knows only the new root believes the mesh, and the mesh him; nobody who is of the old one.
-    let tunnel = bed.pod("shop/backend")?.at(15_008);
-    let friend = Leaf::of("URI:spiffe://cluster.local/ns/shop/sa/frontend");
-    let request = [Request::connect(to.to_string(), "hello")];
-    let visitor = bed.pod("outside/visitor")?;
-    let said = ask(visitor, tunnel, &new.root(), Some(&new.issue("friend", friend)?), &request)?;
-    ensure!(said.answers.first().is_some_and(|answer| answer.status == Some(200)), "{said:?}");
-    let said = ask(visitor, tunnel, &new.root(), Some(&old.issue("ghost", friend)?), &request)?;
-    ensure!(said.answers.is_empty() && said.error.contains("unknown ca"), "{said:?}");
-    Ok(())
+    phase(&new, 1, &[&of_new], &[&of_old])?;
+    talks(&bed, "shop/frontend", &to6.to_string())?;
+    traffic.unharmed("another CA")
 }
