@@ -304,6 +304,7 @@ fn peer_fields(
 }
 
 /// What goes through the queue.
+#[allow(clippy::large_enum_variant, reason = "nearly all are records, which a box each would only slow down")]
 enum Message {
     Record(AccessRecord),
     /// Denials are waiting.

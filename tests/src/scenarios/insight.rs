@@ -259,7 +259,7 @@ fn figures() -> Result<()> {
     let of_pod = || -> Result<f64> { Ok(metric(&bed.metrics("a")?, "undermesh_pod_connections_open", &pod)) };
     wait::until_true("a quiet pod", SOON, || Ok(of_pod()? == 0.0))?;
     let argv = ["mesh-tests", "tool", "call", "--to", &to, "--send", "x", "--hold-ms", "50000"];
-    let mut held = vec![frontend.spawn(argv)?, frontend.spawn(argv)?, frontend.spawn(argv)?];
+    let mut held = [frontend.spawn(argv)?, frontend.spawn(argv)?, frontend.spawn(argv)?];
     wait::until_true("gauge of three open connections", SOON, || Ok(of_pod()? == 3.0))?;
     let text = bed.metrics("a")?;
     let node = metric(&text, "undermesh_connections_open", &[]);
