@@ -305,7 +305,7 @@ fn search(fault: Fault) -> Result<usize, (&'static str, State)> {
         if state.has_escaped() {
             return Err(("a denied connection is alive after the review", state));
         }
-        for next in state.next(fault) {
+        for next in state.next(fault).into_iter().filter(|next| *next != state) {
             if let Some(wrong) = next.wrong {
                 return Err((wrong, state));
             }
