@@ -9,6 +9,7 @@ use std::time::Duration;
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("STRICT refuses plaintext from outside the mesh, PERMISSIVE accepts it", 60, strict),
     scenario("a port-level exception opens one port of a STRICT workload", 60, port_level),
+    scenario("DISABLE lets plaintext into a namespace of a STRICT mesh, and tunnels go on", 60, disable),
     scenario("only frontend may call backend", 60, only_frontend),
     scenario("a DENY policy wins over an ALLOW policy", 60, deny_wins),
     scenario("a policy change ends the connections that it denies and no others", 90, live_change),
@@ -58,6 +59,23 @@ spec:
     let (_, seen) = bed.pod("outside/visitor")?.greeted(&greet)?;
     ensure!(seen.peer.ip() == bed.pod("outside/visitor")?.at(0).ip(), "it saw {}", seen.peer);
     talks(&bed, "shop/frontend", &echo)
+}
+
+fn disable() -> Result<()> {
+    let mut bed = open()?;
+    let to = backend(&bed, 8080)?;
+    bed.apply("mesh", &peer_authentication("STRICT").replace("namespace: shop", "namespace: istio-system"))?;
+    eventually("a STRICT mesh", || refused(&bed, "outside/visitor", &to))?;
+    bed.apply("peer", &peer_authentication("DISABLE"))?;
+    eventually("DISABLE in force", || talks(&bed, "outside/visitor", &to))?;
+    // What speaks for the mesh still speaks inside a tunnel.
+    let capture = bed.capture("a")?;
+    talks(&bed, "shop/frontend", &to)?;
+    let segments = capture.stop()?;
+    ensure!(segments.iter().any(|s| s.to.port() == 15_008), "no tunnel on the wire");
+    ensure!(segments.iter().all(|s| s.to.to_string() != to), "frontend went past the tunnel");
+    bed.remove("peer")?;
+    eventually("the mesh's own mode again", || refused(&bed, "outside/visitor", &to))
 }
 
 fn only_frontend() -> Result<()> {

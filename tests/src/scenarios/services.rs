@@ -3,6 +3,7 @@
 use super::shop::{enrolled, refused, talks};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
+use crate::bed::process::Proc;
 use crate::bed::{Testbed, Topology, capture, net, wait};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -21,6 +22,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a named port leads to each endpoint's own number, through tunnels", 60, named_ports),
     scenario("an endpoint that refuses is passed over without a byte lost", 60, refusing),
     scenario("a ServiceEntry leads to a server outside the mesh, by address and by name", 90, entry),
+    scenario("a ServiceEntry whose server has only a name is resolved on the client's node", 60, by_name),
     scenario("a WorkloadEntry is an endpoint of the service that selects it", 60, workload_entry),
 ];
 
@@ -322,6 +324,50 @@ spec:
             .is_ok_and(|o| !o.ok)
             .then_some(()))
     })
+}
+
+fn by_name() -> Result<()> {
+    let yaml = format!("{CLIENTS}{}", server("outside/site", "b", 8081));
+    let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), &yaml)?;
+    let site = bed.pod("outside/site")?.at(8081);
+    let record = format!("database.example={}", site.ip());
+    let argv = ["mesh-tests", "tool", "dns", "--record", &record];
+    let log = bed.dir.join("dns.log");
+    bed.others.push(Proc::spawn(&bed.control_place, argv, &log)?);
+    wait::until_true("DNS server", SOON, || net::listening(&bed.control_netns, 53))?;
+    let resolv = bed.dir.join("node.resolv.conf");
+    std::fs::write(&resolv, format!("nameserver {}\n", net::underlay_v4(net::CONTROL)))
+        .context("cannot write resolv.conf")?;
+    bed.node_mut("a")?.agent_place.resolv = Some(resolv);
+    bed.start_mesh(&MeshOptions::default())?;
+    enrolled(&bed, &["shop/client"])?;
+    let entry = |name: &str, port: u16, server: &str| {
+        format!(
+            "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  hosts: [{name}.example]
+  ports: [{{number: {port}, name: tcp-greet, protocol: TCP, targetPort: 8081}}]
+  resolution: DNS
+  location: MESH_EXTERNAL
+  endpoints: [{{address: {server}}}]
+"
+        )
+    };
+    let entries = [entry("db", 83, "database.example"), entry("lost", 84, "nowhere.example")];
+    bed.apply("entries", &entries.concat())?;
+    let client = bed.pod("shop/client")?;
+    wait::until_true("answer from db.example", SOON, || {
+        Ok(client.call("db.example:83", &["--lines", "1", "--timeout-ms", "500"])?.ok)
+    })?;
+    let (_, greeting) = client.greeted("db.example:83")?;
+    ensure!(greeting.local == site, "it led to {}", greeting.local);
+    ensure!(greeting.peer.ip() == client.at(0).ip(), "the server saw {}", greeting.peer);
+    let asked = std::fs::read_to_string(&log).unwrap_or_default();
+    ensure!(asked.contains("database.example"), "the node did not ask for the name: {asked}");
+    refused(&bed, "shop/client", "lost.example:84")
 }
 
 fn workload_entry() -> Result<()> {
