@@ -255,21 +255,21 @@ async fn the_debug_port_takes_a_bounded_number_of_connections() {
     for _ in 0..CONNECTIONS {
         silent.push(tokio::net::TcpStream::connect(control.bound.debug).await.unwrap());
     }
-    let mut beyond = tokio::net::TcpStream::connect(control.bound.debug).await.unwrap();
-    let mut byte = [0];
-    let closed = tokio::io::AsyncReadExt::read(&mut beyond, &mut byte);
-    assert_eq!(timeout(PATIENCE, closed).await.expect("it is kept open").unwrap_or(0), 0);
+    let ask = async || {
+        let mut stream = tokio::net::TcpStream::connect(control.bound.debug).await?;
+        let request = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request).await?;
+        let mut text = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await.map(|_| text)
+    };
+    let beyond = timeout(PATIENCE, ask()).await.expect("it is kept open");
+    assert!(beyond.as_ref().map_or(true, String::is_empty), "it was answered: {beyond:?}");
     drop(silent);
     let answered = async {
         loop {
-            let mut stream = tokio::net::TcpStream::connect(control.bound.debug).await.unwrap();
-            let mut text = String::new();
-            let read = async {
-                let request = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n";
-                tokio::io::AsyncWriteExt::write_all(&mut stream, request).await?;
-                tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await
-            };
-            if read.await.is_ok_and(|length| length > 0) {
+            if let Ok(text) = ask().await
+                && !text.is_empty()
+            {
                 return text;
             }
         }
