@@ -5,8 +5,6 @@
 //! side. Programs are attached to the cgroup that the tests run in; they let everything go that is not enrolled.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 #[path = "kernel/support.rs"]
 mod support;
 

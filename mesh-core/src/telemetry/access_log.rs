@@ -306,7 +306,8 @@ fn peer_fields(
 /// What goes through the queue.
 #[allow(clippy::large_enum_variant, reason = "nearly all are records, which a box each would only slow down")]
 enum Message {
-    Record(AccessRecord),
+    /// Boxed: the queue's places are made at the start, and an idle agent would hold megabytes of empty ones.
+    Record(Box<AccessRecord>),
     /// Denials are waiting.
     Denials,
     /// Answered when everything before it is written.
@@ -356,9 +357,9 @@ impl AccessLog {
         if !record.is_enabled() {
             return;
         }
-        match self.queue.try_send(Message::Record(record)) {
+        match self.queue.try_send(Message::Record(Box::new(record))) {
             Err(TrySendError::Full(Message::Record(record))) if record.is_denial() => {
-                self.denials.add(record);
+                self.denials.add(*record);
                 // The writer may have emptied the queue meanwhile. If it is still full, the writer comes by anyway.
                 let _ = self.queue.try_send(Message::Denials);
             }
