@@ -77,6 +77,12 @@ impl Error {
     pub fn unprocessed(&self) -> bool {
         matches!(self, Self::Draining | Self::Closed | Self::Reset(Reason::REFUSED_STREAM))
     }
+
+    /// Whether the tunnel as a whole broke without a word of the peer: another connection may still work.
+    #[must_use]
+    pub fn broke(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Silent)
+    }
 }
 
 impl From<h2::Error> for Error {

@@ -212,7 +212,8 @@ impl Asked<'_> {
         }
     }
 
-    /// A stream on a pooled tunnel. A tunnel that began to drain between checkout and use is replaced.
+    /// A stream on a pooled tunnel. A tunnel that began to drain between checkout and use is replaced, and so is one that
+    /// turns out to be broken: until the peer has answered, it has nothing of the application's bytes.
     async fn open(
         &self,
         address: SocketAddr,
@@ -227,7 +228,7 @@ impl Asked<'_> {
             tries -= 1;
             match lease.tunnel().connection.open(request).await {
                 Ok(opened) => return Ok((lease, opened)),
-                Err(error) if error.unprocessed() && tries > 0 => {}
+                Err(error) if (error.unprocessed() || error.broke()) && tries > 0 => {}
                 Err(error) => return Err(error.into()),
             }
         }

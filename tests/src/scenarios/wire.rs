@@ -21,6 +21,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a thousand connections are open at once and all alive", 90, thousand),
     scenario("over a lossy link with a small MTU everything arrives", 120, lossy),
     scenario("a server that does not listen is a refusal, not a silence", 60, nobody),
+    scenario(
+        "a tunnel that broke unseen is replaced, and the connection that met it works",
+        60,
+        broken_tunnel,
+    ),
     scenario("datagrams other than DNS are left alone, with both ends' addresses", 60, datagrams),
 ];
 
@@ -267,4 +272,28 @@ fn datagrams() -> Result<()> {
     }
     // The mesh has nothing to say about it, and still carries TCP.
     shop::talks(&bed, "shop/frontend", &backend.at(8080).to_string())
+}
+
+/// The far end of the tunnel vanishes without a word, as after a reboot: the next connection's CONNECT is what learns of
+/// it.
+fn broken_tunnel() -> Result<()> {
+    let bed = open()?;
+    let backend = bed.pod("shop/backend")?;
+    let to = backend.at(8080).to_string();
+    // Every worker of the agent has its own tunnel, and the kernel chooses the worker.
+    let often = || (0..12).try_for_each(|_| shop::talks(&bed, "shop/frontend", &to));
+    often()?;
+    shop::tunnelled(&bed)?;
+    backend.output([
+        "sh",
+        "-ec",
+        "nft add table inet um\n\
+         nft add chain inet um out '{ type filter hook output priority 0; }'\n\
+         nft add rule inet um out tcp flags rst drop\n\
+         ss -HK state established sport = :15008\n\
+         nft delete table inet um",
+    ])?;
+    let open = net::established(&backend.netns)?;
+    ensure!(!open.iter().any(|(local, _)| local.port() == 15_008), "the tunnel is still there: {open:?}");
+    often()
 }
