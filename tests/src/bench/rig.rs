@@ -114,7 +114,7 @@ impl Rig {
         let nodes: &[&str] = if ztunnel.is_some() { &["a", "b", "c", "d"] } else { &["a", "b"] };
         let mut bed = Testbed::build(&Topology::nodes(nodes), &objects(ztunnel.is_some()))?;
         // One pod holds thousands of connections here.
-        let options = MeshOptions::agent(&["--fair-share", "false"]);
+        let options = options();
         bed.start_control(&options)?;
         for node in ["a", "b"] {
             bed.start_agent(node, &options)?;
