@@ -262,11 +262,13 @@ pub struct Drain {
     /// Connections that are still open after this long are cut.
     #[serde(with = "duration")]
     pub limit: Duration,
+    /// Mebibytes that all draining agents of the node may hold; above, the oldest one cuts its connections.
+    pub memory_mib: u64,
 }
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { limit: Duration::from_secs(3_600) }
+        Self { limit: Duration::from_secs(3_600), memory_mib: 512 }
     }
 }
 

@@ -83,6 +83,13 @@ impl Registration {
             .any(|g| g.pid != self.me.pid && g.phase == Phase::Serving && g.started_ms >= self.me.started_ms)
     }
 
+    /// Whether all draining agents together hold more than `limit` bytes, and this one is the oldest of them: the one
+    /// that ends what it still carries.
+    #[must_use]
+    pub fn must_make_room(&self, limit: u64) -> bool {
+        must_make_room(self.me.pid, &list(&self.run_dir), limit, private_memory)
+    }
+
     fn write(&self) -> io::Result<()> {
         let path = self.run_dir.join("agents").join(format!("{}.json", self.me.pid));
         let temporary = path.with_extension("json.new");
@@ -123,6 +130,21 @@ pub fn list(run_dir: &Path) -> Vec<Agent> {
         .collect();
     alive.sort_by_key(|g| (g.started_ms, g.pid));
     alive
+}
+
+/// `agents`: the oldest first; `memory`: bytes by process id.
+fn must_make_room(me: u32, agents: &[Agent], limit: u64, memory: impl Fn(u32) -> u64) -> bool {
+    let draining = || agents.iter().filter(|agent| agent.phase == Phase::Draining);
+    draining().next().is_some_and(|oldest| oldest.pid == me)
+        && draining().map(|agent| memory(agent.pid)).sum::<u64>() > limit
+}
+
+/// Resident bytes that a process shares with no other, 0 once it is gone. The code is one for all agents.
+fn private_memory(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: Vec<u64> = text.split(' ').filter_map(|field| field.parse().ok()).collect();
+    let [_, resident, shared, ..] = pages[..] else { return 0 };
+    resident.saturating_sub(shared) * rustix::param::page_size() as u64
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -168,6 +190,30 @@ mod tests {
         assert!(me.has_successor());
         write(dir.path(), other, Phase::Serving, 1);
         assert!(!me.has_successor(), "it is an older one");
+    }
+
+    #[test]
+    fn the_oldest_draining_agent_makes_room_when_all_of_them_hold_too_much() {
+        let agent = |pid, phase| Agent {
+            pid,
+            version: "0".into(),
+            started_ms: u64::from(pid),
+            phase,
+            since_ms: 0,
+            connections: 1,
+        };
+        let agents = [agent(1, Phase::Draining), agent(2, Phase::Draining), agent(3, Phase::Serving)];
+        let must = |me, limit| must_make_room(me, &agents, limit, |pid| u64::from(pid) * 100);
+        // The serving one's 300 do not count.
+        assert!(must(1, 299));
+        assert!(!must(1, 300), "they fit");
+        assert!(!must(2, 299) && !must(3, 299), "not the oldest one that drains");
+    }
+
+    #[test]
+    fn a_process_has_private_memory_until_it_is_gone() {
+        assert!(private_memory(std::process::id()) > 100_000);
+        assert_eq!(private_memory(u32::MAX), 0);
     }
 
     #[test]

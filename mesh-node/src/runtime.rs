@@ -328,6 +328,15 @@ impl Tasks {
                 if registration.has_successor() {
                     self.handed_over.cancel();
                 }
+                let most = self.shared.config.drain.memory_mib;
+                if registration.must_make_room(most.saturating_mul(1 << 20)) {
+                    tracing::warn!(
+                        open,
+                        most,
+                        "draining agents hold more than --drain-memory; closing what is left"
+                    );
+                    return;
+                }
             }
             tokio::select! {
                 () = signals.next() => {

@@ -131,6 +131,9 @@ pub struct RunArgs {
     /// How long connections may go on after SIGTERM
     #[arg(long, value_name = "DURATION", env = "CONNECTION_TERMINATION_DEADLINE", value_parser = humantime::parse_duration)]
     pub drain_limit: Option<Duration>,
+    /// Memory that all draining agents of the node may hold, in mebibytes; above, the oldest one ends
+    #[arg(long, value_name = "MIB", env = "UM_DRAIN_MEMORY")]
+    pub drain_memory: Option<u64>,
 }
 
 impl RunArgs {
@@ -184,6 +187,7 @@ impl RunArgs {
         set(&mut admin.metrics, &self.metrics);
         set(&mut admin.readiness, &self.readiness);
         set(&mut drain.limit, &self.drain_limit);
+        set(&mut drain.memory_mib, &self.drain_memory);
     }
 }
 
