@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use std::env;
 use std::path::PathBuf;
 
-/// The root of the workspace.
+/// The root of the workspace: of the clone that cargo runs this for. The binary may be another clone's, since all of them
+/// build into one cache.
 pub(crate) fn root() -> PathBuf {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let here = env::var_os("CARGO_MANIFEST_DIR").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     here.parent().map_or(here.clone(), PathBuf::from)
 }
 
