@@ -1,6 +1,7 @@
 //! A relay before the control plane that changes what it says (`foreign/control_relay.py`).
 
 use super::hbone::{PYTHON, need_h2};
+use super::mesh::MeshOptions;
 use super::pki::Pki;
 use super::process::Proc;
 use super::{Testbed, wait};
@@ -11,7 +12,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where the control plane itself serves when the relay stands before it.
-pub const BEHIND: u16 = 15_112;
+const BEHIND: u16 = 15_112;
+
+/// Options of a mesh whose CA is `pki` and whose control plane has a relay before it.
+pub fn behind(pki: &Pki) -> MeshOptions {
+    MeshOptions {
+        control: vec![format!("--ca-dir={}", pki.dir().display())],
+        control_port: Some(BEHIND),
+        ..MeshOptions::default()
+    }
+}
 
 /// What the relay does to messages of the configuration stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

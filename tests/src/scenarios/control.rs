@@ -6,7 +6,7 @@ use super::{Scenario, scenario};
 use crate::bed::hbone::{Request, Said, ask};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Issued, Leaf, Pki};
-use crate::bed::relay::{BEHIND, Mode, Relay};
+use crate::bed::relay::{Mode, Relay, behind};
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -29,12 +29,7 @@ fn open() -> Result<(Testbed, Pki, Relay)> {
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
     let pki = Pki::create(&bed.dir.join("pki"), "mesh test")?;
     let relay = Relay::start(&bed, &pki, &[])?;
-    let options = MeshOptions {
-        control: vec![format!("--ca-dir={}", pki.dir().display())],
-        control_port: Some(BEHIND),
-        ..MeshOptions::default()
-    };
-    bed.start_mesh(&options)?;
+    bed.start_mesh(&behind(&pki))?;
     enrolled(&bed, ENROLLED)?;
     Ok((bed, pki, relay))
 }

@@ -6,9 +6,8 @@ use super::programs::{need, nginx_conf};
 use super::shop::{ENROLLED, ONLY_FRONTEND, SHOP, enrolled, refused, talks};
 use super::{Scenario, scenario};
 use crate::bed::hbone::{asked, server};
-use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Leaf, Pki};
-use crate::bed::relay::{BEHIND, Relay, wire};
+use crate::bed::relay::{Relay, behind, wire};
 use crate::bed::{Testbed, Topology, capture, wait};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -35,12 +34,7 @@ fn open(
     let pki = Pki::create(&bed.dir.join("pki"), "mesh test")?;
     prepare(&mut bed, &pki)?;
     let relay = Relay::start(&bed, &pki, &patches(&bed))?;
-    let options = MeshOptions {
-        control: vec![format!("--ca-dir={}", pki.dir().display())],
-        control_port: Some(BEHIND),
-        ..MeshOptions::default()
-    };
-    bed.start_mesh(&options)?;
+    bed.start_mesh(&behind(&pki))?;
     enrolled(&bed, ENROLLED)?;
     Ok((bed, relay))
 }

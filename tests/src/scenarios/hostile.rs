@@ -2,7 +2,7 @@
 
 use super::shop::{open, peer_authentication, refused, talks};
 use super::{Scenario, scenario};
-use crate::bed::{Testbed, net, wait};
+use crate::bed::{Pod, Testbed, net, wait};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -28,16 +28,20 @@ pub(super) fn unhurt(bed: &mut Testbed) -> Result<()> {
     talks(bed, "shop/frontend", &to)
 }
 
+/// Ports on which the agent listens in backend's namespace: all but the application's.
+pub(super) fn agents_ports(backend: &Pod) -> Result<Vec<u16>> {
+    let all = net::listening_ports(&backend.netns)?;
+    let ports: Vec<u16> = all.into_iter().filter(|port| !(8080..=8083).contains(port)).collect();
+    ensure!(ports.len() >= 3, "the agent's listeners are not seen: {ports:?}");
+    Ok(ports)
+}
+
 /// Neither from inside nor by a peer's CONNECT may a listener of the agent be reached: the agent would connect to
 /// itself.
 fn loops() -> Result<()> {
     let mut bed = open()?;
     let backend = bed.pod("shop/backend")?;
-    let own: Vec<u16> = net::listening_ports(&backend.netns)?
-        .into_iter()
-        .filter(|port| !(8080..=8083).contains(port))
-        .collect();
-    ensure!(own.len() >= 3, "the agent's listeners are not seen: {own:?}");
+    let own = agents_ports(backend)?;
     let descriptors = |bed: &Testbed| -> Result<usize> {
         let pid = bed.node("b")?.agent(0)?.pid();
         Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())

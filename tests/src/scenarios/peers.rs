@@ -1,13 +1,13 @@
 //! Peers that speak the tunnel's protocol and are not ours: their certificates, their requests. The mesh's CA is one
 //! that the test made, so that it can sign what it likes.
 
-use super::hostile::unhurt;
+use super::hostile::{agents_ports, unhurt};
 use super::shop::{ENROLLED, ONLY_FRONTEND, SHOP, enrolled, refused, talks};
 use super::{Scenario, scenario};
 use crate::bed::hbone::{Request, Said, ask};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Issued, Leaf, Pki};
-use crate::bed::{Load, Testbed, Topology, net, wait};
+use crate::bed::{Load, Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -180,11 +180,7 @@ fn own_listeners() -> Result<()> {
     welcome(&bed, &pki)?;
     let good = pki.issue("again", Leaf::of(FRONTEND))?;
     let backend = bed.pod("shop/backend")?;
-    let own: Vec<u16> = net::listening_ports(&backend.netns)?
-        .into_iter()
-        .filter(|port| !(8080..=8083).contains(port))
-        .collect();
-    ensure!(own.len() >= 3, "the agent's listeners are not seen: {own:?}");
+    let own = agents_ports(backend)?;
     let pid = bed.node("b")?.agent(0)?.pid();
     let descriptors = || -> Result<usize> { Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count()) };
     let before = descriptors()?;
