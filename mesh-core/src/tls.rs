@@ -7,6 +7,8 @@
 //! | [`crl`] | revocation |
 //! | [`verify`] | which peer is accepted: SPIFFE identities in place of host names |
 //! | [`handshake`] | the handshake itself, with errors that say which side has to do what |
+//! | [`channel`] | a connection after it |
+//! | [`record`], `receiving`, `sending`, [`buffers`] | its records, sealed and opened in place |
 //!
 //! There is one provider, aws-lc-rs, and one parameter set: TLS 1.3, AES-GCM, hybrid post-quantum key exchange first,
 //! ALPN `h2`, no SNI, no resumption. Both sides always present a certificate.
@@ -15,16 +17,22 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
+pub mod buffers;
 pub mod certificate;
+pub mod channel;
 pub mod crl;
 mod error;
 pub mod handshake;
 pub mod key;
+pub(crate) mod receiving;
+pub mod record;
+pub(crate) mod sending;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod verify;
 
 pub use certificate::{CertificateError, WorkloadCertificate};
+pub use channel::Channel;
 pub use crl::Revocations;
 pub use error::{PeerError, TlsError};
 pub use handshake::{accept, connect};

@@ -1,63 +1,40 @@
 //! The side that opens tunnels.
 
-use std::io;
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
 use http::StatusCode;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::baggage::BaggageHeader;
 use super::error::Error;
-use super::keepalive::Keepalive;
-use super::request::{self, ConnectRequest};
+use super::http2::core::Role;
+use super::http2::engine::{Engine, Shared};
+use super::request::ConnectRequest;
 use super::settings::Settings;
-use super::stream::{Active, HboneStream};
+use super::stream::{Handle, HboneStream};
+use crate::tls::Channel;
 
 /// A handle on one tunnel connection. Clones share the connection; it closes, once idle, when the last is dropped.
 #[derive(Clone)]
-pub struct ClientConnection {
-    requests: SendRequest<Bytes>,
-    state: Arc<State>,
-}
+pub struct ClientConnection(Rc<Owner>);
 
-struct State {
-    active: Arc<AtomicUsize>,
-    closed: AtomicBool,
+struct Owner {
+    shared: Rc<Shared>,
     streams: usize,
-    tls: OnceLock<rustls::Error>,
 }
 
-impl State {
-    /// The error, with its cause where the connection below knows one.
-    fn explain(&self, error: impl Into<Error>) -> Error {
-        match (error.into(), self.tls.get()) {
-            (Error::Io(_) | Error::PeerClosed(_) | Error::Closed, Some(cause)) => {
-                Error::Tls(cause.clone().into())
-            }
-            (error, _) => error,
-        }
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.core.borrow_mut().close_when_idle();
     }
-}
-
-/// Notes what TLS says when a read fails. h2 keeps only the text of an I/O error; but in TLS 1.3 a server's refusal of
-/// our certificate arrives here, after the handshake, and has to be told from a broken connection.
-struct Noting<IO> {
-    io: IO,
-    state: Arc<State>,
 }
 
 /// The future that moves the connection's bytes. Spawn it; it resolves when the connection is over.
 #[must_use = "a connection moves only while its driver is polled"]
-pub struct Driver<IO> {
-    connection: Connection<Noting<IO>, Bytes>,
-    keepalive: Keepalive,
-    state: Arc<State>,
-}
+pub struct Driver<IO>(Engine<IO>);
 
 /// An open stream and what the peer said with its 200.
 #[derive(Debug)]
@@ -70,34 +47,13 @@ pub struct Opened {
 
 impl ClientConnection {
     /// Starts HTTP/2 on a connection whose TLS is done. The peer's settings are not waited for.
-    ///
-    /// # Errors
-    /// The transport fails at once.
-    pub async fn handshake<IO>(io: IO, settings: &Settings) -> Result<(Self, Driver<IO>), Error>
+    pub fn handshake<IO>(channel: Channel<IO>, settings: &Settings) -> (Self, Driver<IO>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let state = Arc::new(State {
-            active: Arc::default(),
-            closed: AtomicBool::new(false),
-            streams: settings.streams as usize,
-            tls: OnceLock::new(),
-        });
-        let io = Noting { io, state: Arc::clone(&state) };
-        let (requests, mut connection) = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(settings.stream_window)
-            .initial_connection_window_size(settings.connection_window)
-            .max_frame_size(settings.frame_size)
-            .max_header_list_size(settings.header_list)
-            .max_send_buffer_size(settings.send_buffer)
-            .initial_max_send_streams(settings.streams as usize)
-            .handshake(io)
-            .await
-            .map_err(|e| state.explain(e))?;
-        let keepalive = Keepalive::new(connection.ping_pong(), settings);
-        let driver = Driver { connection, keepalive, state: Arc::clone(&state) };
-        Ok((Self { requests, state }, driver))
+        let engine = Engine::new(Role::Client, channel, settings);
+        let owner = Owner { shared: Rc::clone(&engine.shared), streams: settings.streams as usize };
+        (Self(Rc::new(owner)), Driver(engine))
     }
 
     /// Opens a stream: sends CONNECT and waits for the answer. Dropping the future aborts the stream.
@@ -105,29 +61,33 @@ impl ClientConnection {
     /// # Errors
     /// [`Error::Status`] for an answer other than 200; else the stream or the connection ended first.
     pub async fn open(&self, connect: &ConnectRequest) -> Result<Opened, Error> {
-        let request = connect.encode()?;
-        let active = Active::new(&self.state.active);
-        let explain = |e| self.state.explain(e);
-        let mut requests = self.requests.clone().ready().await.map_err(explain)?;
-        let (response, send) = requests.send_request(request, false).map_err(explain)?;
-        let response = response.await.map_err(explain)?;
-        if response.status() != StatusCode::OK {
-            return Err(Error::Status(response.status()));
-        }
-        let baggage = request::baggage(response.headers());
-        Ok(Opened { stream: HboneStream::new(send, response.into_body(), Some(active)), baggage })
+        self.begin(connect).await?.answered().await
+    }
+
+    /// Sends CONNECT and does not wait for the answer.
+    ///
+    /// # Errors
+    /// The request cannot be sent, or the connection ended.
+    pub async fn begin(&self, connect: &ConnectRequest) -> Result<Opening, Error> {
+        connect.check()?;
+        let shared = &self.0.shared;
+        // Counted from here, so that the pool sees who waits for a slot.
+        let counted = Counted::new(shared);
+        let key = poll_fn(|cx| shared.core.borrow_mut().poll_open(cx, connect)).await?;
+        std::mem::forget(counted);
+        Ok(Opening(HboneStream::new(Rc::new(Handle::new(Rc::clone(shared), key)))))
     }
 
     /// Streams that are open or being opened.
     #[must_use]
     pub fn active_streams(&self) -> usize {
-        self.state.active.load(Ordering::Relaxed)
+        self.0.shared.held.get()
     }
 
     /// How many streams the connection may carry: our own limit or the peer's, whichever is less.
     #[must_use]
     pub fn max_streams(&self) -> usize {
-        self.requests.current_max_send_streams().min(self.state.streams)
+        self.0.shared.core.borrow().peer_streams().min(self.0.streams)
     }
 
     /// Whether the connection may be offered for another stream and stay in the pool. It is false one stream before
@@ -140,12 +100,71 @@ impl ClientConnection {
     /// Whether no stream can be opened any more: the connection ended, or the peer sent GOAWAY.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        if self.state.closed.load(Ordering::Acquire) {
-            return true;
-        }
-        // A fresh clone has no stream waiting for a slot, so it is ready unless the connection takes no more.
-        let mut requests = self.requests.clone();
-        matches!(requests.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+        self.0.shared.core.borrow().is_closed()
+    }
+}
+
+/// One unit in the count of streams, until a handle takes it over.
+struct Counted<'a>(&'a Shared);
+
+impl<'a> Counted<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.held.set(shared.held.get() + 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.held.set(self.0.held.get() - 1);
+    }
+}
+
+/// A stream whose CONNECT was sent. Data may be sent on it before the answer: a peer that refuses has passed none of
+/// it on.
+#[derive(Debug)]
+pub struct Opening(HboneStream);
+
+impl Opening {
+    /// Sends data now, as much of it as there is room for; how much.
+    ///
+    /// # Errors
+    /// The stream or the connection ended.
+    pub fn send_early(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Result<usize, Error> {
+        let Poll::Ready(room) = self.0.send.poll_room(cx, data.len())? else { return Ok(0) };
+        let n = room.min(data.len());
+        self.0.send.send(&data[..n])?;
+        Ok(n)
+    }
+
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// [`Error::Status`] for an answer other than 200; else the stream or the connection ended first.
+    pub async fn answered(mut self) -> Result<Opened, Error> {
+        let baggage = poll_fn(|cx| self.poll_answered(cx)).await?;
+        Ok(Opened { stream: self.0, baggage })
+    }
+
+    /// Ready with what the peer said with its 200; then [`Self::into_opened`] gives the stream.
+    ///
+    /// # Errors
+    /// As [`Self::answered`].
+    pub fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<BaggageHeader>, Error>> {
+        self.0.poll_answer(cx).map(|answer| {
+            let answer = answer?;
+            if answer.status == StatusCode::OK.as_u16() {
+                return Ok(answer.baggage);
+            }
+            let status = StatusCode::from_u16(answer.status);
+            Err(status.map_or(Error::Violation(super::http2::Reason::PROTOCOL_ERROR), Error::Status))
+        })
+    }
+
+    /// The stream, after its answer has come.
+    #[must_use]
+    pub fn into_opened(self, baggage: Option<BaggageHeader>) -> Opened {
+        Opened { stream: self.0, baggage }
     }
 }
 
@@ -162,62 +181,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Future for Driver<IO> {
     type Output = Result<(), Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let ended = match Pin::new(&mut this.connection).poll(cx) {
-            Poll::Ready(result) => result.map_err(|e| this.state.explain(e)),
-            // Dropping the connection, as the caller does with a driver that is done, ends every stream.
-            Poll::Pending => match this.keepalive.poll_silent(cx) {
-                Poll::Ready(()) => Err(Error::Silent),
-                Poll::Pending => return Poll::Pending,
-            },
-        };
-        this.state.closed.store(true, Ordering::Release);
-        Poll::Ready(ended)
-    }
-}
-
-impl<IO> Drop for Driver<IO> {
-    fn drop(&mut self) {
-        self.state.closed.store(true, Ordering::Release);
-    }
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Noting<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let read = Pin::new(&mut this.io).poll_read(cx, to);
-        if let Poll::Ready(Err(error)) = &read
-            && let Some(cause) = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>())
-        {
-            // Only the first counts; what follows is the echo of it.
-            let _ = this.state.tls.set(cause.clone());
-        }
-        read
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Noting<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        self.get_mut().0.poll(cx).map(|result| result.map_err(|ended| ended.error()))
     }
 }

@@ -12,14 +12,17 @@ use std::future::poll_fn;
 use std::io;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use h2::Reason;
 use tokio::net::TcpStream;
 
 use super::error::Error;
+use super::http2::Reason;
+use super::http2::streams::Sink;
 use super::stream::HboneStream;
+use tunnel::{Application, Sending};
 
 /// Counts bytes while they flow. Called once per write, from the worker that owns the connection.
 pub trait Meter {
@@ -65,41 +68,101 @@ pub enum Ended {
 
 /// Copies between the application's socket (first) and a tunnel stream (second), until both directions have ended, one
 /// of them fails, or `cancel` resolves.
-pub fn socket_and_tunnel<C: Future<Output = ()>>(
+pub fn socket_and_tunnel<C: Future<Output = ()>, M: Meter + 'static>(
     socket: TcpStream,
     stream: HboneStream,
-    meter: &impl Meter,
+    meter: Rc<M>,
     cancel: C,
 ) -> impl Future<Output = Ended> {
     // Not inside the future: one that is dropped before its first poll resets its socket, too.
-    let mut socket = Abortable::new(socket);
+    let mut copy = Copy::new(socket, stream, meter);
     async move {
-        // Dropped before both directions ended, the halves reset the stream.
-        let HboneStream { mut send, mut recv } = stream;
         let ended = {
             let mut cancel = pin!(cancel);
-            let mut forward = pin!(tunnel::send(&socket, &mut send, meter));
-            let mut backward = pin!(tunnel::receive(&mut recv, &socket, meter));
-            let mut broken = pin!(socket::broken(&socket));
-            let mut done = [false; 2];
             poll_fn(|cx| {
                 if cancel.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Ended::Cancelled);
                 }
-                if let Poll::Ready(ended) = poll_both([forward.as_mut(), backward.as_mut()], &mut done, cx) {
-                    return Poll::Ready(ended);
-                }
-                broken.as_mut().poll(cx).map(Ended::FirstReset)
+                copy.poll(cx)
             })
             .await
         };
-        match &ended {
-            Ended::Finished => socket.finish(),
-            // RFC 9113 §8.5: an error of the TCP connection.
-            Ended::FirstReset(_) => send.reset(Reason::CONNECT_ERROR),
-            _ => send.reset(Reason::CANCEL),
-        }
+        copy.finish(&ended);
         ended
+    }
+}
+
+/// Both directions between an application and a stream.
+struct Copy<M: Meter + 'static> {
+    application: Rc<Application<M>>,
+    stream: HboneStream,
+    sending: Sending,
+    received: bool,
+    /// Waits for the socket to break while no direction would see it.
+    broken: Option<Pin<Box<dyn Future<Output = io::Error>>>>,
+    finished: bool,
+}
+
+impl<M: Meter + 'static> Copy<M> {
+    fn new(socket: TcpStream, mut stream: HboneStream, meter: Rc<M>) -> Self {
+        let application = Rc::new(Application { socket, meter });
+        stream.recv.attach(Rc::clone(&application) as Rc<dyn Sink>);
+        Self { application, stream, sending: Sending::new(), received: false, broken: None, finished: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if !self.received
+            && let Poll::Ready(result) = tunnel::poll_receive(&mut self.stream.recv, &self.application, cx)
+        {
+            match result {
+                Ok(()) => self.received = true,
+                Err(ended) => return Poll::Ready(ended),
+            }
+        }
+        if !self.sending.done
+            && let Poll::Ready(Err(ended)) = self.sending.poll(&self.application, &mut self.stream.send, cx)
+        {
+            return Poll::Ready(ended);
+        }
+        if self.sending.done && self.received {
+            return Poll::Ready(Ended::Finished);
+        }
+        if self.received
+            && let Poll::Ready(error) = self.stream.send.poll_aborted(cx)
+        {
+            // The peer may abort although its direction has ended.
+            return Poll::Ready(Ended::Tunnel(error));
+        }
+        if self.sending.watches_socket && !self.sending.done {
+            self.broken = None;
+            return Poll::Pending;
+        }
+        let broken = self.broken.get_or_insert_with(|| {
+            let application = Rc::clone(&self.application);
+            Box::pin(async move { socket::broken(&application.socket).await })
+        });
+        broken.as_mut().poll(cx).map(Ended::FirstReset)
+    }
+
+    fn finish(&mut self, ended: &Ended) {
+        match ended {
+            Ended::Finished => self.finished = true,
+            // RFC 9113 §8.5: an error of the TCP connection.
+            Ended::FirstReset(_) => self.stream.reset(Reason::CONNECT_ERROR),
+            _ => self.stream.reset(Reason::CANCEL),
+        }
+    }
+}
+
+impl<M: Meter + 'static> Drop for Copy<M> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // It fails only on a socket that is closed already, which needs no RST.
+            let _ = self.application.socket.set_zero_linger();
+        }
+        // The socket closes with its last owner, which is to be here.
+        self.broken = None;
+        self.stream.recv.detach();
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use h2::Reason;
 use http::StatusCode;
 
+use super::http2::Reason;
 use super::request::RequestError;
 use crate::error::Code;
 use crate::tls::TlsError;
@@ -82,22 +82,5 @@ impl Error {
     #[must_use]
     pub fn broke(&self) -> bool {
         matches!(self, Self::Io(_) | Self::Silent)
-    }
-}
-
-impl From<h2::Error> for Error {
-    fn from(error: h2::Error) -> Self {
-        let reason = error.reason();
-        if error.is_io() {
-            return Self::Io(error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()));
-        }
-        let Some(reason) = reason else { return Self::Closed };
-        match (error.is_reset(), error.is_go_away(), error.is_remote()) {
-            (true, _, true) => Self::Reset(reason),
-            (_, true, true) if reason == Reason::NO_ERROR => Self::Draining,
-            (_, true, true) => Self::PeerClosed(reason),
-            // Our side of h2 ended it: for a stream error of its own making, and for a flood.
-            _ => Self::Violation(reason),
-        }
     }
 }

@@ -13,6 +13,8 @@ use http::{Method, Request, StatusCode, Uri};
 
 use super::authority::{Authority, InvalidAuthority};
 use super::baggage::BaggageHeader;
+use super::http2::hpack::Encoder;
+use super::http2::streams::Answer;
 use crate::error::Code;
 
 const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
@@ -72,6 +74,29 @@ impl ConnectRequest {
         Self { authority: authority.into(), baggage: None, forwarded: None, traceparent: None, network: None }
     }
 
+    /// Whether the request can be written.
+    ///
+    /// # Errors
+    /// The authority's host is not one that can stand in a URI.
+    pub(super) fn check(&self) -> Result<(), RequestError> {
+        match &self.authority {
+            Authority::Socket(_) => Ok(()),
+            Authority::Host { .. } => self.encode().map(drop),
+        }
+    }
+
+    /// Writes the request as a header block. What repeats on a tunnel is kept in the table of the connection.
+    pub(super) fn encode_block(&self, encoder: &mut Encoder, block: &mut Vec<u8>) {
+        encoder.repeating(block, ":method", b"CONNECT");
+        encoder.repeating(block, ":authority", self.authority.to_string().as_bytes());
+        if let Some(BaggageHeader(value)) = &self.baggage {
+            encoder.repeating(block, "baggage", value.as_bytes());
+        }
+        changing(encoder, block, "forwarded", self.forwarded.as_ref());
+        changing(encoder, block, "traceparent", self.traceparent.as_ref());
+        changing(encoder, block, "x-forwarded-network", self.network.as_ref());
+    }
+
     /// The request for the wire.
     ///
     /// # Errors
@@ -118,6 +143,157 @@ impl ConnectRequest {
     }
 }
 
+fn changing(encoder: &Encoder, block: &mut Vec<u8>, name: &str, value: Option<&impl fmt::Display>) {
+    // A value that cannot stand in a header (a network name with control characters) is a hint that is lost.
+    if let Some(value) = value.map(ToString::to_string).filter(|v| HeaderValue::from_str(v).is_ok()) {
+        encoder.changing(block, name, value.as_bytes());
+    }
+}
+
+/// The fields of a received header block, as far as they concern a tunnel.
+pub(super) struct Fields {
+    method: Option<Box<[u8]>>,
+    authority: Option<Box<[u8]>>,
+    status: Option<u16>,
+    /// `:scheme`, `:path`.
+    target: [bool; 2],
+    baggage: Option<Vec<u8>>,
+    forwarded: Option<Box<[u8]>>,
+    traceparent: Option<Box<[u8]>>,
+    network: Option<Box<[u8]>>,
+    /// Other than pseudo-header fields have begun.
+    regular: bool,
+    malformed: bool,
+    /// As RFC 9113 §6.5.2 counts.
+    size: usize,
+    most: usize,
+}
+
+impl Fields {
+    /// `most`: see [`Self::is_too_large`].
+    pub(super) const fn new(most: usize) -> Self {
+        Self {
+            method: None,
+            authority: None,
+            status: None,
+            target: [false; 2],
+            baggage: None,
+            forwarded: None,
+            traceparent: None,
+            network: None,
+            regular: false,
+            malformed: false,
+            size: 0,
+            most,
+        }
+    }
+
+    /// Takes one field in.
+    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
+        self.size += name.len() + value.len() + 32;
+        if self.is_too_large() || self.malformed {
+            return;
+        }
+        if name.first() == Some(&b':') {
+            let twice = match name {
+                b":method" => self.method.replace(value.into()).is_some(),
+                b":authority" => self.authority.replace(value.into()).is_some(),
+                b":scheme" => std::mem::replace(&mut self.target[0], true),
+                b":path" => std::mem::replace(&mut self.target[1], true),
+                b":status" => {
+                    let status = std::str::from_utf8(value).ok().and_then(|s| s.parse().ok());
+                    self.status.replace(status.unwrap_or(0)).is_some()
+                }
+                _ => true,
+            };
+            // RFC 9113 §8.3: known ones, each once, before all others.
+            self.malformed |= twice || self.regular;
+            return;
+        }
+        self.regular = true;
+        let token = |b: &u8| b.is_ascii_graphic() && !b.is_ascii_uppercase() && *b != b':';
+        if name.is_empty() || !name.iter().all(token) || HeaderValue::from_bytes(value).is_err() {
+            self.malformed = true;
+            return;
+        }
+        let once = |field: &mut Option<Box<[u8]>>| _ = field.get_or_insert_with(|| value.into());
+        match name {
+            b"baggage" => match &mut self.baggage {
+                Some(joined) => {
+                    joined.push(b',');
+                    joined.extend_from_slice(value);
+                }
+                none => *none = Some(value.to_vec()),
+            },
+            b"forwarded" => once(&mut self.forwarded),
+            b"traceparent" => once(&mut self.traceparent),
+            b"x-forwarded-network" => once(&mut self.network),
+            // RFC 9113 §8.2.2.
+            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" => {
+                self.malformed = true;
+            }
+            b"te" => self.malformed |= value != b"trailers",
+            _ => {}
+        }
+    }
+
+    /// Whether the fields together are more than we take.
+    pub(super) const fn is_too_large(&self) -> bool {
+        self.size > self.most
+    }
+
+    fn baggage(&mut self) -> Option<BaggageHeader> {
+        let joined = self.baggage.take()?;
+        HeaderValue::from_maybe_shared(Bytes::from(joined)).ok().map(BaggageHeader)
+    }
+
+    /// What a server is asked for; `None` for what is no request at all.
+    pub(super) fn into_request(mut self) -> Option<Result<ConnectRequest, RequestError>> {
+        let method = Method::from_bytes(&self.method.take()?).ok()?;
+        if self.malformed || self.status.is_some() {
+            return None;
+        }
+        // RFC 9113 §8.3.1 and §8.5.
+        if self.target != [method != Method::CONNECT; 2] {
+            return None;
+        }
+        let authority = match self.authority.take() {
+            Some(text) => Some(http::uri::Authority::try_from(&*text).ok()?),
+            None => None,
+        };
+        if method != Method::CONNECT {
+            return Some(Err(RequestError::Method(method)));
+        }
+        let Some(authority) = authority else { return Some(Err(RequestError::NoAuthority)) };
+        let authority = match authority.as_str().parse() {
+            Ok(authority) => authority,
+            Err(error) => return Some(Err(RequestError::Authority(error))),
+        };
+        let visible = |field: Option<&[u8]>| -> Option<String> {
+            let bytes = field?;
+            let shown = bytes.iter().all(|b| *b == b'\t' || (0x20..0x7f).contains(b));
+            shown.then(|| String::from_utf8_lossy(bytes).into_owned())
+        };
+        Some(Ok(ConnectRequest {
+            authority,
+            baggage: self.baggage(),
+            forwarded: visible(self.forwarded.as_deref()).and_then(|t| Forwarded::parse(&t)),
+            traceparent: visible(self.traceparent.as_deref()).and_then(|t| t.parse().ok()),
+            network: visible(self.network.as_deref()).filter(|n| !n.is_empty()).map(Into::into),
+        }))
+    }
+
+    /// What a client is answered; `None` for what is no answer at all.
+    pub(super) fn into_answer(mut self) -> Option<Answer> {
+        let pseudo = self.method.is_some() || self.authority.is_some() || self.target != [false; 2];
+        if self.malformed || pseudo || self.is_too_large() {
+            return None;
+        }
+        let status = self.status.filter(|s| (100..600).contains(s))?;
+        Some(Answer { status, baggage: self.baggage() })
+    }
+}
+
 /// The `baggage` of a request or of a response; several lines are one list.
 #[must_use]
 pub fn baggage(headers: &HeaderMap) -> Option<BaggageHeader> {
@@ -133,11 +309,6 @@ pub fn baggage(headers: &HeaderMap) -> Option<BaggageHeader> {
         joined.extend_from_slice(line.as_bytes());
     }
     HeaderValue::from_maybe_shared(Bytes::from(joined)).ok().map(BaggageHeader)
-}
-
-/// Puts our workload's description into a response.
-pub(super) fn insert_baggage(headers: &mut HeaderMap, baggage: &BaggageHeader) {
-    headers.insert(BAGGAGE, baggage.0.clone());
 }
 
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<&impl fmt::Display>) {

@@ -1,27 +1,24 @@
 //! The side that accepts tunnels.
 
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use http::{Request, Response, StatusCode};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::baggage::BaggageHeader;
 use super::error::Error;
-use super::keepalive::Keepalive;
-use super::request::{self, ConnectRequest, RequestError};
+use super::http2::Reason;
+use super::http2::core::{Ended, Role};
+use super::http2::engine::Engine;
+use super::request::{ConnectRequest, RequestError};
 use super::settings::Settings;
-use super::stream::HboneStream;
+use super::stream::{Handle, HboneStream};
+use crate::tls::Channel;
 
 /// One accepted tunnel connection. It moves only while [`ServerConnection::accept`] is polled.
-pub struct ServerConnection<IO> {
-    connection: Connection<IO, Bytes>,
-    keepalive: Keepalive,
-    silent: bool,
-}
+pub struct ServerConnection<IO>(Engine<IO>);
 
 /// What a peer asked for.
 #[derive(Debug)]
@@ -38,8 +35,7 @@ pub enum Incoming {
 pub struct IncomingConnect {
     /// What it says.
     pub request: ConnectRequest,
-    respond: SendResponse<Bytes>,
-    body: RecvStream,
+    stream: HboneStream,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
@@ -47,24 +43,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
     ///
     /// # Errors
     /// The peer does not speak HTTP/2, not in time, or the transport fails.
-    pub async fn handshake(io: IO, settings: &Settings) -> Result<Self, Error> {
-        let mut builder = h2::server::Builder::new();
-        builder
-            .initial_window_size(settings.stream_window)
-            .initial_connection_window_size(settings.connection_window)
-            .max_frame_size(settings.frame_size)
-            .max_header_list_size(settings.header_list)
-            .max_send_buffer_size(settings.send_buffer)
-            .max_concurrent_streams(settings.streams);
-        let mut connection = tokio::time::timeout(settings.handshake_timeout, builder.handshake(io))
+    pub async fn handshake(channel: Channel<IO>, settings: &Settings) -> Result<Self, Error> {
+        let mut engine = Engine::new(Role::Server, channel, settings);
+        let begun = poll_fn(|cx| {
+            let over = engine.poll(cx);
+            if engine.shared.core.borrow().has_begun() {
+                return Poll::Ready(Ok(()));
+            }
+            over.map(|over| Err(over.err().unwrap_or(Ended::Closed).error()))
+        });
+        tokio::time::timeout(settings.handshake_timeout, begun)
             .await
-            .map_err(|_elapsed| Error::HandshakeTimeout)?
-            .map_err(|e| match Error::from(e) {
-                Error::Violation(reason) => Error::NotHttp2(reason),
-                other => other,
-            })?;
-        let keepalive = Keepalive::new(connection.ping_pong(), settings);
-        Ok(Self { connection, keepalive, silent: false })
+            .map_err(|_elapsed| Error::HandshakeTimeout)??;
+        Ok(Self(engine))
     }
 
     /// The next CONNECT, or `None` once the connection is over. Cancel-safe; keep calling it, also while draining:
@@ -74,53 +65,47 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, Error>>> {
-        if let Poll::Ready(next) = self.connection.poll_accept(cx) {
-            return Poll::Ready(match next {
-                Some(Ok((request, respond))) => Some(Ok(incoming(request, respond))),
-                Some(Err(e)) => Some(Err(e.into())),
-                None if self.silent => Some(Err(Error::Silent)),
-                None => None,
-            });
+        // First what came with the last read; it may be all that came before the end.
+        if let Some(incoming) = self.next_request() {
+            return Poll::Ready(Some(Ok(incoming)));
         }
-        if !self.silent && self.keepalive.poll_silent(cx).is_ready() {
-            // What other node proxies do: say goodbye and leave. A peer that is really gone will not take the
-            // GOAWAY, so that nothing is waited for.
-            self.silent = true;
-            self.connection.abrupt_shutdown(Reason::NO_ERROR);
-            let _ = self.connection.poll_closed(cx);
-            return Poll::Ready(Some(Err(Error::Silent)));
+        let over = self.0.poll(cx);
+        match (self.next_request(), over) {
+            (Some(incoming), Poll::Pending) => Poll::Ready(Some(Ok(incoming))),
+            (_, Poll::Ready(Ok(()))) => Poll::Ready(None),
+            (_, Poll::Ready(Err(ended))) => Poll::Ready(Some(Err(ended.error()))),
+            (None, Poll::Pending) => Poll::Pending,
         }
-        Poll::Pending
+    }
+
+    fn next_request(&self) -> Option<Incoming> {
+        let shared = &self.0.shared;
+        let (key, request) = shared.core.borrow_mut().next_request()?;
+        shared.held.set(shared.held.get() + 1);
+        let stream = HboneStream::new(Rc::new(Handle::new(Rc::clone(shared), key)));
+        Some(match request {
+            Ok(request) => Incoming::Connect(IncomingConnect { request, stream }),
+            Err(error) => {
+                refuse(&stream, error.status());
+                Incoming::Malformed(error)
+            }
+        })
     }
 
     /// Takes no new streams: GOAWAY now, the end once the open ones are done. Idempotent.
     pub fn drain(&mut self) {
-        self.connection.graceful_shutdown();
+        self.0.shared.core.borrow_mut().begin_drain();
     }
 
     /// Aborts every stream and closes, as soon as [`ServerConnection::accept`] is polled.
     pub fn abort(&mut self, reason: Reason) {
-        self.connection.abrupt_shutdown(reason);
-    }
-}
-
-fn incoming(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Incoming {
-    match ConnectRequest::parse(&request) {
-        Ok(connect) => {
-            Incoming::Connect(IncomingConnect { request: connect, respond, body: request.into_body() })
-        }
-        Err(error) => {
-            answer(&mut respond, error.status());
-            Incoming::Malformed(error)
-        }
+        self.0.abort(reason);
     }
 }
 
 /// Sends a status and the end of the stream. If the stream is gone by now nobody waits for the answer.
-fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    let _ = respond.send_response(response, true);
+fn refuse(stream: &HboneStream, status: StatusCode) {
+    let _ = stream.answer(status.as_u16(), None, true);
 }
 
 impl IncomingConnect {
@@ -128,22 +113,18 @@ impl IncomingConnect {
     ///
     /// # Errors
     /// The peer gave up, or the connection ended.
-    pub fn accept(mut self, baggage: Option<&BaggageHeader>) -> Result<HboneStream, Error> {
-        let mut response = Response::new(());
-        if let Some(baggage) = baggage {
-            request::insert_baggage(response.headers_mut(), baggage);
-        }
-        let send = self.respond.send_response(response, false)?;
-        Ok(HboneStream::new(send, self.body, None))
+    pub fn accept(self, baggage: Option<&BaggageHeader>) -> Result<HboneStream, Error> {
+        self.stream.answer(StatusCode::OK.as_u16(), baggage, false)?;
+        Ok(self.stream)
     }
 
     /// Answers with a status that is not 200, and ends the stream.
-    pub fn refuse(mut self, status: StatusCode) {
-        answer(&mut self.respond, status);
+    pub fn refuse(self, status: StatusCode) {
+        refuse(&self.stream, status);
     }
 
     /// Resolves when the peer gives up before it got an answer.
     pub async fn abandoned(&mut self) -> Error {
-        poll_fn(|cx| self.respond.poll_reset(cx)).await.map_or_else(Error::from, Error::Reset)
+        poll_fn(|cx| self.stream.send.poll_aborted(cx)).await
     }
 }

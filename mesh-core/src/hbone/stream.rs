@@ -1,21 +1,25 @@
 //! The bytes of one CONNECT.
 
-use std::io;
+use std::fmt;
+use std::io::{self, IoSliceMut};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::baggage::BaggageHeader;
 use super::error::Error;
+use super::http2::Reason;
+use super::http2::core::PassOn;
+use super::http2::engine::Shared;
+use super::http2::streams::{Answer, Sink};
 
 /// An open tunnel stream: two directions that end independently.
 ///
 /// Dropping a stream that has not ended in both directions resets it (CANCEL): the peer sees an abort, never an end
-/// that looks complete.
+/// that looks complete. One task at a time waits for it.
 #[derive(Debug)]
 pub struct HboneStream {
     /// Towards the peer.
@@ -26,42 +30,56 @@ pub struct HboneStream {
 
 /// The direction towards the peer.
 #[derive(Debug)]
-pub struct SendHalf {
-    stream: SendStream<Bytes>,
-    // Counts the stream as active until both halves are gone.
-    _active: Option<Arc<Active>>,
-}
+pub struct SendHalf(Rc<Handle>);
 
 /// The direction from the peer.
 #[derive(Debug)]
-pub struct RecvHalf {
-    stream: RecvStream,
-    _active: Option<Arc<Active>>,
+pub struct RecvHalf(Rc<Handle>);
+
+/// The right to use a stream; its connection counts it as held until it is dropped.
+pub(super) struct Handle {
+    shared: Rc<Shared>,
+    key: u32,
 }
 
-/// One unit in a connection's count of open streams.
-#[derive(Debug)]
-pub(super) struct Active(Arc<AtomicUsize>);
-
-impl Active {
-    pub(super) fn new(count: &Arc<AtomicUsize>) -> Arc<Self> {
-        count.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self(Arc::clone(count)))
+impl Handle {
+    /// Takes over one unit of the connection's count.
+    pub(super) const fn new(shared: Rc<Shared>, key: u32) -> Self {
+        Self { shared, key }
     }
 }
 
-impl Drop for Active {
+impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.shared.held.set(self.shared.held.get() - 1);
+        self.shared.core.borrow_mut().let_go(self.key);
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {}", self.key)
     }
 }
 
 impl HboneStream {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, active: Option<Arc<Active>>) -> Self {
-        Self {
-            send: SendHalf { stream: send, _active: active.clone() },
-            recv: RecvHalf { stream: recv, _active: active },
-        }
+    pub(super) fn new(handle: Rc<Handle>) -> Self {
+        Self { send: SendHalf(Rc::clone(&handle)), recv: RecvHalf(handle) }
+    }
+
+    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Error>> {
+        let Handle { shared, key } = &*self.send.0;
+        shared.core.borrow_mut().poll_answer(cx, *key)
+    }
+
+    pub(super) fn answer(
+        &self,
+        status: u16,
+        baggage: Option<&BaggageHeader>,
+        end: bool,
+    ) -> Result<(), Error> {
+        let Handle { shared, key } = &*self.send.0;
+        shared.core.borrow_mut().answer(*key, status, baggage, end)
     }
 
     /// Aborts both directions with a reason.
@@ -77,38 +95,30 @@ impl HboneStream {
 }
 
 impl SendHalf {
-    /// Asks for room for `wanted` bytes and waits for some of it. Room comes from the peer's windows and from our send
-    /// buffer. `Ok(n)` is at least 1 and may be less or more than wanted.
+    /// Waits for room to send. Room comes from the peer's windows and from what the connection may queue. `Ok(n)` is
+    /// at least 1 and at most `wanted`.
     ///
     /// # Errors
     /// The stream or the connection has ended.
     pub fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, Error>> {
-        self.stream.reserve_capacity(wanted);
-        loop {
-            let room = self.stream.capacity();
-            if room > 0 {
-                return Poll::Ready(Ok(room));
-            }
-            // `poll_capacity` tells of changes only, and may tell of one that leaves nothing.
-            match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(e)) => return Poll::Ready(Err(e.into())),
-                None => return Poll::Ready(Err(Error::Closed)),
-            }
-        }
-    }
-
-    /// Gives back room that was asked for and not used, so that other streams of the connection can have it.
-    pub fn give_back_room(&mut self) {
-        self.stream.reserve_capacity(0);
+        self.0.shared.core.borrow_mut().poll_room(cx, self.0.key).map_ok(|room| room.min(wanted))
     }
 
     /// Queues bytes. What exceeds the room is queued too: ask for room first.
     ///
     /// # Errors
     /// The stream or the connection has ended.
-    pub fn send(&mut self, data: Bytes) -> Result<(), Error> {
-        self.stream.send_data(data, false).map_err(Error::from)
+    pub fn send(&mut self, data: &[u8]) -> Result<(), Error> {
+        self.0.shared.core.borrow_mut().send(self.0.key, data)
+    }
+
+    /// Reads from `source` straight into what is sent next: how much, and how much it could have been.
+    pub(super) fn send_from(
+        &mut self,
+        pieces: usize,
+        source: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
+    ) -> io::Result<(usize, usize)> {
+        self.0.shared.core.borrow_mut().send_from(self.0.key, pieces, source)
     }
 
     /// Ends this direction: END_STREAM, the peer's end of file.
@@ -116,20 +126,17 @@ impl SendHalf {
     /// # Errors
     /// The stream or the connection has ended.
     pub fn finish(&mut self) -> Result<(), Error> {
-        self.stream.send_data(Bytes::new(), true).map_err(Error::from)
+        self.0.shared.core.borrow_mut().finish(self.0.key)
     }
 
     /// Aborts the stream, in both directions.
     pub fn reset(&mut self, reason: Reason) {
-        self.stream.send_reset(reason);
+        self.0.shared.core.borrow_mut().reset(self.0.key, reason);
     }
 
     /// Ready when the peer aborts the stream or the connection ends.
     pub fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        self.stream.poll_reset(cx).map(|reason| match reason {
-            Ok(reason) => Error::Reset(reason),
-            Err(e) => e.into(),
-        })
+        self.0.shared.core.borrow_mut().poll_trouble(cx, self.0.key)
     }
 }
 
@@ -137,21 +144,27 @@ impl RecvHalf {
     /// The next bytes, never empty; `None` at the peer's end of file. They count against the peer's window until
     /// [`RecvHalf::passed_on`].
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        loop {
-            match ready!(self.stream.poll_data(cx)) {
-                // An END_STREAM of its own comes as an empty frame.
-                Some(Ok(data)) if data.is_empty() => {}
-                data => return Poll::Ready(data.map(|d| d.map_err(Error::from))),
-            }
-        }
+        self.0.shared.core.borrow_mut().poll_data(cx, self.0.key)
     }
 
     /// Lets the peer send `n` more bytes, once as many are written onward.
     pub fn passed_on(&mut self, n: usize) {
-        // It fails only for more than was received, which the callers' bookkeeping rules out; and then for the
-        // window's sake nothing must happen.
-        let released = self.stream.flow_control().release_capacity(n);
-        debug_assert!(released.is_ok(), "released more than was received");
+        self.0.shared.core.borrow_mut().credit(self.0.key, n);
+    }
+
+    /// From now on the connection writes what comes to `sink`, and [`Self::pass_on`] what that did not take.
+    pub(super) fn attach(&mut self, sink: Rc<dyn Sink>) {
+        self.0.shared.core.borrow_mut().attach(self.0.key, sink);
+    }
+
+    /// Lets the sink go.
+    pub(super) fn detach(&mut self) {
+        self.0.shared.core.borrow_mut().detach(self.0.key);
+    }
+
+    /// `Ok(true)` when everything is passed on and the peer has ended its direction.
+    pub(super) fn pass_on(&mut self, cx: &mut Context<'_>) -> Result<bool, PassOn> {
+        self.0.shared.core.borrow_mut().pass_on(cx, self.0.key)
     }
 }
 
@@ -186,9 +199,8 @@ impl AsyncWrite for TunnelIo {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let room = ready!(self.stream.send.poll_room(cx, data.len())).map_err(to_io)?;
-        let n = room.min(data.len());
-        self.stream.send.send(Bytes::copy_from_slice(&data[..n])).map_err(to_io)?;
+        let n = ready!(self.stream.send.poll_room(cx, data.len())).map_err(to_io)?;
+        self.stream.send.send(&data[..n]).map_err(to_io)?;
         Poll::Ready(Ok(n))
     }
 

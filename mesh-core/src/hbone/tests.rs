@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::tls::Channel;
 
 /// A server connection that is being polled, and what came in.
 struct Far {
@@ -34,11 +35,11 @@ impl Far {
     }
 }
 
-fn serve<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: IO) -> Far {
+fn serve<IO: AsyncRead + AsyncWrite + Unpin + 'static>(channel: Channel<IO>) -> Far {
     let (seen, incoming) = mpsc::unbounded_channel();
     let (drain, mut draining) = mpsc::unbounded_channel();
-    let ended = tokio::spawn(async move {
-        let mut server = ServerConnection::handshake(io, &Settings::server()).await?;
+    let ended = tokio::task::spawn_local(async move {
+        let mut server = ServerConnection::handshake(channel, &Settings::server()).await?;
         loop {
             tokio::select! {
                 next = server.accept() => match next {
@@ -55,14 +56,14 @@ fn serve<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: IO) -> Far {
 /// Both ends of a tunnel without TLS, and the task of the client's driver.
 async fn tunnel() -> (ClientConnection, Far, JoinHandle<Result<(), Error>>) {
     let (near, far) = tokio::io::duplex(256 << 10);
-    let far = serve(far);
+    let far = serve(Channel::bare(far));
     let (client, driver) = client(near).await;
     (client, far, driver)
 }
 
 async fn client(near: DuplexStream) -> (ClientConnection, JoinHandle<Result<(), Error>>) {
-    let (client, driver) = ClientConnection::handshake(near, &Settings::client()).await.unwrap();
-    (client, tokio::spawn(driver))
+    let (client, driver) = ClientConnection::handshake(Channel::bare(near), &Settings::client());
+    (client, tokio::task::spawn_local(driver))
 }
 
 fn to_pay() -> ConnectRequest {

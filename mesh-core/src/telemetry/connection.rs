@@ -3,6 +3,7 @@
 //! `received` counts bytes from client to server and `sent` bytes from server to client, for both reporters; the
 //! access log turns them to the reporting side's point of view.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -231,9 +232,9 @@ impl Telemetry {
             log: self.access_log.clone(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            opened: Some(opened),
+            opened: RefCell::new(Some(opened)),
         };
-        if let Some(opened) = &recorder.opened
+        if let Some(opened) = &*recorder.opened.borrow()
             && AccessLog::logs_opened()
         {
             recorder.log.write(recorder.record(opened, Event::Opened, None));
@@ -254,14 +255,14 @@ pub struct Recorder {
     received: AtomicU64,
     sent: AtomicU64,
     /// Taken when the connection has ended.
-    opened: Option<Opened>,
+    opened: RefCell<Option<Opened>>,
 }
 
 impl Recorder {
-    /// The connection ended, well or not.
-    pub fn finish(mut self, failure: Option<Failure>) {
-        self.metrics.closed(failure.as_ref());
+    /// The connection ended, well or not. Only the first word counts.
+    pub fn finish(&self, failure: Option<Failure>) {
         if let Some(opened) = self.opened.take() {
+            self.metrics.closed(failure.as_ref());
             self.log.write(self.record(&opened, Event::Complete, failure));
         }
     }

@@ -198,6 +198,8 @@ impl WorkloadCertificate {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_sni = false;
         config.resumption = Resumption::disabled();
+        // The record layer is ours.
+        config.enable_secret_extraction = true;
         Ok(Arc::new(config))
     }
 
@@ -316,5 +318,7 @@ fn server_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     // No ticket, no resumption: every handshake shows certificates.
     config.send_tls13_tickets = 0;
+    // The record layer is ours.
+    config.enable_secret_extraction = true;
     Ok(config)
 }

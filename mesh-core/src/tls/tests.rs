@@ -1,5 +1,7 @@
 //! Each rule of the handshake, over real sockets.
 
+mod records;
+
 use std::time::{Duration, SystemTime};
 
 use rcgen::ExtendedKeyUsagePurpose;
@@ -323,8 +325,11 @@ async fn hybrid_post_quantum_key_exchange_and_aes_256_are_negotiated_without_tic
     let (server, config) =
         (ca.issue(&pay()).server_config(), ca.issue(&cart()).client_config(&[pay()]).unwrap());
     let (a, b) = tokio::io::duplex(64 << 10);
-    let (client, server) = tokio::join!(connect(config, a), accept(server, b));
-    let (mut client, mut server) = (client.unwrap().0, server.unwrap().0);
+    // The client is rustls' own, which counts tickets.
+    let name = rustls_pki_types::ServerName::try_from("pay.example").unwrap();
+    let (client, server) =
+        tokio::join!(tokio_rustls::TlsConnector::from(config).connect(name, a), accept(server, b));
+    let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
     // Tickets would come before the first byte of data.
     server.write_all(b"x").await.unwrap();
     assert_eq!(client.read_u8().await.unwrap(), b'x');
@@ -332,6 +337,8 @@ async fn hybrid_post_quantum_key_exchange_and_aes_256_are_negotiated_without_tic
     assert_eq!(state.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
     assert_eq!(state.negotiated_cipher_suite().unwrap().suite(), CipherSuite::TLS13_AES_256_GCM_SHA384);
     assert_eq!(state.tls13_tickets_received(), 0);
+    assert_eq!(server.facts().group, Some(NamedGroup::X25519MLKEM768));
+    assert_eq!(server.facts().suite, Some(CipherSuite::TLS13_AES_256_GCM_SHA384));
 }
 
 #[tokio::test]

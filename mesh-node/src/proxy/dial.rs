@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::error::Code;
-use mesh_core::hbone::io::ReadAhead;
 use mesh_core::hbone::{ClientConnection, Settings};
 use mesh_core::identity::SpiffeId;
 use mesh_core::telemetry::{Reporter, ReporterLabels};
@@ -144,7 +143,7 @@ pub(super) async fn tunnel(proxy: Rc<PodProxy>, key: Key) -> Result<TunnelHandle
     let socket = proxy.pod.net.outbound_socket(key.destination);
     let timeout = shared.config.proxy.connect_timeout;
     let tcp = connect(socket, key.destination, Purpose::Tunnel, timeout).await?;
-    secure(&proxy, ReadAhead::new(tcp), &key).await
+    secure(&proxy, tcp, &key).await
 }
 
 /// TLS and HTTP/2 as `key` says, over a connection that is open: a socket, or a stream of an outer tunnel.
@@ -159,9 +158,7 @@ where
         .map_err(|e| Failed::new(e.code(), format!("identity error: {e}")))?;
     let (tls, peer) = tls::connect(config, io).await.map_err(|e| tls_failed(&e))?;
     let settings = Settings { streams: streams(shared.config.proxy.pool_max_streams), ..Settings::client() };
-    let (connection, driver) = ClientConnection::handshake(tls, &settings)
-        .await
-        .map_err(|e| Failed::new(e.code(), format!("http2 handshake failed: {e}")))?;
+    let (connection, driver) = ClientConnection::handshake(tls, &settings);
     let identity = peer.identity.clone();
     tokio::task::spawn_local(drive(Rc::clone(proxy), driver, certificate, peer));
     Ok(TunnelHandle { connection, peer: identity })

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use http::StatusCode;
 use mesh_core::error::Code;
-use mesh_core::hbone::io::ReadAhead;
 use mesh_core::hbone::{Authority, HboneStream, Incoming, IncomingConnect, ServerConnection, Settings};
 use mesh_core::identity::SpiffeId;
 use mesh_core::policy::{Conn, Verdict, evaluate};
@@ -25,7 +24,6 @@ use mesh_core::tls::{self, WorkloadCertificate};
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::dial::{self, tls_failed};
 use super::failed::Failed;
@@ -36,7 +34,7 @@ use super::worker::{PodProxy, until};
 use super::{OWN_PORTS, canonical, proxy_header};
 
 /// What HTTP/2 runs over.
-type Tunnel = TlsStream<ReadAhead<TcpStream>>;
+type Tunnel = tls::Channel<TcpStream>;
 
 /// Who is at the other end of a tunnel.
 pub(super) struct Remote {
@@ -86,7 +84,7 @@ async fn accept_tls(
     let patience = shared.config.proxy.workload_wait;
     let (_, workload) = proxy.pod.workload(shared, patience).await?;
     let certificate = shared.certificates.wait(&workload.identity, patience).await?;
-    let accepted = tls::accept(certificate.server_config(), ReadAhead::new(socket)).await;
+    let accepted = tls::accept(certificate.server_config(), socket).await;
     let (tls, peer) = accepted.map_err(|e| {
         if e.code() == Code::PeerRevoked {
             count_revoked(proxy);
@@ -97,7 +95,7 @@ async fn accept_tls(
 }
 
 /// Serves the CONNECTs of one tunnel until it ends. While draining, it takes no new ones and lets the others end.
-async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<Tunnel>, peer: &Rc<Remote>) {
+async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<TcpStream>, peer: &Rc<Remote>) {
     let drain = proxy.shared().drain.clone();
     let mut drained = std::pin::pin!(drain.cancelled().fuse());
     let mut draining = false;

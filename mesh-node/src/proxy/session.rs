@@ -23,7 +23,7 @@ use super::worker::PodProxy;
 pub(super) struct Session {
     proxy: Rc<PodProxy>,
     /// Taken when the connection has ended.
-    recorder: Option<Recorder>,
+    recorder: Option<Rc<Recorder>>,
     trace: Trace,
 }
 
@@ -45,7 +45,7 @@ impl Session {
             dst: asked,
         };
         let mut handles = proxy.worker.handles.borrow_mut();
-        let recorder = Some(proxy.shared().telemetry.open(&mut handles, opened));
+        let recorder = Some(Rc::new(proxy.shared().telemetry.open(&mut handles, opened)));
         Self { proxy: Rc::clone(proxy), recorder, trace }
     }
 
@@ -58,7 +58,7 @@ impl Session {
     ) {
         let denied = Cell::new(None);
         let Some(recorder) = &self.recorder else { return };
-        let ended = copy::sockets(application, peer, recorder, policy(registered, &denied)).await;
+        let ended = copy::sockets(application, peer, &**recorder, policy(registered, &denied)).await;
         self.end(&ended, denied.take());
     }
 
@@ -72,7 +72,7 @@ impl Session {
         let denied = Cell::new(None);
         let Some(recorder) = &self.recorder else { return };
         let cancel = policy(registered, &denied);
-        let ended = copy::socket_and_tunnel(application, tunnel, recorder, cancel).await;
+        let ended = copy::socket_and_tunnel(application, tunnel, Rc::clone(recorder), cancel).await;
         self.end(&ended, denied.take());
     }
 

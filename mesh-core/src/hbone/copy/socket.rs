@@ -1,16 +1,16 @@
 //! One direction between two sockets.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::super::buffers;
 use super::Ended;
+use crate::tls::buffers::Buffer;
 
 /// Copies until the end of file, then shuts the target's write side down. `ends` says what a failure of the source and
 /// of the target mean.
@@ -22,46 +22,50 @@ pub(super) async fn copy(
 ) -> Result<(), Ended> {
     let [source, target] = ends;
     loop {
-        let Some(mut buffer) = poll_fn(|cx| poll_read(from, cx, buffers::SIZE)).await.map_err(source)? else {
+        let read = poll_fn(|cx| poll_read(from, cx)).await.map_err(source)?;
+        let Some((buffer, mut rest)) = read else {
             return shutdown(to).map_err(target);
         };
-        while buffer.has_remaining() {
-            let n = poll_fn(|cx| poll_write(to, cx, &buffer)).await.map_err(target)?;
+        while !rest.is_empty() {
+            let n = poll_fn(|cx| poll_write(to, cx, &buffer[rest.clone()])).await.map_err(target)?;
             count(n as u64);
-            buffer.advance(n);
+            rest.start += n;
         }
-        buffers::give(buffer);
     }
 }
 
-/// Reads at most `most` bytes into a buffer of the thread's, once there are any; `None` at the end of file.
-pub(super) fn poll_read(
-    from: &TcpStream,
-    cx: &mut Context<'_>,
-    most: usize,
-) -> Poll<io::Result<Option<BytesMut>>> {
+/// Reads what is there into a buffer of the thread's, once there is anything; `None` at the end of file.
+fn poll_read(from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<(Buffer, Range<usize>)>>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
-        if let Some(read) = try_read(from, most) {
-            return Poll::Ready(read);
+        let mut buffer = Buffer::take();
+        match read(from, &mut [IoSliceMut::new(&mut buffer)]) {
+            Ok(0) => return Poll::Ready(Ok(None)),
+            Ok(n) => return Poll::Ready(Ok(Some((buffer, 0..n)))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Poll::Ready(Err(e)),
         }
     }
 }
 
-/// Reads what is there; `None` if nothing is.
-pub(super) fn try_read(from: &TcpStream, most: usize) -> Option<io::Result<Option<BytesMut>>> {
-    use bytes::BufMut as _;
-    let mut buffer = buffers::take();
-    let read = from.try_read_buf(&mut (&mut buffer).limit(most));
-    if let Ok(1..) = read {
-        return Some(Ok(Some(buffer)));
-    }
-    buffers::give(buffer);
-    match read {
-        Ok(_) => Some(Ok(None)),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
-        Err(e) => Some(Err(e)),
-    }
+/// Reads once. A read that could have been longer has emptied the socket: it counts as "would block", too, so that no
+/// second read has to find that out.
+pub(super) fn read(from: &TcpStream, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    let room: usize = slices.iter().map(|slice| slice.len()).sum();
+    let mut short = None;
+    let result = from.try_io(Interest::READABLE, || {
+        let socket = SockRef::from(from);
+        let n = match slices {
+            [one] => io::Read::read(&mut &*socket, one)?,
+            several => io::Read::read_vectored(&mut &*socket, several)?,
+        };
+        if n == 0 || n == room {
+            return Ok(n);
+        }
+        short = Some(n);
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    short.map_or(result, Ok)
 }
 
 fn poll_write(to: &TcpStream, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {

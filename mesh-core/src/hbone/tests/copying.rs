@@ -1,17 +1,15 @@
 //! The copy loops, over real sockets.
 
 use std::io;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use super::super::copy::{Ended, Transferred, socket_and_tunnel, sockets};
-use super::super::io::ReadAhead;
 use super::*;
 use crate::identity::SpiffeId;
 use crate::tls::testing::TestCa;
@@ -25,19 +23,16 @@ struct Path {
 }
 
 struct Relay {
-    bytes: Arc<Transferred>,
+    bytes: Rc<Transferred>,
     ended: JoinHandle<Ended>,
     cancel: Option<oneshot::Sender<()>>,
 }
 
 impl Relay {
-    fn new(run: impl AsyncFnOnce(Arc<Transferred>, oneshot::Receiver<()>) -> Ended + Send + 'static) -> Self
-    where
-        TcpStream: Send,
-    {
+    fn new(run: impl AsyncFnOnce(Rc<Transferred>, oneshot::Receiver<()>) -> Ended + 'static) -> Self {
         let (cancel, cancelled) = oneshot::channel();
-        let bytes = Arc::new(Transferred::default());
-        let ended = tokio::task::spawn_local(run(Arc::clone(&bytes), cancelled));
+        let bytes = Rc::new(Transferred::default());
+        let ended = tokio::task::spawn_local(run(Rc::clone(&bytes), cancelled));
         Self { bytes, ended, cancel: Some(cancel) }
     }
 
@@ -61,13 +56,13 @@ async fn relay(client: &ClientConnection, far: &mut Far) -> Path {
     let (client, near_socket) = socket_pair().await;
     let (server, far_socket) = socket_pair().await;
     let start = |socket, stream| {
-        Relay::new(async move |bytes: Arc<Transferred>, cancelled| {
+        Relay::new(async move |bytes: Rc<Transferred>, cancelled| {
             let cancel = async move {
                 if cancelled.await.is_err() {
                     std::future::pending().await
                 }
             };
-            socket_and_tunnel(socket, stream, &*bytes, cancel).await
+            socket_and_tunnel(socket, stream, bytes, cancel).await
         })
     };
     Path { client, server, near: start(near_socket, near), far: start(far_socket, far) }
@@ -80,12 +75,9 @@ async fn tls_tunnel() -> (ClientConnection, Far) {
     let config = ca.issue(&pay).client_config(std::slice::from_ref(&pay)).unwrap();
     let server = ca.issue(&pay).server_config();
     let (near, far) = socket_pair().await;
-    let (near, far) = tokio::join!(
-        crate::tls::connect(config, ReadAhead::new(near)),
-        crate::tls::accept(server, ReadAhead::new(far))
-    );
-    let (client, driver) = ClientConnection::handshake(near.unwrap().0, &Settings::client()).await.unwrap();
-    tokio::spawn(driver);
+    let (near, far) = tokio::join!(crate::tls::connect(config, near), crate::tls::accept(server, far));
+    let (client, driver) = ClientConnection::handshake(near.unwrap().0, &Settings::client());
+    tokio::task::spawn_local(driver);
     (client, serve(far.unwrap().0))
 }
 
@@ -288,7 +280,7 @@ fn a_copy_that_is_dropped_resets_both_sides() {
         let (client, mut far, _) = tunnel().await;
         let (stream, _theirs) = open(&client, &mut far).await;
         let (mut app, socket) = socket_pair().await;
-        drop(socket_and_tunnel(socket, stream, &Transferred::default(), std::future::pending()));
+        drop(socket_and_tunnel(socket, stream, Rc::new(Transferred::default()), std::future::pending()));
         assert!(is_reset(read_some(&mut app).await), "also before the first poll");
 
         let Path { mut client, mut server, near, far } = relay(&client, &mut far).await;
@@ -391,19 +383,19 @@ fn an_idle_connection_holds_no_buffer_and_its_task_is_small() {
             server.read_exact(&mut vec![0; 200_000]).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(buffers::kept() <= 4, "{} buffers for one thread", buffers::kept());
+        assert!(crate::tls::buffers::kept() <= 4, "{} buffers for one thread", crate::tls::buffers::kept());
 
         let (near, _theirs) = open(&client, &mut far).await;
         let (socket, _) = socket_pair().await;
-        let bytes = Transferred::default();
-        let copying = socket_and_tunnel(socket, near, &bytes, std::future::pending());
+        let bytes = Rc::new(Transferred::default());
+        let copying = socket_and_tunnel(socket, near, bytes, std::future::pending());
         let size = size_of_val(&copying);
         assert!(size <= 1024, "the future has {size} bytes");
     });
 }
 
 fn plain(first: TcpStream, second: TcpStream) -> Relay {
-    Relay::new(async move |bytes: Arc<Transferred>, cancelled| {
+    Relay::new(async move |bytes: Rc<Transferred>, cancelled| {
         let cancel = async move {
             if cancelled.await.is_err() {
                 std::future::pending().await
@@ -454,29 +446,5 @@ fn two_sockets_share_a_reset_and_a_cancellation() {
         assert!(is_reset(read_some(&mut client).await));
         assert!(is_reset(read_some(&mut server).await));
         assert!(matches!(relay.ended.await.unwrap(), Ended::Cancelled));
-    });
-}
-
-#[test]
-fn reading_ahead_serves_small_reads_from_one_large_one_and_returns_the_buffer() {
-    worker(async {
-        let (mut sender, receiver) = socket_pair().await;
-        let total = 1 << 20;
-        let mut receiver = ReadAhead::new(receiver);
-        let check = async {
-            let mut small = [0; 777];
-            let mut got = 0;
-            loop {
-                let n = receiver.read(&mut small).await.unwrap();
-                if n == 0 {
-                    break;
-                }
-                assert!(small[..n] == pattern(got as u64, n));
-                got += n;
-            }
-            assert_eq!(got, total);
-        };
-        tokio::join!(send_pattern(&mut sender, total), check);
-        assert_eq!(buffers::kept(), 1);
     });
 }

@@ -77,7 +77,7 @@ struct Frame {
 impl Raw {
     async fn new() -> (Self, Far) {
         let (near, far) = tokio::io::duplex(64 << 10);
-        let far = serve(far);
+        let far = serve(Channel::bare(far));
         let (read, write) = tokio::io::split(near);
         let mut raw = Self { write, read };
         raw.write.write_all(PREFACE).await.unwrap();
@@ -138,25 +138,25 @@ async fn next_frame(read: &mut ReadHalf<DuplexStream>) -> Option<Frame> {
     Some(Frame { kind: head[3], stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload })
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn something_else_than_http2_is_named() {
     for text in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], &[0; 64], b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"] {
         let (mut near, far) = tokio::io::duplex(4096);
-        let far = serve(far);
+        let far = serve(Channel::bare(far));
         near.write_all(text).await.unwrap();
         let error = far.ended.await.unwrap().unwrap_err();
         assert_eq!(error.code(), Code::TunnelHandshake, "{error}");
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_peer_that_never_begins_is_given_up() {
     let (_near, far) = tokio::io::duplex(4096);
-    let error = serve(far).ended.await.unwrap().unwrap_err();
+    let error = serve(Channel::bare(far)).ended.await.unwrap().unwrap_err();
     assert_eq!(error.code(), Code::TunnelHandshake);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_request_that_names_no_destination_is_a_400_and_the_connection_lives_on() {
     let (mut raw, mut far) = Raw::new().await;
     let bad = [
@@ -183,7 +183,7 @@ async fn a_request_that_names_no_destination_is_a_400_and_the_connection_lives_o
     far.connect().await.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_connect_with_a_path_or_an_unreadable_authority_is_a_stream_error_only() {
     let (mut raw, mut far) = Raw::new().await;
     let with_path = [
@@ -201,7 +201,7 @@ async fn a_connect_with_a_path_or_an_unreadable_authority_is_a_stream_error_only
     far.connect().await.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn headers_above_64_kib_are_refused_and_the_connection_lives_on() {
     let (mut raw, mut far) = Raw::new().await;
     let fields = [
@@ -228,7 +228,7 @@ async fn headers_above_64_kib_are_refused_and_the_connection_lives_on() {
     assert!(far.connect().await.request.baggage.is_some(), "60 KiB are within the limit");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn endless_continuation_is_cut_off() {
     let (raw, far) = Raw::new().await;
     let start = frame(HEADERS, 0, 1, &literal(":method", "CONNECT"));
@@ -245,7 +245,7 @@ async fn endless_continuation_is_cut_off() {
     assert_eq!(far.ended.await.unwrap().unwrap_err().code(), Code::TunnelViolation);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn streams_opened_and_reset_in_a_row_end_the_connection() {
     let (raw, far) = Raw::new().await;
     let (_, reason) = raw
@@ -255,7 +255,7 @@ async fn streams_opened_and_reset_in_a_row_end_the_connection() {
     assert_eq!(far.ended.await.unwrap().unwrap_err().code(), Code::TunnelViolation);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn more_than_200_streams_at_once_are_refused_one_by_one() {
     let (mut raw, mut far) = Raw::new().await;
     for n in 0..201 {
@@ -269,7 +269,7 @@ async fn more_than_200_streams_at_once_are_refused_one_by_one() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn data_beyond_the_window_ends_the_stream() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
@@ -287,7 +287,7 @@ async fn data_beyond_the_window_ends_the_stream() {
     assert_eq!(error.code(), Code::TunnelViolation, "{error:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_flood_of_tiny_data_frames_ends_the_connection() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
@@ -297,7 +297,7 @@ async fn a_flood_of_tiny_data_frames_ends_the_connection() {
     assert_eq!(reason, Some(ENHANCE_YOUR_CALM), "after {written} bytes");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_flood_of_empty_data_frames_ends_the_connection() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
@@ -321,7 +321,7 @@ async fn taken_from_a_peer_that_does_not_read(question: &[u8]) -> usize {
     written
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn pings_and_settings_of_a_peer_that_does_not_read_are_not_hoarded() {
     let taken = taken_from_a_peer_that_does_not_read(&frame(PING, 0, 0, b"12345678")).await;
     assert!(taken < 1 << 20, "{taken} bytes of PING");
@@ -329,7 +329,7 @@ async fn pings_and_settings_of_a_peer_that_does_not_read_are_not_hoarded() {
     assert!(taken < 1 << 20, "{taken} bytes of SETTINGS");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_goaway_in_mid_stream_lets_the_stream_finish() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
@@ -338,24 +338,24 @@ async fn a_goaway_in_mid_stream_lets_the_stream_finish() {
     raw.write.write_all(&frame(DATA, END_STREAM, 1, b"last words")).await.unwrap();
     assert_eq!(next(&mut stream).await.unwrap().unwrap(), "last words");
     assert!(next(&mut stream).await.is_none());
-    stream.send.send(bytes::Bytes::from_static(b"bye")).unwrap();
+    stream.send.send(b"bye").unwrap();
     stream.send.finish().unwrap();
     assert_eq!(raw.until(DATA).await.payload, b"bye");
     drop((stream, raw));
     assert!(far.ended.await.unwrap().is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_header_block_that_is_no_hpack_ends_the_connection() {
     let (mut raw, far) = Raw::new().await;
     raw.write.write_all(&frame(HEADERS, END_HEADERS, 1, &[0xff; 20])).await.unwrap();
     assert_eq!(far.ended.await.unwrap().unwrap_err().code(), Code::TunnelViolation);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn an_answer_with_headers_above_16_kib_fails_that_connect_only() {
     let (near, far) = tokio::io::duplex(256 << 10);
-    tokio::spawn(async move {
+    tokio::task::spawn_local(async move {
         let mut server = h2::server::handshake(far).await.unwrap();
         let mut big = true;
         while let Some(Ok((_, mut respond))) = server.accept().await {
@@ -390,10 +390,10 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_server_panic_or_hang(bytes in arbitrary_frames(), preface: bool) {
-        let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build_local(Default::default()).unwrap();
         rt.block_on(async move {
             let (mut near, far) = tokio::io::duplex(1 << 20);
-            let far = serve(far);
+            let far = serve(Channel::bare(far));
             if preface {
                 near.write_all(PREFACE).await.unwrap();
             }

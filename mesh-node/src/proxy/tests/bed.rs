@@ -236,8 +236,8 @@ impl Node {
         socket.bind(SocketAddr::new(self.ip, 0)).unwrap();
         let tcp = socket.connect(SocketAddr::new(peer, 15_008)).await.unwrap();
         let (tls, _) = mesh_core::tls::connect(config, tcp).await.unwrap();
-        let (connection, driver) = ClientConnection::handshake(tls, &Settings::client()).await.unwrap();
-        tokio::spawn(driver);
+        let (connection, driver) = ClientConnection::handshake(tls, &Settings::client());
+        tokio::task::spawn_local(driver);
         connection
     }
 

@@ -26,7 +26,7 @@ fn deny_all(index: &mut mesh_core::state::StateIndex) {
     index.apply_policy(&policy("no", security::Action::Deny as i32, vec![everything])).unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_denied_connection_is_reset_and_both_sides_say_why() {
     let bed = Bed::with(Config::default(), deny_all).await;
     is_reset(bed.a.try_connect(bed.echo)).await;
@@ -38,7 +38,7 @@ async fn a_denied_connection_is_reset_and_both_sides_say_why() {
     assert_eq!(failure.src_identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/a"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn plaintext_is_denied_by_a_policy_that_wants_an_identity_and_allowed_without_one() {
     let bed = Bed::new().await;
     // The echo server and the plaintext listener share an address, not a port: the application is where the
@@ -57,7 +57,7 @@ async fn plaintext_is_denied_by_a_policy_that_wants_an_identity_and_allowed_with
     assert!(exchange(bed.a.connect(bed.echo).await, b"x").await.is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_peer_with_another_identity_than_the_workload_is_not_trusted() {
     let ca = Arc::new(TestCa::new());
     let bed = Bed::signed_by(Arc::clone(&ca), ca, Leaf::of, Config::default(), |_| ()).await;
@@ -72,7 +72,7 @@ async fn a_peer_with_another_identity_than_the_workload_is_not_trusted() {
     assert_eq!(bed.a.codes()[0], "M0101");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_peer_of_a_foreign_authority_is_not_trusted() {
     let (ours, theirs) = (Arc::new(TestCa::new()), Arc::new(TestCa::new()));
     let bed = Bed::signed_by(ours, theirs, Leaf::of, Config::default(), |_| ()).await;
@@ -81,7 +81,7 @@ async fn a_peer_of_a_foreign_authority_is_not_trusted() {
     assert_eq!(bed.a.codes()[0], "M0106");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn an_expired_certificate_is_never_served() {
     let expired = |identity: &mesh_core::identity::SpiffeId| Leaf {
         not_after: SystemTime::now() - Duration::from_secs(1),
@@ -95,7 +95,7 @@ async fn an_expired_certificate_is_never_served() {
     until("the far side says why", || bed.b.codes().contains(&"M0120".to_owned())).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn plaintext_on_the_tunnel_port_is_refused_with_a_code() {
     let bed = Bed::new().await;
     let mut stream = TcpStream::connect((bed.b.ip, 15_008)).await.unwrap();
@@ -107,7 +107,7 @@ async fn plaintext_on_the_tunnel_port_is_refused_with_a_code() {
     assert_eq!(bed.b.codes(), ["M0111"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_pod_over_its_limit_of_connections_is_reset_with_a_code() {
     let mut config = Config::default();
     config.proxy.max_connections_per_pod = 1;
@@ -122,7 +122,7 @@ async fn a_pod_over_its_limit_of_connections_is_reset_with_a_code() {
     assert!(exchange(bed.a.connect(outside).await, b"x").await.is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn an_application_that_does_not_listen_is_a_503_and_a_reset() {
     let bed = Bed::new().await;
     let closed = {
@@ -134,14 +134,14 @@ async fn an_application_that_does_not_listen_is_a_503_and_a_reset() {
     assert_eq!((bed.a.codes()[0].as_str(), bed.b.codes()[0].as_str()), ("M0213", "M0301"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn an_application_that_calls_the_meshs_own_ports_on_loopback_is_reset() {
     let bed = Bed::new().await;
     is_reset(bed.a.try_connect(SocketAddr::new(bed.b.ip, 15_001))).await;
     assert_eq!(bed.a.codes(), ["M0312"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_tunnel_leads_only_to_this_pod_and_not_to_the_meshs_own_ports() {
     let bed = Bed::new().await;
     let tunnel = bed.a.tunnel(bed.b.ip, "spiffe://cluster.local/ns/shop/sa/b").await;
@@ -163,7 +163,7 @@ async fn a_tunnel_leads_only_to_this_pod_and_not_to_the_meshs_own_ports() {
     assert!(tunnel.open(&ConnectRequest::to(bed.echo)).await.is_ok(), "the tunnel itself is not harmed");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_pod_that_leaves_takes_its_connections_with_it() {
     let bed = Bed::new().await;
     let mut stream = bed.a.connect(bed.echo).await;
@@ -174,7 +174,7 @@ async fn a_pod_that_leaves_takes_its_connections_with_it() {
     until("reported", || bed.b.codes().contains(&"M0315".to_owned())).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_denial_for_want_of_an_allow_names_the_policies_that_do_not_allow() {
     let bed = Bed::with(Config::default(), |index| {
         index.apply_policy(&policy("nobody", security::Action::Allow as i32, vec![])).unwrap();
@@ -186,7 +186,7 @@ async fn a_denial_for_want_of_an_allow_names_the_policies_that_do_not_allow() {
     assert_eq!(failure.decided_by.as_deref(), Some("AuthorizationPolicy shop/nobody"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_revoked_peer_loses_its_open_tunnels_and_gets_no_new_one() {
     let bed = Bed::new().await;
     let mut stream = bed.a.connect(bed.echo).await;

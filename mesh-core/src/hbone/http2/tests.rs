@@ -1,0 +1,4 @@
+//! The pure parts, each alone.
+
+mod blocks;
+mod frames;
