@@ -5,7 +5,10 @@
 //! and beside each group the same thing is measured twice: a row that this A/A pair cannot resolve is "too noisy",
 //! never "ok".
 
+mod callgrind;
+mod instructions;
 mod l4;
+mod machine;
 mod memory;
 mod rig;
 mod rows;
@@ -27,6 +30,8 @@ pub struct Args {
 enum Bench {
     /// The L4 data path: no mesh, fast path, tunnel, bare relays, stock ztunnel
     L4(L4Args),
+    /// Instructions of the agents per round trip, connection and mebibyte, against the recorded ones
+    Instructions(instructions::Args),
 }
 
 /// Options of `bench l4`.
@@ -51,7 +56,10 @@ pub struct L4Args {
 /// # Errors
 /// The testbed cannot be built or a load does not run.
 pub fn run(args: &Args) -> Result<bool> {
-    let Bench::L4(l4) = &args.bench;
+    let l4 = match &args.bench {
+        Bench::L4(l4) => l4,
+        Bench::Instructions(args) => return instructions::run(args),
+    };
     let report = l4::run(l4)?;
     if l4.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -7,6 +7,7 @@ pub mod call;
 pub mod dns;
 pub mod load;
 pub mod relay;
+pub mod rounds;
 pub mod serve;
 pub mod web;
 
@@ -25,6 +26,8 @@ pub enum Tool {
     Web(web::Args),
     /// A bare copy relay
     Relay(relay::Args),
+    /// An exact number of round trips, or their server
+    Rounds(rounds::Args),
     /// A DNS server with fixed names
     Dns(dns::Args),
     /// Burns cycles that nobody else wants, so that a virtual CPU never halts
@@ -42,6 +45,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Load(args) => load::run(args),
         Tool::Web(args) => web::run(args),
         Tool::Relay(args) => relay::run(args),
+        Tool::Rounds(args) => rounds::run(args),
         Tool::Dns(args) => dns::run(args),
         Tool::Spin => loop {
             std::hint::spin_loop();

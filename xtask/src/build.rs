@@ -52,3 +52,17 @@ pub(crate) fn profile(profile: &str) -> Result<Built> {
     let dir = if profile == "dev" { "debug" } else { profile };
     Ok(Built { object, bin: paths::target()?.join(dir) })
 }
+
+/// The agent alone, optimised, around the kernel programs of an earlier build.
+pub(crate) fn optimised_agent(built: &Built) -> Result<PathBuf> {
+    run::step("agent (release)");
+    run::check(cargo(&built.object)?.args([
+        "build",
+        "--package",
+        "mesh-node",
+        "--bin",
+        "mesh-node",
+        "--release",
+    ]))?;
+    Ok(paths::target()?.join("release/mesh-node"))
+}

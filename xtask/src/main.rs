@@ -43,7 +43,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure: `bench l4 [--json] [--quick] [--ztunnel PATH]`
+    /// Measure: `bench l4 [--json] [--quick] [--ztunnel PATH]`, `bench instructions [--json] [--record]`
     Bench {
         /// The bench and its options, see `cargo xtask bench -- --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -30,6 +30,8 @@ const TESTBED: &[Need] = &[
     need("chrt", "util-linux"),
     need("tcpdump", "tcpdump"),
     need("nft", "nftables"),
+    need("taskset", "util-linux"),
+    need("valgrind", "valgrind"),
 ];
 
 /// Programs that we did not write, which run in pods.

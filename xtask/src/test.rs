@@ -27,6 +27,8 @@ enum Group {
     Kernel,
     /// Whole-mesh scenarios on real traffic (root)
     Testbed,
+    /// Instructions that the agents run per round trip, connection and mebibyte, against the recorded ones (root)
+    Instructions,
     /// All of them, in this order
     All,
 }
@@ -68,6 +70,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if wanted(Group::Testbed) && !run::interrupted() {
         close("testbed", scenarios(&built, &args.filter)?);
+    }
+    // A filter names tests, and figures are none.
+    let whole = args.group == Group::Instructions || args.filter.is_empty();
+    if wanted(Group::Instructions) && whole && !run::interrupted() {
+        close("instructions", instructions(&built)?);
     }
     println!("\n{}", lines.join("\n"));
     if run::interrupted() {
@@ -130,6 +137,11 @@ fn scenarios(built: &Built, filter: &[String]) -> Result<Tally> {
     run::step("testbed scenarios");
     let mut command = testbed::mesh_tests(built)?;
     counted(command.arg("run").args(filter))
+}
+
+fn instructions(built: &Built) -> Result<Tally> {
+    run::step("instructions of the agents");
+    counted(&mut testbed::instructions(built, &[])?)
 }
 
 /// Runs a test command, shows its output, and adds up its closing lines (`test result: ok. 3 passed; 0 failed; …`).

@@ -25,9 +25,23 @@ pub(crate) fn demo(args: &[String]) -> Result<()> {
     run::check(mesh_tests(&built)?.arg("demo").args(args))
 }
 
+/// `bench instructions`: only the agent is counted, so only the agent has to be optimised.
+pub(crate) fn instructions(built: &Built, args: &[String]) -> Result<Command> {
+    let mut command = mesh_tests(built)?;
+    command.args(["bench", "instructions"]);
+    if !args.iter().any(|arg| arg.starts_with("--agent")) {
+        command.arg("--agent").arg(build::optimised_agent(built)?);
+    }
+    command.args(args);
+    Ok(command)
+}
+
 /// A bench, with the binaries that are shipped.
 pub(crate) fn bench(args: &[String]) -> Result<()> {
     setup::run()?;
+    if args.first().is_some_and(|name| name == "instructions") {
+        return run::check(&mut instructions(&build::run(false)?, &args[1..])?);
+    }
     let built = build::profile("dist")?;
     run::check(mesh_tests(&built)?.arg("bench").args(args))
 }

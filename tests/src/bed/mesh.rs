@@ -22,6 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct MeshOptions {
     /// More arguments of every `mesh-node run`.
     pub agent: Vec<String>,
+    /// What to run in place of the `mesh-node` binary: another one, or a program that runs it.
+    pub agent_command: Option<Vec<String>>,
     /// More arguments of `mesh-control run`.
     pub control: Vec<String>,
     /// Environment of all of them.
@@ -122,14 +124,17 @@ impl Testbed {
         let token = self.token(node)?;
         let root = self.state_dir().join("root-cert.pem");
         let pins = Path::new(leftovers::PINS).join(format!("{}-{node}", self.name));
-        let program = run::binary("mesh-node")?;
+        let mut argv = match &options.agent_command {
+            Some(command) => command.clone(),
+            None => vec![run::binary("mesh-node")?.to_string_lossy().into_owned()],
+        };
         let node = self.node_mut(node)?;
         let token_file = node.dir.join("token");
         std::fs::write(&token_file, token).context("cannot write the token")?;
         let number = node.agents.len();
         let control = net::underlay_v4(net::CONTROL);
-        let mut argv = vec![program.to_string_lossy().into_owned(), "run".to_owned()];
         argv.extend([
+            "run".to_owned(),
             format!("--node={}", node.name),
             format!("--xds=https://{control}:15012"),
             "--xds-hostname=istiod.istio-system.svc".to_owned(),

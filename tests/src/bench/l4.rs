@@ -6,7 +6,6 @@ use super::stats::Estimate;
 use super::{L4Args, memory, times};
 use crate::bed::run;
 use anyhow::Result;
-use serde_json::json;
 use std::collections::HashMap;
 
 const SHAPES: &[Shape] = &[
@@ -103,7 +102,7 @@ pub(super) fn run(args: &L4Args) -> Result<Report> {
         eprintln!("cold first connection, enrolment");
         rows.extend(times::rows(&mut rig, args.quick)?);
     }
-    Ok(Report { machine: machine(), rows })
+    Ok(Report { machine: super::machine::describe(), rows })
 }
 
 fn measure(rig: &Rig, shape: Shape, rounds: usize, seconds: f64) -> Result<Rounds> {
@@ -181,17 +180,4 @@ fn rows_of(shape: Shape, all: &Rounds, peer: bool) -> Vec<Row> {
     rows.push(Row::ratio(&format!("aa.tunnel.{name}{what}"), Bar::None, noise, None));
     rows.push(Row::ratio(&format!("aa.tunnel.{name}.cpu"), Bar::None, cpu_noise, None));
     rows
-}
-
-fn machine() -> serde_json::Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model =
-        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown");
-    json!({
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "cpu": model,
-        "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "load": read("/proc/loadavg").split(' ').next(),
-    })
 }
