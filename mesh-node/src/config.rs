@@ -204,6 +204,9 @@ pub struct Proxy {
     pub max_connections_per_pod: usize,
     /// Whether a pod, while it is not the node's only one, may hold no more connections than the node has free.
     pub fair_share: bool,
+    /// Mebibytes that the agent may hold; above, more connections are refused. 0 means 7/8 of its cgroup's `memory.max`,
+    /// where one is set.
+    pub max_memory_mib: u64,
     /// Streams per tunnel, at most.
     pub pool_max_streams: usize,
     /// A tunnel without streams is closed after this long.
@@ -223,6 +226,7 @@ impl Default for Proxy {
             max_connections: 0,
             max_connections_per_pod: 0,
             fair_share: true,
+            max_memory_mib: 0,
             pool_max_streams: 100,
             pool_unused_release: Duration::from_secs(300),
             response_baggage: true,

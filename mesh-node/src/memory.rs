@@ -10,6 +10,11 @@ use crate::proxy::limits::Gauge;
 
 /// How often the number of connections is looked at.
 const EVERY: Duration = Duration::from_secs(3);
+/// How often memory is looked at where it is limited.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// While memory is over its limit, what is free in the heap is given back this often: only what is in use may refuse
+/// connections.
+const TRIM_EVERY: Duration = Duration::from_millis(500);
 
 /// Gives memory back once the start is over, and whenever the connections have fallen to less than half.
 pub async fn give_back(gauge: Arc<Gauge>) {
@@ -20,6 +25,60 @@ pub async fn give_back(gauge: Arc<Gauge>) {
             crate::sys::trim_heap();
         }
     }
+}
+
+/// The limit in bytes: what is given, else what the agent's cgroup leaves; 0 for none.
+#[must_use]
+pub fn limit(given_mib: u64) -> usize {
+    let bytes = match given_mib {
+        0 => cgroup_limit().map_or(0, |max| max / 8 * 7),
+        mib => mib.saturating_mul(1 << 20),
+    };
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// `memory.max` of the agent's own cgroup (cgroup v2).
+fn cgroup_limit() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then_some(at)
+    })?;
+    std::fs::read_to_string(std::path::Path::new(mount).join(own).join("memory.max"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Tells `gauge` what the agent holds, without end.
+pub async fn watch(gauge: Arc<Gauge>) {
+    let mut trimmed = tokio::time::Instant::now();
+    let mut over = false;
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Some(bytes) = resident() else { continue };
+        let now_over = gauge.holds(bytes);
+        if now_over != over {
+            let (limit, connections) = (gauge.memory_limit(), gauge.open());
+            tracing::warn!(bytes, limit, connections, over = now_over, "memory crossed its limit");
+            over = now_over;
+        }
+        if over && trimmed.elapsed() >= TRIM_EVERY {
+            crate::sys::trim_heap();
+            trimmed = tokio::time::Instant::now();
+        }
+    }
+}
+
+/// Resident bytes of this process.
+fn resident() -> Option<usize> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size())
 }
 
 /// The most connections since memory was last given back; none: it never was.
@@ -43,6 +102,19 @@ impl Wave {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_that_is_given_is_in_mebibytes() {
+        assert_eq!(limit(3), 3 << 20);
+    }
+
+    #[test]
+    fn resident_memory_grows_with_what_is_used() {
+        let before = resident().unwrap();
+        let used = vec![1_u8; 64 << 20];
+        let after = resident().unwrap();
+        assert!(after > before + (32 << 20), "{before} before, {after} with {} more", used.len());
+    }
 
     #[test]
     fn memory_is_given_back_after_the_start_and_after_each_wave_and_not_in_between() {

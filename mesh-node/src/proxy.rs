@@ -11,8 +11,10 @@
 //! | [`live`] | inbound connections that are evaluated again when policy changes |
 //! | [`session`] | metrics, access log and failures of one connection |
 //! | [`limits`] | how many connections at once |
+//! | [`busy`] | how much of the workers each pod takes |
 //! | [`net`] | how sockets enter and leave a pod; the seam to the kernel |
 
+mod busy;
 pub mod dial;
 pub mod failed;
 pub mod failures;

@@ -139,6 +139,7 @@ async fn serve(
             node: limit,
             per_pod: config.proxy.max_connections_per_pod,
             fair_share: config.proxy.fair_share,
+            memory: crate::memory::limit(config.proxy.max_memory_mib),
         }),
         failures: Failures::default(),
         candidates,
@@ -244,6 +245,9 @@ impl Tasks {
         let server = control::xds_server(config);
         tokio::task::spawn_local(async move { report::run(&server, reports).await });
         tokio::task::spawn_local(crate::memory::give_back(Arc::clone(&self.shared.gauge)));
+        if self.shared.gauge.memory_limit() != usize::MAX {
+            tokio::task::spawn_local(crate::memory::watch(Arc::clone(&self.shared.gauge)));
+        }
         let revoked = Rc::new(Notify::new());
         if let Some(path) = config.ca.crl.clone() {
             let (workers, revoked) = (Rc::clone(&self.workers), Rc::clone(&revoked));

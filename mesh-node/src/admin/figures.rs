@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::capture::{Capture, CaptureError, Counter};
-use crate::proxy::limits::Gauge;
+use crate::proxy::limits::{Gauge, Share};
 
 type Counters = Box<dyn Fn() -> Result<Vec<Counter>, CaptureError> + Send + Sync>;
 
@@ -56,15 +56,32 @@ impl Figures {
             let limit = encoder.encode_descriptor("undermesh_connections_limit", help, None, gauge)?;
             shown(self.gauge.limit()).encode(limit)?;
         }
+        if self.gauge.memory_limit() != usize::MAX {
+            let help =
+                "Resident bytes above which the agent takes no more connections of pods that have many";
+            let limit = encoder.encode_descriptor("undermesh_memory_limit_bytes", help, None, gauge)?;
+            shown(self.gauge.memory_limit()).encode(limit)?;
+        }
         let pods = self.gauge.by_pod();
         let help = "Connections and tunnels that the agent holds open for one pod";
         let mut family = encoder.encode_descriptor("undermesh_pod_connections_open", help, None, gauge)?;
-        for (label, open) in &pods {
-            let (namespace, pod) = label.split_once('/').unwrap_or(("", label));
-            shown(*open).encode(family.encode_family(&[("namespace", namespace), ("pod", pod)])?)?;
+        for share in &pods {
+            shown(share.open).encode(family.encode_family(&labels(share))?)?;
+        }
+        let help = "Time that data workers spent on connections and tunnels of one pod";
+        let name = "undermesh_pod_worker_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for share in &pods {
+            let seconds = ConstCounter::new(share.busy.as_secs_f64());
+            seconds.encode(family.encode_family(&labels(share))?)?;
         }
         Ok(())
     }
+}
+
+fn labels(share: &Share) -> [(&str, &str); 2] {
+    let (namespace, pod) = share.label.split_once('/').unwrap_or(("", &share.label));
+    [("namespace", namespace), ("pod", pod)]
 }
 
 impl Collector for Figures {
@@ -89,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_scrape_shows_kernel_counters_by_reason_and_open_connections_by_pod() {
-        let gauge = Gauge::new(Limits { node: 100, per_pod: 0, fair_share: true });
+        let gauge = Gauge::new(Limits { node: 100, memory: 1 << 20, ..Limits::default() });
         let pod = gauge.pod("shop/cart");
         let _held = [pod.admit().unwrap(), pod.admit().unwrap()];
         let counted = |reason, count| Counter { reason, meaning: "", count };
@@ -101,7 +118,9 @@ mod tests {
             r#"undermesh_kernel_events_total{reason="refused_no_agent"} 0"#,
             "undermesh_connections_open 2",
             "undermesh_connections_limit 100",
+            "undermesh_memory_limit_bytes 1048576",
             r#"undermesh_pod_connections_open{namespace="shop",pod="cart"} 2"#,
+            r#"undermesh_pod_worker_seconds_total{namespace="shop",pod="cart"} 0.0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
         }

@@ -107,6 +107,9 @@ pub struct RunArgs {
     /// Whether a pod must leave as many connections free as it holds, while other pods are enrolled
     #[arg(long, value_name = "BOOL", env = "UM_FAIR_SHARE")]
     pub fair_share: Option<bool>,
+    /// Mebibytes that the agent may hold before it refuses connections [default: 7/8 of its cgroup's memory.max]
+    #[arg(long, value_name = "MIB", env = "UM_MAX_MEMORY_MIB")]
+    pub max_memory: Option<u64>,
     /// Streams per tunnel, at most
     #[arg(long, value_name = "N", env = "POOL_MAX_STREAMS_PER_CONNECTION")]
     pub pool_max_streams: Option<usize>,
@@ -179,6 +182,7 @@ impl RunArgs {
         set(&mut proxy.max_connections, &self.max_connections);
         set(&mut proxy.max_connections_per_pod, &self.max_connections_per_pod);
         set(&mut proxy.fair_share, &self.fair_share);
+        set(&mut proxy.max_memory_mib, &self.max_memory);
         set(&mut proxy.pool_max_streams, &self.pool_max_streams);
         set(&mut proxy.pool_unused_release, &self.pool_unused_release);
         set(&mut proxy.response_baggage, &self.response_baggage);

@@ -19,6 +19,7 @@ use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::busy;
 use super::failed::Failed;
 use super::pool::{Key, Tunnel};
 use super::worker::PodProxy;
@@ -160,7 +161,9 @@ where
     let settings = Settings { streams: streams(shared.config.proxy.pool_max_streams), ..Settings::client() };
     let (connection, driver) = ClientConnection::handshake(tls, &settings);
     let identity = peer.identity.clone();
-    tokio::task::spawn_local(drive(Rc::clone(proxy), driver, certificate, peer));
+    let pod = Arc::clone(&proxy.pod);
+    let driven = drive(Rc::clone(proxy), driver, certificate, peer);
+    tokio::task::spawn_local(async move { busy::counted(&pod.gauge, driven).await });
     Ok(TunnelHandle { connection, peer: identity })
 }
 

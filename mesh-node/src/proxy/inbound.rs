@@ -119,8 +119,8 @@ async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<TcpStrea
         };
         match incoming {
             Some(Ok(Incoming::Connect(connect))) => {
-                let (gone, proxy, peer) = (proxy.pod.gone.clone(), Rc::clone(proxy), Rc::clone(peer));
-                until(gone, async move || serve(&proxy, connect, &peer).await);
+                let (pod, proxy, peer) = (Arc::clone(&proxy.pod), Rc::clone(proxy), Rc::clone(peer));
+                until(pod, async move || serve(&proxy, connect, &peer).await);
             }
             Some(Ok(Incoming::Malformed(error))) => {
                 let failed = Failed::new(error.code(), error.to_string());

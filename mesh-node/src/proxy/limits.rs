@@ -1,16 +1,21 @@
 //! How many connections the agent takes at once: more than that are refused at once instead of making all slow.
 //!
-//! Three limits, each with a name that logs and metrics say: `node`, all pods together; `pod`, what the operator gives
-//! each pod; and `share`: while more than one pod is enrolled, a pod holds at most as many connections as the node has
+//! Four limits, each with a name that logs and metrics say: `node`, all pods together; `pod`, what the operator gives
+//! each pod; `share`: while more than one pod is enrolled, a pod holds at most as many connections as the node has
 //! free. So one greedy pod stops at half, two at a third each, and there is always room for another pod's next one.
+//! And `memory`: above what the agent may hold, pods with at least an average number of connections get no more; the
+//! others still do within a reserve, since it is not they who fill it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 /// File descriptors that are kept for what is no connection: logs, pins, maps, admin, the control plane.
 const RESERVED_FILES: usize = 256;
 /// A proxied connection holds two sockets at most.
 const FILES_PER_CONNECTION: usize = 2;
+/// This part of the memory limit, on top of it, is for pods with few connections.
+const MEMORY_RESERVE: usize = 8;
 
 /// The limit that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub enum Overload {
     Pod,
     /// This pod's fair share.
     Share,
+    /// The agent's memory.
+    Memory,
 }
 
 impl Overload {
@@ -33,6 +40,7 @@ impl Overload {
             Self::Share => {
                 "the pod's fair share of the node's open connections is reached: it holds as many as are free"
             }
+            Self::Memory => "the agent holds as much memory as it may",
         }
     }
 
@@ -43,6 +51,7 @@ impl Overload {
             Self::Node => "node",
             Self::Pod => "pod",
             Self::Share => "share",
+            Self::Memory => "memory",
         }
     }
 }
@@ -56,12 +65,16 @@ pub struct Limits {
     pub per_pod: usize,
     /// Whether one pod must leave room for the others.
     pub fair_share: bool,
+    /// Bytes that the agent may hold; 0 means any number.
+    pub memory: usize,
 }
 
 /// Counts the connections of all pods.
 #[derive(Debug)]
 pub struct Gauge {
     open: AtomicUsize,
+    /// Resident bytes of the agent, as last seen.
+    memory: AtomicUsize,
     limits: Limits,
     pods: Mutex<Vec<Weak<PodGauge>>>,
     /// As many as there are in `pods`, for the data path.
@@ -73,7 +86,20 @@ pub struct Gauge {
 pub struct PodGauge {
     label: String,
     open: AtomicUsize,
+    /// Nanoseconds that workers spent on it.
+    busy: AtomicU64,
     node: Arc<Gauge>,
+}
+
+/// A pod's share of the agent at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// `namespace/name`.
+    pub label: String,
+    /// Open connections.
+    pub open: usize,
+    /// Time that workers spent on its connections since it was enrolled.
+    pub busy: Duration,
 }
 
 fn or_any(limit: usize) -> usize {
@@ -93,14 +119,26 @@ impl Gauge {
     /// No pod yet.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
-        let limits = Limits { node: or_any(limits.node), per_pod: or_any(limits.per_pod), ..limits };
-        Arc::new(Self { open: AtomicUsize::new(0), limits, pods: Mutex::default(), enrolled: 0.into() })
+        let limits = Limits {
+            node: or_any(limits.node),
+            per_pod: or_any(limits.per_pod),
+            memory: or_any(limits.memory),
+            ..limits
+        };
+        Arc::new(Self {
+            open: AtomicUsize::new(0),
+            memory: AtomicUsize::new(0),
+            limits,
+            pods: Mutex::default(),
+            enrolled: 0.into(),
+        })
     }
 
     /// Counts for a pod, which is among the node's as long as this lives. `label` is `namespace/name`.
     #[must_use]
     pub fn pod(self: &Arc<Self>, label: &str) -> Arc<PodGauge> {
-        let pod = Arc::new(PodGauge { label: label.to_owned(), open: 0.into(), node: Arc::clone(self) });
+        let node = Arc::clone(self);
+        let pod = Arc::new(PodGauge { label: label.to_owned(), open: 0.into(), busy: 0.into(), node });
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.push(Arc::downgrade(&pod));
         self.enrolled.fetch_add(1, Ordering::Relaxed);
@@ -119,13 +157,42 @@ impl Gauge {
         self.limits.node
     }
 
-    /// Each pod's label and open connections.
+    /// Bytes that the agent may hold; `usize::MAX` for any number.
     #[must_use]
-    pub fn by_pod(&self) -> Vec<(String, usize)> {
+    pub fn memory_limit(&self) -> usize {
+        self.limits.memory
+    }
+
+    /// Says what the agent holds now; whether that is more than it may.
+    pub fn holds(&self, bytes: usize) -> bool {
+        self.memory.store(bytes, Ordering::Relaxed);
+        bytes > self.limits.memory
+    }
+
+    /// Whether there is no memory for another connection of a pod that has `open`.
+    fn is_full_for(&self, open: usize) -> bool {
+        let memory = self.memory.load(Ordering::Relaxed);
+        let limit = self.limits.memory;
+        if memory <= limit {
+            return false;
+        }
+        let pods = self.enrolled.load(Ordering::Relaxed).max(1);
+        let below_average = open < self.open().div_ceil(pods);
+        !below_average || memory > limit.saturating_add(limit / MEMORY_RESERVE)
+    }
+
+    /// Each pod's share.
+    #[must_use]
+    pub fn by_pod(&self) -> Vec<Share> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         // Upgraded and dropped outside of the lock: the last one takes it.
         let pods: Vec<Arc<PodGauge>> = pods.iter().filter_map(Weak::upgrade).collect();
-        pods.iter().map(|pod| (pod.label.clone(), pod.open())).collect()
+        let share = |pod: &Arc<PodGauge>| Share {
+            label: pod.label.clone(),
+            open: pod.open(),
+            busy: Duration::from_nanos(pod.busy.load(Ordering::Relaxed)),
+        };
+        pods.iter().map(share).collect()
     }
 }
 
@@ -134,6 +201,11 @@ impl PodGauge {
     #[must_use]
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Counts time that a worker spent on the pod.
+    pub fn spent(&self, time: Duration) {
+        self.busy.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Admits one connection, or says which limit it would exceed.
@@ -149,6 +221,9 @@ impl PodGauge {
         // Workers look and count without a lock: each may let one too many in.
         if limits.fair_share && enrolled.load(Ordering::Relaxed) > 1 && self.open() >= free {
             return Err(Overload::Share);
+        }
+        if self.node.is_full_for(self.open()) {
+            return Err(Overload::Memory);
         }
         if !enter(&self.node.open, limits.node) {
             return Err(Overload::Node);
@@ -201,7 +276,7 @@ mod tests {
     use super::*;
 
     fn limits(node: usize, per_pod: usize) -> Arc<Gauge> {
-        Gauge::new(Limits { node, per_pod, fair_share: false })
+        Gauge::new(Limits { node, per_pod, ..Limits::default() })
     }
 
     #[test]
@@ -240,7 +315,7 @@ mod tests {
 
     #[test]
     fn greedy_pods_leave_room_for_the_next_one() {
-        let node = Gauge::new(Limits { node: 1200, per_pod: 0, fair_share: true });
+        let node = Gauge::new(Limits { node: 1200, fair_share: true, ..Limits::default() });
         let (greedy, second, third) = (node.pod("shop/a"), node.pod("shop/b"), node.pod("shop/c"));
         let (held, overload) = fill(&greedy);
         assert_eq!((held.len(), overload), (600, Overload::Share), "half of the node");
@@ -253,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_only_pod_of_a_node_may_have_it_all() {
-        let node = Gauge::new(Limits { node: 8, per_pod: 0, fair_share: true });
+        let node = Gauge::new(Limits { node: 8, fair_share: true, ..Limits::default() });
         let only = node.pod("shop/a");
         let other = node.pod("shop/b");
         drop(other);
@@ -266,11 +341,37 @@ mod tests {
         let node = limits(0, 0);
         let (a, b) = (node.pod("shop/a"), node.pod("shop/b"));
         let held = b.admit().unwrap();
-        assert_eq!(node.by_pod(), [("shop/a".to_owned(), 0), ("shop/b".to_owned(), 1)]);
+        let listed = || -> Vec<_> { node.by_pod().into_iter().map(|pod| (pod.label, pod.open)).collect() };
+        assert_eq!(listed(), [("shop/a".to_owned(), 0), ("shop/b".to_owned(), 1)]);
         drop((a, b));
-        assert_eq!(node.by_pod(), [("shop/b".to_owned(), 1)], "its connection is still open");
+        assert_eq!(listed(), [("shop/b".to_owned(), 1)], "its connection is still open");
         drop(held);
         assert!(node.by_pod().is_empty());
+    }
+
+    #[test]
+    fn when_memory_is_full_the_pods_that_fill_it_get_no_more_connections() {
+        let node = Gauge::new(Limits { memory: 800, ..Limits::default() });
+        let (large, small) = (node.pod("shop/a"), node.pod("shop/b"));
+        let _held: Vec<_> = (0..10).map(|_| large.admit().unwrap()).collect();
+        assert!(!node.holds(800));
+        assert!(large.admit().is_ok());
+        assert!(node.holds(801));
+        assert_eq!(large.admit().unwrap_err(), Overload::Memory);
+        assert!(small.admit().is_ok(), "within the reserve");
+        node.holds(901);
+        assert_eq!(small.admit().unwrap_err(), Overload::Memory, "the reserve is full, too");
+        node.holds(700);
+        assert!(large.admit().is_ok(), "memory is free again");
+    }
+
+    #[test]
+    fn a_pods_time_adds_up() {
+        let node = limits(0, 0);
+        let pod = node.pod("shop/a");
+        pod.spent(Duration::from_millis(2));
+        pod.spent(Duration::from_millis(3));
+        assert_eq!(node.by_pod()[0].busy, Duration::from_millis(5));
     }
 
     #[test]

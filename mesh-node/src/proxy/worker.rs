@@ -18,6 +18,7 @@ use mesh_core::state::Workload;
 use mesh_core::telemetry::{DryRunCounters, HandleCache, LimitLabels};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,7 @@ use super::failed::Failed;
 use super::limits::Permit;
 use super::live::Registry;
 use super::pool::Pool;
-use super::{Pod, Shared, inbound, outbound, plaintext};
+use super::{Pod, Shared, busy, inbound, outbound, plaintext};
 
 /// A draining listener is closed once no connection came for this long: a handshake that began before the successor's
 /// listener took over ends within it, retransmissions of the SYN-ACK included.
@@ -35,6 +36,9 @@ const QUIET: Duration = Duration::from_secs(3);
 const LONGEST_QUIET: Duration = Duration::from_secs(30);
 /// How often tunnels are looked through for idle ones.
 const RELEASE_EVERY: Duration = Duration::from_secs(10);
+/// Turns of tasks after which a worker asks the kernel what else is ready: a round trip must not wait for every bulk
+/// stream that has more to move.
+const TURNS: u32 = 8;
 /// A worker that is out of files waits this long before it accepts again.
 const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(50);
 
@@ -113,19 +117,29 @@ impl Worker {
         let (commands, received) = mpsc::unbounded_channel();
         let exit = CancellationToken::new();
         let until = exit.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (started, result) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name(format!("um-data-{index}")).spawn(move || {
-            let tasks = tokio::task::LocalSet::new();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .event_interval(TURNS)
+                .build_local(LocalOptions::default());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                // Who started us waits for this.
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let _ = started.send(Ok(()));
             let local = Local::new(index, shared);
-            tasks.block_on(&runtime, async {
+            runtime.block_on(async {
                 tokio::select! {
                     () = serve(&local, received) => {}
                     () = until.cancelled() => {}
                 }
             });
             // Connections that are still open end here, each with its line in the log.
-            drop(tasks);
+            drop(runtime);
         })?;
+        result.recv().unwrap_or_else(|_| Err(io::Error::other("the thread of a data worker ended")))?;
         Ok(Self { commands, exit, thread: Some(thread) })
     }
 
@@ -355,23 +369,26 @@ async fn on_accept_error(proxy: &PodProxy, error: &io::Error) {
 /// Starts the task of a connection. Each kind has its own type of task: an idle connection must not hold the room that
 /// a handshake of another kind would need.
 fn spawn(proxy: &Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
-    let (gone, proxy) = (proxy.pod.gone.clone(), Rc::clone(proxy));
+    let (pod, proxy) = (Arc::clone(&proxy.pod), Rc::clone(proxy));
     match kind {
-        Kind::Outbound => until(gone, async move || outbound::handle(&proxy, stream, peer).await),
-        Kind::Plaintext => until(gone, async move || plaintext::handle(&proxy, stream, peer).await),
-        Kind::Hbone => until(gone, async move || inbound::handle(&proxy, stream, peer).await),
+        Kind::Outbound => until(pod, async move || outbound::handle(&proxy, stream, peer).await),
+        Kind::Plaintext => until(pod, async move || plaintext::handle(&proxy, stream, peer).await),
+        Kind::Hbone => until(pod, async move || inbound::handle(&proxy, stream, peer).await),
     }
 }
 
-/// Starts a task that ends with its pod. It takes what makes the future, because a future that is handed over would be
-/// held twice.
-pub(super) fn until(gone: CancellationToken, handle: impl AsyncFnOnce() + 'static) {
-    drop(tokio::task::spawn_local(guarded(gone, handle)));
+/// Starts a task of a pod, which ends with it and whose time counts as the pod's. It takes what makes the future, because
+/// a future that is handed over would be held twice.
+pub(super) fn until(pod: Arc<Pod>, handle: impl AsyncFnOnce() + 'static) {
+    drop(tokio::task::spawn_local(guarded(pod, handle)));
 }
 
-async fn guarded(gone: CancellationToken, handle: impl AsyncFnOnce()) {
-    tokio::select! {
-        () = handle() => {}
-        () = gone.cancelled() => {}
-    }
+async fn guarded(pod: Arc<Pod>, handle: impl AsyncFnOnce()) {
+    let guarded = async {
+        tokio::select! {
+            () = handle() => {}
+            () = pod.gone.cancelled() => {}
+        }
+    };
+    busy::counted(&pod.gauge, guarded).await;
 }

@@ -196,6 +196,7 @@ impl Node {
                 node: config.proxy.max_connections,
                 per_pod: config.proxy.max_connections_per_pod,
                 fair_share: config.proxy.fair_share,
+                ..Limits::default()
             }),
             failures: Default::default(),
             candidates: offered,
