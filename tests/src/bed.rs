@@ -29,6 +29,7 @@ pub mod relay;
 pub mod run;
 pub mod testbed;
 pub mod wait;
+pub mod wan;
 
 pub use load::Load;
 pub use pod::Pod;

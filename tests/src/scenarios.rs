@@ -11,6 +11,8 @@ mod hostile;
 mod insight;
 mod interop;
 mod life;
+mod network;
+mod overload;
 mod peers;
 mod plain;
 mod policy;
@@ -89,6 +91,8 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         control::SCENARIOS,
         gateways::SCENARIOS,
         interop::SCENARIOS,
+        network::SCENARIOS,
+        overload::SCENARIOS,
     ]
     .into_iter()
     .flatten()

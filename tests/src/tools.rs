@@ -9,6 +9,7 @@ pub mod load;
 pub mod relay;
 pub mod rounds;
 pub mod serve;
+pub mod transfer;
 pub mod web;
 
 use anyhow::Result;
@@ -28,6 +29,8 @@ pub enum Tool {
     Relay(relay::Args),
     /// An exact number of round trips, or their server
     Rounds(rounds::Args),
+    /// Bytes both ways with hashes of what arrived, or their server
+    Transfer(transfer::Args),
     /// A DNS server with fixed names
     Dns(dns::Args),
     /// Burns cycles that nobody else wants, so that a virtual CPU never halts
@@ -46,6 +49,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Web(args) => web::run(args),
         Tool::Relay(args) => relay::run(args),
         Tool::Rounds(args) => rounds::run(args),
+        Tool::Transfer(args) => transfer::run(args),
         Tool::Dns(args) => dns::run(args),
         Tool::Spin => loop {
             std::hint::spin_loop();
