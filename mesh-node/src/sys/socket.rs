@@ -75,6 +75,19 @@ pub fn outbound_socket(netns: &Netns, ipv6: bool) -> io::Result<Socket> {
 /// for our connection answers it, towards `lo`.
 const SOURCE_PORTS: std::ops::Range<u32> = 1_024..32_768;
 
+/// The `n`th source port of an agent. Each goes through the range in an order of its own: what an earlier agent holds,
+/// a thousand idle connections made one after the other, would else lie in the way of the next one as one block.
+fn source_port(pid: u32, n: u32) -> u16 {
+    const COUNT: u32 = SOURCE_PORTS.end - SOURCE_PORTS.start;
+    // Odd and no multiple of 31, as COUNT is 2^10 * 31: so that every port has its turn.
+    let mut stride = (pid.wrapping_mul(0x9E37_79B9) >> 16) % COUNT | 1;
+    if stride.is_multiple_of(31) {
+        stride += 2;
+    }
+    let port = SOURCE_PORTS.start + (pid.wrapping_mul(7_919) % COUNT + n % COUNT * stride) % COUNT;
+    u16::try_from(port).unwrap_or(u16::MAX)
+}
+
 /// Binds to the next of [`SOURCE_PORTS`]. Sockets may share a port, so that the number of connections is bounded by
 /// whole tuples; a tuple that is taken shows at connect.
 fn bind_below_ephemeral(socket: &Socket, source: IpAddr) -> io::Result<()> {
@@ -82,13 +95,9 @@ fn bind_below_ephemeral(socket: &Socket, source: IpAddr) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const TRIES: u32 = 64;
     socket.set_reuse_address(true)?;
-    // Agents of one node that overlap in time start at different places.
-    let start = std::process::id().wrapping_mul(7_919);
     let mut last = None;
     for _ in 0..TRIES {
-        let step = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = SOURCE_PORTS.start + step % (SOURCE_PORTS.end - SOURCE_PORTS.start);
-        let port = u16::try_from(port).map_err(io::Error::other)?;
+        let port = source_port(std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         match socket.bind(&SockAddr::from(SocketAddr::new(source, port))) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = Some(error),
             bound => return bound,
@@ -122,4 +131,33 @@ pub fn application_socket(
     }
     bind_below_ephemeral(&socket, source)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const COUNT: u32 = SOURCE_PORTS.end - SOURCE_PORTS.start;
+
+    #[test]
+    fn every_source_port_has_its_turn_whatever_the_agents_process_id_is() {
+        for pid in [1, 30, 31, 4_711, 65_536, u32::MAX] {
+            let ports: HashSet<u16> = (0..COUNT).map(|n| source_port(pid, n)).collect();
+            assert_eq!(ports.len(), COUNT as usize, "pid {pid}");
+            assert!(ports.iter().all(|port| SOURCE_PORTS.contains(&u32::from(*port))), "pid {pid}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_connections_of_one_agent_are_no_wall_for_another() {
+        for (old, new) in [(1000, 1001), (1000, 1002), (4_711, 28_233), (70_000, 70_011)] {
+            let held: HashSet<u16> = (0..1000).map(|n| source_port(old, n)).collect();
+            let mut row = 0;
+            for n in 0..COUNT {
+                row = if held.contains(&source_port(new, n)) { row + 1 } else { 0 };
+                assert!(row < 16, "pids {old} and {new}: {row} ports in a row are taken");
+            }
+        }
+    }
 }
