@@ -83,6 +83,14 @@ impl Registration {
             .any(|g| g.pid != self.me.pid && g.phase == Phase::Serving && g.started_ms >= self.me.started_ms)
     }
 
+    /// Whether an agent that started later is about to serve the node.
+    #[must_use]
+    pub fn has_heir(&self) -> bool {
+        list(&self.run_dir)
+            .iter()
+            .any(|g| g.pid != self.me.pid && g.phase == Phase::Starting && g.started_ms >= self.me.started_ms)
+    }
+
     /// Whether all draining agents together hold more than `limit` bytes, and this one is the oldest of them: the one
     /// that ends what it still carries.
     #[must_use]
@@ -185,11 +193,13 @@ mod tests {
         let me = Registration::new(dir.path()).unwrap();
         let other = std::os::unix::process::parent_id();
         write(dir.path(), other, Phase::Starting, me.me.started_ms + 1);
-        assert!(!me.has_successor(), "it does not serve yet");
+        assert!(!me.has_successor() && me.has_heir(), "it does not serve yet");
         write(dir.path(), other, Phase::Serving, me.me.started_ms + 1);
-        assert!(me.has_successor());
+        assert!(me.has_successor() && !me.has_heir());
         write(dir.path(), other, Phase::Serving, 1);
         assert!(!me.has_successor(), "it is an older one");
+        write(dir.path(), other, Phase::Starting, 1);
+        assert!(!me.has_heir(), "it is an older one");
     }
 
     #[test]

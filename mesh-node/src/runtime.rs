@@ -49,6 +49,12 @@ const CANDIDATES: usize = 1024;
 const DRAIN_POLL: Duration = Duration::from_millis(200);
 /// A draining agent stays at least this long: connections that were under way to its listeners still come.
 const DRAIN_LEAST: Duration = Duration::from_secs(4);
+/// Told to leave, an agent serves on for this long: in a restart, the next one starts only now.
+const HEIR_COMES: Duration = Duration::from_secs(2);
+/// How long it serves on while the next one gets ready.
+const HEIR_SERVES: Duration = Duration::from_secs(30);
+/// How often it looks.
+const HEIR_POLL: Duration = Duration::from_millis(50);
 
 /// How long the last lines of the access log may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -301,10 +307,26 @@ impl Tasks {
         }
     }
 
+    /// Serves on until a successor does, and tells whether one does. One that has started is waited for; none may come.
+    async fn succession(&self, signals: &mut Signals, registration: &mut Registration) -> bool {
+        let began = Instant::now();
+        while !registration.has_successor() {
+            let patience = if registration.has_heir() { HEIR_SERVES } else { HEIR_COMES };
+            if began.elapsed() >= patience {
+                return false;
+            }
+            tokio::select! {
+                () = signals.next() => return false,
+                () = tokio::time::sleep(HEIR_POLL) => {}
+            }
+        }
+        true
+    }
+
     /// Takes nothing new and lets connections end, until none is left, the limit is reached or a second signal comes.
     async fn drain(self, signals: &mut Signals, registration: &mut Registration) {
         let limit = self.shared.config.drain.limit;
-        let successor = registration.has_successor();
+        let successor = self.succession(signals, registration).await;
         tracing::info!(successor, ?limit, connections = self.shared.gauge.open(), "draining");
         if successor {
             self.handed_over.cancel();
