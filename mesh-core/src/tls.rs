@@ -31,7 +31,7 @@ pub(crate) mod sending;
 pub mod testing;
 pub mod verify;
 
-pub use certificate::{CertificateError, WorkloadCertificate};
+pub use certificate::{CertificateError, WorkloadCertificate, expiry};
 pub use channel::Channel;
 pub use crl::Revocations;
 pub use error::{PeerError, TlsError};

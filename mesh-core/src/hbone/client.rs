@@ -97,6 +97,18 @@ impl ClientConnection {
         self.active_streams() + 1 < self.max_streams()
     }
 
+    /// Has the peer pinged now rather than when it was quiet for long; the answer shows in
+    /// [`ClientConnection::pongs`]. One that does not come in the usual time ends the connection.
+    pub fn ping(&self) {
+        self.0.shared.core.borrow_mut().ask_for_ping();
+    }
+
+    /// How many pings the peer has answered.
+    #[must_use]
+    pub fn pongs(&self) -> u64 {
+        self.0.shared.core.borrow().pongs()
+    }
+
     /// Whether no stream can be opened any more: the connection ended, or the peer sent GOAWAY.
     #[must_use]
     pub fn is_closed(&self) -> bool {

@@ -241,6 +241,13 @@ impl fmt::Debug for WorkloadCertificate {
     }
 }
 
+/// The end of validity of a chain: of the certificate in it that ends first. `None` if none can be read. The second
+/// that it names still counts as valid (RFC 5280 §4.1.2.5).
+#[must_use]
+pub fn expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    chain.iter().filter_map(|der| Some(facts(der).ok()?.not_after)).min()
+}
+
 /// PEM of certificates, for dumps.
 #[must_use]
 pub fn to_pem(certs: &[CertificateDer<'_>]) -> String {

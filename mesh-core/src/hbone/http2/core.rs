@@ -129,6 +129,10 @@ pub(in super::super) struct Core {
     pub(super) useless: u32,
     /// Something came since [`Self::take_heard`].
     pub(super) heard: bool,
+    /// A ping is to be sent now.
+    asked: bool,
+    /// Keepalive pings that were answered.
+    pub(super) pongs: u64,
     pub(super) scratch: Vec<u8>,
 }
 
@@ -165,6 +169,8 @@ impl Core {
             slots: Vec::new(),
             useless: 0,
             heard: false,
+            asked: false,
+            pongs: 0,
             scratch: Vec::new(),
         };
         core.introduce();
@@ -630,6 +636,21 @@ impl Core {
 
     pub(super) fn ping(&mut self) {
         self.sending.push(&[&head(8, frame::PING, 0, 0), &ALIVE_PING]);
+    }
+
+    /// Has a ping sent now, unless one is under way.
+    pub(in super::super) fn ask_for_ping(&mut self) {
+        self.asked = true;
+        self.wake_driver();
+    }
+
+    pub(super) const fn take_asked(&mut self) -> bool {
+        std::mem::replace(&mut self.asked, false)
+    }
+
+    /// How many keepalive pings were answered.
+    pub(in super::super) const fn pongs(&self) -> u64 {
+        self.pongs
     }
 
     /// Whether anything came since this was last asked.

@@ -43,6 +43,8 @@ pub(in super::super) struct Engine<IO> {
     phase: Phase,
     timer: Pin<Box<Sleep>>,
     awaits_pong: bool,
+    /// Pings that were answered before the one that is under way.
+    pongs_before: u64,
     settings: Settings,
 }
 
@@ -57,6 +59,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
             phase: Phase::Open,
             timer: Box::pin(tokio::time::sleep(settings.ping_interval)),
             awaits_pong: false,
+            pongs_before: 0,
             settings: settings.clone(),
         }
     }
@@ -213,9 +216,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
 
     /// Asks a peer that says nothing whether it is there.
     fn silence(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<(), Over> {
-        while self.timer.as_mut().poll(cx).is_ready() {
+        if self.awaits_pong && core.pongs() != self.pongs_before {
+            self.awaits_pong = false;
+            self.timer.as_mut().reset(Instant::now() + self.settings.ping_interval);
+        }
+        let mut asked = core.take_asked() && !self.awaits_pong;
+        while std::mem::take(&mut asked) || self.timer.as_mut().poll(cx).is_ready() {
             let heard = core.take_heard();
             let next = if self.awaits_pong && heard {
+                // Slow, and there.
                 self.awaits_pong = false;
                 self.settings.ping_interval
             } else if self.awaits_pong {
@@ -229,6 +238,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
                 core.ping();
                 let _ = core.sending.poll_send(&mut self.io, cx);
                 self.awaits_pong = true;
+                self.pongs_before = core.pongs();
                 self.settings.ping_timeout
             };
             self.timer.as_mut().reset(Instant::now() + next);
