@@ -8,6 +8,8 @@
 //! | [`plaintext`] | connections from peers without a tunnel |
 //! | [`dial`] | sockets, TLS and HTTP/2 towards a peer or the application |
 //! | [`pool`] | which tunnel a stream uses |
+//! | [`expiry`] | until when a tunnel takes new streams |
+//! | [`suspects`] | endpoints that lately did not take a connection |
 //! | [`live`] | inbound connections that are evaluated again when policy changes |
 //! | [`session`] | metrics, access log and failures of one connection |
 //! | [`limits`] | how many connections at once |
@@ -16,6 +18,7 @@
 
 mod busy;
 pub mod dial;
+mod expiry;
 pub mod failed;
 pub mod failures;
 mod inbound;
@@ -27,6 +30,7 @@ mod plaintext;
 pub(crate) mod pool;
 mod proxy_header;
 mod session;
+mod suspects;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod worker;
@@ -39,7 +43,7 @@ use arc_swap::ArcSwap;
 use mesh_core::error::Code;
 use mesh_core::state::{LocalWorkload, MeshState, Workload};
 use mesh_core::telemetry::{NodeMetrics, Telemetry};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::certs::Certificates;
@@ -104,6 +108,8 @@ pub struct Pod {
     pub gauge: Arc<PodGauge>,
     /// Told when the pod is gone or no longer enrolled.
     pub gone: CancellationToken,
+    /// Told when the pod stops being an endpoint, as when it begins to terminate: peers are to look for another.
+    pub leaving: Notify,
 }
 
 impl Pod {

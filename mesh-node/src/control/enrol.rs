@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::admin::{self, PodState};
-use mesh_core::state::{LocalWorkload, MeshState};
+use mesh_core::state::{Health, LocalWorkload, MeshState};
 use mesh_core::xds::proto::node::{EnrolledPod as Reported, EnrolmentReport};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,8 @@ struct Enrolled {
     kernel: Arc<EnrolledPod>,
     /// Its queries are answered as long as this lives.
     dns: Option<dns::PodHandle>,
+    /// Whether the pod was an endpoint of its services when it was last looked at.
+    endpoint: bool,
 }
 
 /// The parts that the enroller works with.
@@ -197,6 +199,7 @@ impl Enroller {
         }
         self.repair();
         self.apply_dns(&state, &wanted);
+        self.tell_leaving(&state);
         self.find_kubelets();
         self.sweep();
         self.make_room_for_nameservers();
@@ -295,6 +298,7 @@ impl Enroller {
             net: Box::new(KernelNet { capture: Arc::clone(capture), pod: Arc::clone(&kernel) }),
             gauge: shared.gauge.pod(&format!("{}/{}", info.namespace, info.name)),
             gone: CancellationToken::new(),
+            leaving: Notify::new(),
         });
         // Registered before they are handed over: the kernel needs one of each group, alive or queued.
         if let Some(first) = listeners.first() {
@@ -316,7 +320,7 @@ impl Enroller {
             Ok(dns)
         };
         match activate() {
-            Ok(dns) => Ok(Enrolled { pod, kernel, dns }),
+            Ok(dns) => Ok(Enrolled { pod, kernel, dns, endpoint: false }),
             Err(error) => {
                 self.withdraw(&pod);
                 Err(error)
@@ -388,6 +392,18 @@ impl Enroller {
             let Some(workload) = state.local_workload(&enrolled.pod.local) else { continue };
             if let Err(error) = self.parts.capture.set_dns(&enrolled.kernel, answers_dns(workload)) {
                 tracing::error!(%error, "whether a pod's DNS queries are answered cannot be changed");
+            }
+        }
+    }
+
+    /// Peers of pods that stopped being endpoints are told to look for others: GOAWAY on their tunnels.
+    fn tell_leaving(&mut self, state: &MeshState) {
+        for enrolled in self.enrolled.values_mut() {
+            let workload = state.local_workload(&enrolled.pod.local);
+            let endpoint = workload.is_some_and(|w| w.health == Health::Healthy);
+            if std::mem::replace(&mut enrolled.endpoint, endpoint) && !endpoint {
+                tracing::debug!(pod = %enrolled.pod.label, "no endpoint any more: its tunnels take no new connections");
+                enrolled.pod.leaving.notify_waiters();
             }
         }
     }

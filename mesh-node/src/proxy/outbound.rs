@@ -1,14 +1,17 @@
 //! Connections of the pod's application: original destination, route, tunnel or plain socket, bytes.
 //!
 //! Until the peer has answered, nothing of the application's bytes is sent, so that another endpoint can be tried when
-//! one does not take the connection. A connection that cannot be made is reset, never closed as if it had ended.
+//! one does not take the connection, or does not answer. A connection that cannot be made is reset, never closed as if
+//! it had ended.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mesh_core::error::Code;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use mesh_core::error::{Code, Side};
 use mesh_core::hbone::{Authority, BaggageHeader, ConnectRequest, Forwarded, HboneStream, TraceParent};
 use mesh_core::identity::SpiffeId;
 use mesh_core::route::{self, Dial, Protocol, Route, RouteKind, Tunnel};
@@ -21,13 +24,23 @@ use super::failed::Failed;
 use super::limits::Permit;
 use super::pool::{Key, Lease};
 use super::session::{Session, report_early};
+use super::suspects::Fault;
 use super::worker::PodProxy;
 use super::{OWN_PORTS, canonical};
 use crate::config::SameNode;
 use crate::fastpath::Candidate;
 
 /// Endpoints that are tried for one connection.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 8;
+/// An endpoint that has not taken the connection by then may still do so, but another is tried beside it.
+const ANOTHER_AFTER: Duration = Duration::from_secs(1);
+/// Tunnels to one endpoint that are tried for one connection.
+const TUNNELS: usize = 3;
+/// A tunnel on which a CONNECT is unanswered for this long is asked whether it lives: the peer answers a ping whatever
+/// its application does.
+const OPEN_PATIENCE: Duration = Duration::from_millis(500);
+/// How long that answer may take. A tunnel that is only slow is not harmed: it takes new streams again once it answers.
+const PONG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What carries the application's bytes.
 enum Upstream {
@@ -110,47 +123,116 @@ struct Asked<'a> {
 type NotEstablished = (Option<Route>, Failed);
 
 impl Asked<'_> {
-    /// Tries endpoints until one takes the connection.
+    /// Tries endpoints until one takes the connection: those first that did not fail lately.
     async fn establish(&self, state: &MeshState) -> Result<(Route, Upstream), NotEstablished> {
-        let mut excluded: Vec<Str> = Vec::new();
-        let mut last: Option<NotEstablished> = None;
-        for _ in 0..ATTEMPTS {
-            let request = route::Outbound {
-                source: self.source,
-                client: self.peer.ip(),
-                destination: self.destination,
-                excluded: &excluded,
-                illegal_ports: &OWN_PORTS,
-            };
-            let route = match route::outbound(state, &request, &mut fastrand::Rng::new()) {
-                Ok(route) => route,
-                // That the others did not take it says more than that no other is left.
-                Err(error) => {
-                    let none_left = || (None, Failed::new(error.code(), error.to_string()));
-                    return Err(last.unwrap_or_else(none_left));
+        let mut avoided = self.proxy.worker.suspects.avoided(self.destination, Instant::now());
+        let first = self.route(state, &[], &mut avoided).map_err(|failed| (None, failed))?;
+        if first.has_alternatives() {
+            return self.race(state, first, avoided).await;
+        }
+        let (route, outcome) = self.attempt(first).await;
+        outcome.map(|upstream| (route.clone(), upstream)).map_err(|failed| (Some(route), failed))
+    }
+
+    /// The next endpoint is tried when one has failed, and beside one that does not answer; the first that takes the
+    /// connection has it.
+    async fn race(
+        &self,
+        state: &MeshState,
+        first: Route,
+        mut avoided: Vec<Str>,
+    ) -> Result<(Route, Upstream), NotEstablished> {
+        let suspects = &self.proxy.worker.suspects;
+        let mut tried: Vec<Str> = Vec::new();
+        let mut waiting = first.chosen().cloned();
+        let mut attempts = FuturesUnordered::from_iter([self.attempt(first)]);
+        let mut impatient = std::pin::pin!(tokio::time::sleep(ANOTHER_AFTER));
+        let mut left = ATTEMPTS - 1;
+        loop {
+            let failure = tokio::select! {
+                biased;
+                Some((route, outcome)) = attempts.next() => match outcome {
+                    Ok(upstream) => {
+                        if let Some(uid) = route.chosen() {
+                            suspects.took(self.destination, uid);
+                        }
+                        return Ok((route, upstream));
+                    }
+                    Err(failed) => {
+                        if let Some(uid) = route.chosen() {
+                            if failed.code.side() == Side::Server {
+                                suspects.failed(self.destination, uid, fault(failed.code), Instant::now());
+                            }
+                            tried.push(uid.clone());
+                        }
+                        if !moves_on(failed.code) {
+                            return Err((Some(route), failed));
+                        }
+                        Some((Some(route), failed))
+                    }
+                },
+                () = &mut impatient, if left > 0 => {
+                    if let Some(uid) = waiting.take() {
+                        suspects.failed(self.destination, &uid, Fault::Silent, Instant::now());
+                        tried.push(uid);
+                    }
+                    None
                 }
             };
-            let named = route.clone();
-            let (route, connected) = match self.resolve(route).await {
-                Ok(route) => {
-                    let connected = self.connect(&route).await;
-                    (route, connected)
+            match self.route(state, &tried, &mut avoided) {
+                Ok(route) if left > 0 => {
+                    left -= 1;
+                    waiting = route.chosen().cloned();
+                    attempts.push(self.attempt(route));
+                    impatient.as_mut().reset(tokio::time::Instant::now() + ANOTHER_AFTER);
                 }
-                Err(failed) => (named, Err(failed)),
-            };
-            match connected {
-                Ok(upstream) => return Ok((route, upstream)),
-                Err(failed) => {
-                    let retry = failed.code.retry() && route.has_alternatives();
-                    excluded.extend(route.chosen().cloned());
-                    last = Some((Some(route), failed));
-                    if !retry {
-                        break;
+                // That no other is left says less than what those that were tried said.
+                _ => {
+                    left = 0;
+                    if let Some(failure) = failure
+                        && attempts.is_empty()
+                    {
+                        return Err(failure);
                     }
                 }
             }
         }
-        Err(last.unwrap_or_else(|| (None, Failed::new(Code::NoEndpoint, "no endpoint was tried"))))
+    }
+
+    /// The way to an endpoint that was not `tried`; to one that is `avoided` only when there is no other, and then none
+    /// is avoided any more.
+    fn route(&self, state: &MeshState, tried: &[Str], avoided: &mut Vec<Str>) -> Result<Route, Failed> {
+        let among = |excluded: &[Str]| {
+            let request = route::Outbound {
+                source: self.source,
+                client: self.peer.ip(),
+                destination: self.destination,
+                excluded,
+                illegal_ports: &OWN_PORTS,
+            };
+            route::outbound(state, &request, &mut fastrand::Rng::new())
+        };
+        let found = if avoided.is_empty() {
+            among(tried)
+        } else {
+            among(&[tried, avoided].concat()).or_else(|_| {
+                avoided.clear();
+                among(tried)
+            })
+        };
+        found.map_err(|error| Failed::new(error.code(), error.to_string()))
+    }
+
+    /// One endpoint, with the route as it was dialled.
+    async fn attempt(&self, route: Route) -> (Route, Result<Upstream, Failed>) {
+        let named = route.clone();
+        match self.resolve(route).await {
+            Ok(route) => {
+                let connected = self.connect(&route).await;
+                (route, connected)
+            }
+            Err(failed) => (named, Err(failed)),
+        }
     }
 
     /// The route with an address to dial; names of workloads outside the cluster are resolved on the node.
@@ -213,7 +295,7 @@ impl Asked<'_> {
     }
 
     /// A stream on a pooled tunnel. A tunnel that began to drain between checkout and use is replaced, and so is one that
-    /// turns out to be broken: until the peer has answered, it has nothing of the application's bytes.
+    /// turns out to be broken or does not answer: until the peer has answered, it has nothing of the application's bytes.
     async fn open(
         &self,
         address: SocketAddr,
@@ -221,15 +303,19 @@ impl Asked<'_> {
         request: &ConnectRequest,
     ) -> Result<(Lease<TunnelHandle>, mesh_core::hbone::Opened), Failed> {
         let key = self.key(address, tunnel);
-        let mut tries = ATTEMPTS;
+        let mut tries = TUNNELS;
         loop {
             let dial = || dial::tunnel(Rc::clone(self.proxy), key.clone());
             let lease = self.proxy.pool.checkout(&key, dial).await?;
             tries -= 1;
-            match lease.tunnel().connection.open(request).await {
-                Ok(opened) => return Ok((lease, opened)),
-                Err(error) if (error.unprocessed() || error.broke()) && tries > 0 => {}
-                Err(error) => return Err(error.into()),
+            let opening = lease.tunnel().connection.open(request);
+            let answer =
+                if tries > 0 { answered(lease.tunnel(), opening).await } else { Some(opening.await) };
+            match answer {
+                Some(Ok(opened)) => return Ok((lease, opened)),
+                Some(Err(error)) if (error.unprocessed() || error.broke()) && tries > 0 => {}
+                Some(Err(error)) => return Err(error.into()),
+                None => {}
             }
         }
     }
@@ -307,6 +393,61 @@ impl Asked<'_> {
                 source: self.peer.ip(),
                 destination: self.destination,
             });
+        }
+    }
+}
+
+/// The answer to a CONNECT, or `None` when the peer answers nothing any more, not even a ping.
+async fn answered(
+    tunnel: &TunnelHandle,
+    opening: impl Future<Output = Result<mesh_core::hbone::Opened, mesh_core::hbone::Error>>,
+) -> Option<Result<mesh_core::hbone::Opened, mesh_core::hbone::Error>> {
+    let mut opening = std::pin::pin!(opening);
+    loop {
+        if let Ok(answer) = tokio::time::timeout(OPEN_PATIENCE, &mut opening).await {
+            return Some(answer);
+        }
+        tunnel.doubt();
+        if let Ok(answer) = tokio::time::timeout(PONG_PATIENCE, &mut opening).await {
+            return Some(answer);
+        }
+        if tunnel.is_doubted() {
+            return None;
+        }
+    }
+}
+
+/// Whether another endpoint may take a connection that one did not take so: whatever broke before the endpoint said yes
+/// has delivered nothing. A refusal by policy is an answer, though.
+const fn moves_on(code: Code) -> bool {
+    use Code::{PeerBadRequest, PeerStatus, TunnelLost, TunnelReset, TunnelSilent};
+    code.retry() || matches!(code, PeerBadRequest | PeerStatus | TunnelLost | TunnelReset | TunnelSilent)
+}
+
+const fn fault(code: Code) -> Fault {
+    match code {
+        Code::DialTimeout | Code::TunnelTimeout | Code::TlsTimeout | Code::TunnelSilent => Fault::Silent,
+        _ => Fault::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_moves_on_from_whatever_broke_and_not_from_a_denial() {
+        for code in [
+            Code::DialFailed,
+            Code::TunnelLost,
+            Code::TunnelReset,
+            Code::PeerUnavailable,
+            Code::PeerBadRequest,
+        ] {
+            assert!(moves_on(code), "{code}");
+        }
+        for code in [Code::PeerDenied, Code::PolicyDenied, Code::OwnPort] {
+            assert!(!moves_on(code), "{code}");
         }
     }
 }

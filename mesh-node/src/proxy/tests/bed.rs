@@ -159,6 +159,7 @@ fn pod_with(name: &str, node: &str, net: Loopback, of: &Arc<Gauge>) -> Arc<Pod> 
         net: Box::new(net),
         gauge: of.pod(&format!("shop/{name}")),
         gone: CancellationToken::new(),
+        leaving: tokio::sync::Notify::new(),
     })
 }
 
