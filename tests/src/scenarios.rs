@@ -5,6 +5,7 @@
 //! client got.
 
 mod control;
+mod endpoints;
 mod fast;
 mod gateways;
 mod hostile;
@@ -21,6 +22,7 @@ mod services;
 mod settings;
 pub(crate) mod shop;
 mod time;
+mod upgrades;
 mod waypoints;
 mod wire;
 
@@ -80,10 +82,12 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         policy::SCENARIOS,
         fast::SCENARIOS,
         life::SCENARIOS,
+        upgrades::SCENARIOS,
         insight::SCENARIOS,
         programs::SCENARIOS,
         settings::SCENARIOS,
         services::SCENARIOS,
+        endpoints::SCENARIOS,
         hostile::SCENARIOS,
         peers::SCENARIOS,
         waypoints::SCENARIOS,

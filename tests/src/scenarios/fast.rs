@@ -41,7 +41,7 @@ const LOCAL: &str = "shop/local";
 
 /// Whether the client's kernel shows a connection straight to the server's address: on the tunnel path the client's
 /// socket leads to a listener inside its own pod instead.
-fn is_direct(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
+pub(super) fn is_direct(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
     Ok(net::established(&bed.pod(from)?.netns)?.iter().any(|(_, remote)| *remote == to))
 }
 
@@ -66,7 +66,7 @@ fn direct_now(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
 }
 
 /// Connects until the pair is on the fast path.
-fn warm(bed: &Testbed, from: &str, to: SocketAddr) -> Result<()> {
+pub(super) fn warm(bed: &Testbed, from: &str, to: SocketAddr) -> Result<()> {
     wait::until_true("fast path", Duration::from_secs(10), || direct_now(bed, from, to))
 }
 

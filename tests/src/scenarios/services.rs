@@ -29,7 +29,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const SOON: Duration = Duration::from_secs(15);
 
 /// Clients `shop/client` (in the mesh) and `outside/client` (not) on node a.
-const CLIENTS: &str = "
+pub(super) const CLIENTS: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
@@ -50,7 +50,7 @@ spec: {nodeName: a, containers: [{name: main, image: none}]}
 ";
 
 /// A pod with label `app: web` that echoes on 8080 and greets on `greet`.
-fn server(key: &str, node: &str, greet: u16) -> String {
+pub(super) fn server(key: &str, node: &str, greet: u16) -> String {
     let (namespace, name) = key.split_once('/').unwrap_or(("shop", key));
     format!(
         "---
@@ -83,7 +83,7 @@ spec: {{nodeName: {node}, containers: [{{name: main, image: none}}]}}
 }
 
 /// Service `web` of the pods with that label: 80 leads to the echo, 81 to the greeting.
-fn service(name: &str, namespace: &str, ip: &str, more: &str) -> String {
+pub(super) fn service(name: &str, namespace: &str, ip: &str, more: &str) -> String {
     format!(
         "---
 apiVersion: v1
@@ -98,9 +98,9 @@ spec:
     )
 }
 
-const WEB: &str = "10.96.1.1";
+pub(super) const WEB: &str = "10.96.1.1";
 
-fn open(topology: &Topology, yaml: &str, keys: &[&str]) -> Result<Testbed> {
+pub(super) fn open(topology: &Topology, yaml: &str, keys: &[&str]) -> Result<Testbed> {
     let mut bed = Testbed::build(topology, &format!("{CLIENTS}{yaml}"))?;
     bed.start_mesh(&MeshOptions::default())?;
     enrolled(&bed, keys)?;
@@ -108,13 +108,13 @@ fn open(topology: &Topology, yaml: &str, keys: &[&str]) -> Result<Testbed> {
 }
 
 /// Who greets in `times` connections of the client.
-fn greeters(bed: &Testbed, to: &str, times: usize) -> Result<BTreeSet<SocketAddr>> {
+pub(super) fn greeters(bed: &Testbed, to: &str, times: usize) -> Result<BTreeSet<SocketAddr>> {
     let client = bed.pod("shop/client")?;
     (0..times).map(|_| Ok(client.greeted(to)?.1.local)).collect()
 }
 
 /// Waits until these pods, and no others, greet on their port 8081.
-fn served_by(bed: &Testbed, to: &str, pods: &[&str]) -> Result<()> {
+pub(super) fn served_by(bed: &Testbed, to: &str, pods: &[&str]) -> Result<()> {
     let expected: BTreeSet<SocketAddr> =
         pods.iter().map(|pod| Ok(bed.pod(pod)?.at(8081))).collect::<Result<_>>()?;
     let mut last = BTreeSet::new();

@@ -44,7 +44,7 @@ pub struct Args {
     /// Bytes of a round trip
     #[arg(long, default_value_t = 64)]
     size: usize,
-    /// Pause between round trips on a connection, in milliseconds
+    /// Pause between round trips on a connection, or reads and writes of a stream, in milliseconds
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
 }

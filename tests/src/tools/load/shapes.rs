@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// A connection that takes this long on one machine is lost.
 const UNANSWERED: Duration = Duration::from_secs(1);
+/// A stream on which no byte moves for this long is stuck.
+const STUCK: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(20);
 
 fn target(args: &Args, n: usize) -> SocketAddr {
@@ -306,7 +308,7 @@ pub(super) fn bulk(args: &Args, stop: &Stop, send: bool) -> Result<Figures> {
             .iter()
             .map(|stream| {
                 let moved = &moved;
-                scope.spawn(move || pump(stream, stop, send, moved))
+                scope.spawn(move || pump(stream, args, stop, send, moved))
             })
             .collect();
         threads
@@ -322,22 +324,36 @@ pub(super) fn bulk(args: &Args, stop: &Stop, send: bool) -> Result<Figures> {
     Ok(figures)
 }
 
-fn pump(mut stream: &TcpStream, stop: &Stop, send: bool, moved: &AtomicU64) -> std::io::Result<()> {
+fn pump(
+    mut stream: &TcpStream,
+    args: &Args,
+    stop: &Stop,
+    send: bool,
+    moved: &AtomicU64,
+) -> std::io::Result<()> {
     let mut buffer = vec![b'b'; 128 * 1024];
     // A stream that stands still must not outlive the measurement.
     let tick = Some(Duration::from_millis(100));
     stream.set_read_timeout(tick)?;
     stream.set_write_timeout(tick)?;
+    let mut last = Instant::now();
     while !stop.now() {
         let result = if send { stream.write(&buffer) } else { stream.read(&mut buffer) };
         match result {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(bytes) => {
                 moved.fetch_add(bytes as u64, Ordering::Relaxed);
+                last = Instant::now();
+                if args.pause_ms > 0 {
+                    std::thread::sleep(Duration::from_millis(args.pause_ms));
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(error) => return Err(error),
         }
+    }
+    if last.elapsed() > STUCK {
+        return Err(Error::other(format!("no byte moved for {:?}", last.elapsed())));
     }
     Ok(())
 }
