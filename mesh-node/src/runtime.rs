@@ -308,7 +308,7 @@ impl Tasks {
     }
 
     /// Serves on until a successor does, and tells whether one does. One that has started is waited for; none may come.
-    async fn succession(&self, signals: &mut Signals, registration: &mut Registration) -> bool {
+    async fn succession(&self, signals: &mut Signals, registration: &Registration) -> bool {
         let began = Instant::now();
         while !registration.has_successor() {
             let patience = if registration.has_heir() { HEIR_SERVES } else { HEIR_COMES };

@@ -80,7 +80,7 @@ const SOURCE_PORTS: std::ops::Range<u32> = 1_024..32_768;
 fn source_port(pid: u32, n: u32) -> u16 {
     const COUNT: u32 = SOURCE_PORTS.end - SOURCE_PORTS.start;
     // Odd and no multiple of 31, as COUNT is 2^10 * 31: so that every port has its turn.
-    let mut stride = (pid.wrapping_mul(0x9E37_79B9) >> 16) % COUNT | 1;
+    let mut stride = ((pid.wrapping_mul(0x9E37_79B9) >> 16) % COUNT) | 1;
     if stride.is_multiple_of(31) {
         stride += 2;
     }

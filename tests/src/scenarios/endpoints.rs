@@ -75,12 +75,12 @@ fn connect(bed: &Testbed, to: &str, pause: &str) -> Result<Load> {
     Load::start(bed.pod(CLIENT)?, to, &["--shape", "crr", "--pause-ms", pause])
 }
 
-/// No connection failed, none took longer than a second and some, and hardly any took long.
+/// No connection failed, none took longer than a second and some, and few took that long.
 fn patient(figures: &Figures, what: &str) -> Result<()> {
     ensure!(figures.errors == 0, "{what}: {} failed: {}", figures.errors, figures.first_error);
-    ensure!(figures.ops > 100, "{what}: only {} connections", figures.ops);
     ensure!(figures.max_us < 2.5e6, "{what}: a connection took {:.0} ms", figures.max_us / 1e3);
-    ensure!(figures.p99_us < 5e5, "{what}: of a hundred connections one took {:.0} ms", figures.p99_us / 1e3);
+    // One after the other, of which half would go to the lost node: waiting for each of those, two a second.
+    ensure!(figures.rate() > 20.0, "{what}: only {:.0} connections a second", figures.rate());
     Ok(())
 }
 

@@ -71,7 +71,7 @@ impl Loads {
     }
 
     /// New connections all the time.
-    fn new(&mut self, bed: &Testbed, from: &str) -> Result<()> {
+    fn fresh(&mut self, bed: &Testbed, from: &str) -> Result<()> {
         self.add(bed, from, &echo(bed)?, &["--shape", "crr", "--pause-ms", "3"], Whole::Made)
     }
 
@@ -150,7 +150,7 @@ fn ten_upgrades() -> Result<()> {
     let mut loads = Loads::default();
     for from in CLIENTS {
         loads.open(&bed, from)?;
-        loads.new(&bed, from)?;
+        loads.fresh(&bed, from)?;
     }
     for round in 0..10 {
         for node in ["a", "b"] {
@@ -177,7 +177,7 @@ fn restart() -> Result<()> {
     let mut loads = Loads::default();
     for from in CLIENTS {
         loads.open(&bed, from)?;
-        loads.new(&bed, from)?;
+        loads.fresh(&bed, from)?;
     }
     for round in 0..3 {
         for node in ["a", "b"] {

@@ -319,3 +319,17 @@ async fn a_tunnel_inside_a_tunnel_carries_tls_and_streams() {
     let ((), got) = tokio::join!(send, receive);
     assert_eq!(got, big);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_that_is_asked_for_goes_out_at_once_and_its_answer_counts() {
+    let (client, _far, _driver) = tunnel().await;
+    let begin = tokio::time::Instant::now();
+    for n in 1..=3 {
+        client.ping();
+        while client.pongs() < n {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    assert!(begin.elapsed() < Settings::client().ping_interval / 2, "it took {:?}", begin.elapsed());
+    assert_eq!(client.pongs(), 3);
+}

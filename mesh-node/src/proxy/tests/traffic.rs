@@ -152,6 +152,14 @@ async fn a_drained_agent_lets_idle_tunnels_of_its_peers_go() {
 
 /// `mesh` with a service at `vip:80` whose endpoints are `b` and, at `dead`, a workload where nobody listens.
 fn with_service(bed: &Bed, vip: std::net::IpAddr, dead: std::net::IpAddr) -> mesh_core::state::MeshState {
+    with_service_at(bed, vip, [("b", bed.b.ip), ("c", dead)])
+}
+
+fn with_service_at(
+    bed: &Bed,
+    vip: std::net::IpAddr,
+    endpoints: [(&str, std::net::IpAddr); 2],
+) -> mesh_core::state::MeshState {
     use mesh_core::xds::proto::workload as wire;
     let octets = |ip: std::net::IpAddr| match ip {
         std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -170,7 +178,7 @@ fn with_service(bed: &Bed, vip: std::net::IpAddr, dead: std::net::IpAddr) -> mes
     mesh(bed.a.ip, bed.b.ip, |index| {
         let service = wire::Address { r#type: Some(wire::address::Type::Service(service)) };
         index.apply_address(&key, &service).unwrap();
-        for (name, ip) in [("b", bed.b.ip), ("c", dead)] {
+        for (name, ip) in endpoints {
             let mut endpoint = workload(name, ip, "n2");
             endpoint.services.insert(key.clone(), wire::PortList { ports: vec![port] });
             index.apply_address(&endpoint.uid.clone(), &address(endpoint)).unwrap();
@@ -188,6 +196,37 @@ async fn an_endpoint_that_does_not_take_the_connection_is_passed_over_for_anothe
         assert_eq!(echo, b"x");
     }
     assert!(bed.a.codes().is_empty(), "no connection failed for want of the other endpoint");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_answer_costs_a_second_once_and_is_passed_over_then() {
+    let bed = Bed::new().await;
+    let (vip, mute) = (fresh_ip(), fresh_ip());
+    // The kernel takes connections for it; nobody ever answers the handshake.
+    let _mute = std::net::TcpListener::bind((mute, 15_008)).unwrap();
+    bed.a.publish(with_service(&bed, vip, mute));
+    let mut slow = 0;
+    for _ in 0..20 {
+        let begin = std::time::Instant::now();
+        let (_, echo) = exchange(bed.a.connect((vip, 80).into()).await, b"x").await.unwrap();
+        assert_eq!(echo, b"x");
+        slow += usize::from(begin.elapsed() > Duration::from_millis(900));
+        assert!(begin.elapsed() < Duration::from_secs(4), "it took {:?}", begin.elapsed());
+    }
+    assert!(slow <= 1, "{slow} connections waited for it");
+    assert!(bed.a.codes().is_empty(), "no connection failed");
+}
+
+#[tokio::test]
+async fn when_every_endpoint_failed_lately_they_are_tried_all_the_same() {
+    let bed = Bed::new().await;
+    let (vip, other) = (fresh_ip(), fresh_ip());
+    bed.a.publish(with_service_at(&bed, vip, [("b", fresh_ip()), ("c", other)]));
+    let read = async { bed.a.try_connect((vip, 80).into()).await?.read_u8().await };
+    assert!(read.await.is_err(), "nobody is at either address");
+    bed.a.publish(with_service(&bed, vip, other));
+    let (_, echo) = exchange(bed.a.connect((vip, 80).into()).await, b"x").await.unwrap();
+    assert_eq!(echo, b"x");
 }
 
 #[tokio::test]
