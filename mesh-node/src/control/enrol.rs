@@ -242,6 +242,7 @@ impl Enroller {
                 tracing::info!(pod = %enrolled.pod.label, cookie = enrolled.kernel.cookie, "captured");
                 self.parts.shared.metrics.pods_started.inc();
                 self.problems.remove(key);
+                self.waiting_since.remove(key);
                 let held = Held { info: info.clone(), unwanted_since: None, alive: true };
                 self.held.insert(key.clone(), held);
                 self.enrolled.insert(key.clone(), enrolled);
@@ -471,21 +472,23 @@ impl Enroller {
             }
         }
         reported.sort_by(|a, b| a.workload_uid.cmp(&b.workload_uid));
-        let node = self.parts.shared.config.node.name.clone();
-        change(&self.parts.report, Some(EnrolmentReport { node, pods: reported }));
+        // While an agent takes over, a pod that still waits for its certificate is not one that has left: the control
+        // plane would announce it as one without a tunnel, and the fast path would end its connections.
+        let takes_over = !self.settled && !self.waiting_since.is_empty();
+        if !takes_over {
+            let node = self.parts.shared.config.node.name.clone();
+            change(&self.parts.report, Some(EnrolmentReport { node, pods: reported }));
+        }
         change(&self.parts.status, self.status(wanted, missing));
         let mut kernel: Vec<_> = self.enrolled.values().map(|e| Arc::clone(&e.kernel)).collect();
         kernel.sort_by_key(|k| k.cookie);
         self.parts.enrolled.send_if_modified(|known| {
-            // While an agent takes over, a pod that still waits for its certificate is not one that has left.
-            if !self.settled && !self.waiting_since.is_empty() {
-                return false;
-            }
             let same = known.iter().map(|k| k.cookie).eq(kernel.iter().map(|k| k.cookie));
-            if !same {
+            let tell = !takes_over && !same;
+            if tell {
                 *known = Arc::new(kernel);
             }
-            !same
+            tell
         });
         let metrics = &self.parts.shared.metrics;
         metrics.active_pods.set(i64::try_from(self.enrolled.len()).unwrap_or(i64::MAX));
