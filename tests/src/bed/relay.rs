@@ -32,6 +32,8 @@ pub enum Mode {
     Bytes,
     /// Sends messages whose resources are such bytes.
     Resource,
+    /// Passes them on, and certificates a second late.
+    SlowCa,
     /// Sends half of one, then ends the connection.
     Cut,
 }
@@ -42,6 +44,7 @@ impl Mode {
             Self::Pass => "pass",
             Self::Bytes => "bytes",
             Self::Resource => "resource",
+            Self::SlowCa => "slow-ca",
             Self::Cut => "cut",
         }
     }
@@ -97,6 +100,11 @@ impl Relay {
     /// The disk refuses.
     pub fn order(&self, mode: Mode) -> Result<()> {
         write(&self.orders, &self.patches, mode)
+    }
+
+    /// How many certificates it made late.
+    pub fn late_certificates(&self) -> usize {
+        self.process.log().matches("a late certificate").count()
     }
 
     /// How many messages it passed in a mode.

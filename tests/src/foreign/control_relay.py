@@ -5,6 +5,7 @@ Ends TLS on both sides and passes every stream on; in the configuration stream i
   {"mode": "pass"}      nothing but the patches
   {"mode": "bytes"}     bytes that are no message in the place of each message
   {"mode": "resource"}  messages whose resources are such bytes
+  {"mode": "slow-ca"}   nothing, but requests of certificates wait for a second
   {"mode": "cut"}       half a message, then the end of the connection
   {"patches": {NAME: HEX}}  bytes that are added to the resource of that name: protobuf merges them into it
 """
@@ -15,6 +16,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 
 import h2.config
 import h2.connection
@@ -23,6 +25,7 @@ import h2.exceptions
 
 ask = json.loads(sys.argv[1])
 CONFIGURATION = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+CERTIFICATES = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 NONSENSE = b"\xff" * 32
 
 
@@ -79,10 +82,14 @@ def changed_resource(resource, orders):
     return out
 
 
+def ordered():
+    with open(ask["orders"]) as file:
+        return json.load(file)
+
+
 def changed(message):
     """`DeltaDiscoveryResponse`: 2 are the resources."""
-    with open(ask["orders"]) as file:
-        orders = json.load(file)
+    orders = ordered()
     if orders["mode"] == "bytes":
         return NONSENSE, "bytes"
     out = b""
@@ -139,6 +146,9 @@ class Relay:
             if dict(event.headers)[":path"] == CONFIGURATION:
                 self.pending[to] = b""
                 print("a configuration stream", flush=True)
+            if dict(event.headers)[":path"] == CERTIFICATES and ordered()["mode"] == "slow-ca":
+                time.sleep(1)
+                print("a late certificate", flush=True)
             control.conn.send_headers(to, event.headers)
         elif isinstance(event, h2.events.DataReceived):
             agent.conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

@@ -25,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const SOON: Duration = Duration::from_secs(30);
 
 /// The shop with a relay between agents and control plane.
-fn open() -> Result<(Testbed, Pki, Relay)> {
+pub(super) fn open() -> Result<(Testbed, Pki, Relay)> {
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
     let pki = Pki::create(&bed.dir.join("pki"), "mesh test")?;
     let relay = Relay::start(&bed, &pki, &[])?;

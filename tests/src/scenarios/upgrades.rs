@@ -5,6 +5,7 @@ use super::fast::{is_direct, warm};
 use super::shop::{open, open_with, talks};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
+use crate::bed::relay::Mode;
 use crate::bed::{Load, Testbed, Topology, net, run, wait};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("ten upgrades of every agent under load lose nothing", 400, ten_upgrades),
+    scenario("agents that take over while certificates are slow to come cut nothing", 120, slow_certificates),
     scenario("agents that are restarted, the old one stopped first, lose nothing", 200, restart),
     scenario(
         "once a killed agent is back new connections work within a second of readiness, and the fast path notices nothing",
@@ -172,6 +174,38 @@ fn ten_upgrades() -> Result<()> {
     talks(&bed, "shop/frontend", &echo(&bed)?)
 }
 
+/// Until an agent has its certificates it serves no pod; that must not look like pods that left the mesh.
+fn slow_certificates() -> Result<()> {
+    let (mut bed, _pki, relay) = super::control::open()?;
+    let to = bed.pod("shop/backend")?.at(8080);
+    warm(&bed, "shop/local", to)?;
+    let mut loads = Loads::default();
+    for from in CLIENTS {
+        loads.add(
+            &bed,
+            from,
+            &to.to_string(),
+            &["--shape", "pp", "--conns", "4", "--pause-ms", "5"],
+            Whole::Alive(4),
+        )?;
+        loads.fresh(&bed, from)?;
+    }
+    wait::until_true("fast-path connections", SOON, || is_direct(&bed, "shop/local", to))?;
+    relay.order(Mode::SlowCa)?;
+    let capture = bed.capture("a")?;
+    for round in 0..2 {
+        for node in ["a", "b"] {
+            bed.start_agent(node, &MeshOptions::default())?;
+            bed.wait_agent_ready(node).with_context(|| format!("upgrade {round} on {node}"))?;
+            bed.node(node)?.agent(round)?.signal(Signal::TERM)?;
+        }
+    }
+    ensure!(relay.late_certificates() >= 8, "{} certificates were late", relay.late_certificates());
+    let clear = capture.stop()?.into_iter().find(|s| s.to == to);
+    ensure!(clear.is_none(), "a connection went out in the clear: {clear:?}");
+    loads.unharmed()
+}
+
 fn restart() -> Result<()> {
     let mut bed = ready(&MeshOptions::default())?;
     let mut loads = Loads::default();
@@ -185,6 +219,17 @@ fn restart() -> Result<()> {
             bed.start_agent(node, &MeshOptions::default())?;
             bed.wait_agent_ready(node).with_context(|| format!("restart {round} on {node}"))?;
         }
+    }
+    // New agents that cannot take over for longer than the kernel believes in one that is gone.
+    bed.control.take().context("no control plane runs")?.kill();
+    for node in ["a", "b"] {
+        bed.node(node)?.agent(3)?.signal(Signal::TERM)?;
+        bed.start_agent(node, &MeshOptions::default())?;
+    }
+    run::pause(Duration::from_secs(6))?;
+    bed.start_control(&MeshOptions::default())?;
+    for node in ["a", "b"] {
+        bed.wait_agent_ready(node).context("restart while the control plane was away")?;
     }
     loads.unharmed()?;
     old_ones_leave(&mut bed)
