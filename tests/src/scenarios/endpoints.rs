@@ -126,7 +126,8 @@ fn cable() -> Result<()> {
     // The far end retransmits what was under way.
     let before = bed.pod("shop/one")?.log().lines().count();
     wait::until_true("connections to the node that is back", Duration::from_secs(30), || {
-        greeters(&bed, &format!("{WEB}:81"), 4)?;
+        // The very service whose connections went past it.
+        talks(&bed, CLIENT, &format!("{WEB}:80"))?;
         Ok(bed.pod("shop/one")?.log().lines().count() > before)
     })?;
     ensure!(open.running()?, "connections did not outlive the outage: {:?}", open.figures()?);
