@@ -131,7 +131,7 @@ fn cable() -> Result<()> {
     link(&bed, "b", "up")?;
     patient(&load.stop()?, "while the cable was out")?;
     let before = bed.pod("shop/one")?.log().lines().count();
-    wait::until_true("connections to the node that is back", Duration::from_secs(30), || {
+    wait::until_true("connections to the node that is back", Duration::from_secs(60), || {
         // The very service whose connections went past it. Some that were given up when the cable was out arrive late.
         talks(&bed, CLIENT, &format!("{WEB}:80"))?;
         Ok(bed.pod("shop/one")?.log().lines().count() > before + 10)
