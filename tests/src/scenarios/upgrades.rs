@@ -2,6 +2,7 @@
 //! connections, of idle ones and of streams.
 
 use super::fast::{is_direct, warm};
+use super::programs::need;
 use super::shop::{open, open_with, talks};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("ten upgrades of every agent under load lose nothing", 400, ten_upgrades),
+    scenario("iperf3, redis and wrk notice nothing of upgrades", 150, programs),
     scenario("agents that take over while certificates are slow to come cut nothing", 120, slow_certificates),
     scenario("agents that are restarted, the old one stopped first, lose nothing", 200, restart),
     scenario(
@@ -174,6 +176,71 @@ fn ten_upgrades() -> Result<()> {
     loads.unharmed()?;
     old_ones_leave(&mut bed)?;
     talks(&bed, "shop/frontend", &echo(&bed)?)
+}
+
+/// Programs of a pod, each a load of its kind.
+fn programs() -> Result<()> {
+    for program in ["iperf3", "redis-server", "redis-cli", "wrk"] {
+        need(program)?;
+    }
+    let mut bed = open()?;
+    let backend = bed.pod("shop/backend")?;
+    let host = backend.v4.to_string();
+    let redis =
+        ["redis-server", "--port", "6379", "--bind", "0.0.0.0", "--save", "", "--protected-mode", "no"];
+    // iperf3 serves one client at a time.
+    let _servers = [
+        backend.spawn(["iperf3", "-s", "-p", "5201"])?,
+        backend.spawn(["iperf3", "-s", "-p", "5202"])?,
+        backend.spawn(redis)?,
+        backend.spawn(["mesh-tests", "tool", "web", "--name", "web", "--port", "8084"])?,
+    ];
+    for port in [5201, 5202, 6379, 8084] {
+        wait::until_true("servers", SOON, || backend.listening(port))?;
+    }
+    let url = format!("http://{host}:8084/");
+    let (mut streams, mut sessions, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+    for (from, port) in CLIENTS.into_iter().zip(["5201", "5202"]) {
+        let client = bed.pod(from)?;
+        let stream = ["iperf3", "-J", "-c", &host, "-p", port, "-t", "20", "-b", "40M"];
+        streams.push(client.spawn(stream)?);
+        sessions.push(client.spawn(["redis-cli", "-h", &host, "-r", "-1", "-i", "0.01", "INCR", from])?);
+        requests.push(client.spawn(["wrk", "-t1", "-c4", "-d20s", &url])?);
+    }
+    for round in 0..2 {
+        for node in ["a", "b"] {
+            bed.start_agent(node, &MeshOptions::default())?;
+            bed.wait_agent_ready(node).with_context(|| format!("upgrade {round} on {node}"))?;
+            bed.node(node)?.agent(round)?.signal(Signal::TERM)?;
+        }
+    }
+    for mut stream in streams {
+        stream.wait(SOON * 2)?;
+        let report: serde_json::Value =
+            serde_json::from_str(&stream.log()).context("iperf3 writes no JSON")?;
+        let bytes = report.pointer("/end/sum_received/bytes").and_then(serde_json::Value::as_u64);
+        ensure!(bytes.is_some_and(|b| b > 10_000_000), "iperf3: {bytes:?} bytes, {}", report["error"]);
+    }
+    for mut load in requests {
+        load.wait(SOON * 2)?;
+        let log = load.log();
+        ensure!(log.contains("Requests/sec") && !log.contains("Socket errors"), "wrk: {log}");
+    }
+    for mut session in sessions {
+        ensure!(session.running()?, "redis-cli ended: {}", session.log());
+        let log = session.log();
+        // It may be in the middle of a line.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let answers: Vec<u64> = whole
+            .lines()
+            .map(|line| {
+                line.trim_start_matches("(integer) ").parse().with_context(|| format!("redis-cli: {line}"))
+            })
+            .collect::<Result<_>>()?;
+        ensure!(answers.len() > 100, "redis-cli: only {} answers", answers.len());
+        ensure!(answers.windows(2).all(|pair| pair[1] == pair[0] + 1), "redis-cli missed an answer");
+    }
+    Ok(())
 }
 
 /// Until an agent has its certificates it serves no pod; that must not look like pods that left the mesh.
