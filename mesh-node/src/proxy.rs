@@ -28,7 +28,7 @@ pub mod net;
 mod outbound;
 mod plaintext;
 pub(crate) mod pool;
-mod proxy_header;
+pub mod proxy_header;
 mod session;
 mod suspects;
 #[cfg(test)]

@@ -31,13 +31,7 @@ pub(crate) fn run(release: bool) -> Result<Built> {
 
 /// Builds everything in a cargo profile.
 pub(crate) fn profile(profile: &str) -> Result<Built> {
-    for (program, package) in [("cc", "gcc"), ("cmake", "cmake")] {
-        if !run::have(program) {
-            bail!(
-                "{program} is missing (the TLS library needs it): run `cargo xtask setup`, or install {package}"
-            );
-        }
-    }
+    needs_compilers()?;
     let object = bpf::build()?;
     run::step(&format!("workspace ({profile})"));
     run::check(cargo(&object)?.args([
@@ -65,4 +59,16 @@ pub(crate) fn optimised_agent(built: &Built) -> Result<PathBuf> {
         "--release",
     ]))?;
     Ok(paths::target()?.join("release/mesh-node"))
+}
+
+/// Says what is missing before cargo fails for its lack.
+pub(crate) fn needs_compilers() -> Result<()> {
+    for (program, package) in [("cc", "gcc"), ("cmake", "cmake")] {
+        if !run::have(program) {
+            bail!(
+                "{program} is missing (the TLS library needs it): run `cargo xtask setup`, or install {package}"
+            );
+        }
+    }
+    Ok(())
 }

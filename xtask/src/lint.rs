@@ -15,6 +15,22 @@ pub(crate) fn run() -> Result<()> {
     run::check(cargo()?.args(["fmt", "--all", "--check"]))?;
     run::step("clippy");
     run::check(cargo()?.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // Behind features, so that no other build compiles libFuzzer.
+    run::check(cargo()?.args([
+        "clippy",
+        "--bins",
+        "-p",
+        "mesh-core-fuzz",
+        "-p",
+        "mesh-node-fuzz",
+        "-p",
+        "mesh-control-fuzz",
+        "--features",
+        "mesh-core-fuzz/fuzz,mesh-node-fuzz/fuzz,mesh-control-fuzz/seeds",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     if run::have("cargo-deny") || run::output(Command::new("cargo").args(["deny", "--version"])).is_ok() {
         run::step("cargo-deny");
         run::check(cargo()?.args(["deny", "check"]))?;

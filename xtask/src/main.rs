@@ -8,6 +8,7 @@
 mod bpf;
 mod build;
 mod clean;
+mod fuzz;
 mod lint;
 mod paths;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Fuzz every parser that faces the network or the control plane, a minute each by default
+    Fuzz(fuzz::Args),
     /// rustfmt, clippy with warnings as errors, and cargo-deny where it is installed
     Lint,
     /// Remove what crashed runs left: processes, network namespaces, cgroups, pins
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo { args } => testbed::demo(&args),
         Command::Bench { args } => testbed::bench(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Lint => lint::run(),
         Command::Clean => clean::run(),
     };

@@ -1,7 +1,7 @@
 //! The test groups, from fast to real, each closed by one summary line.
 
 use crate::build::Built;
-use crate::{build, paths, run, setup, testbed};
+use crate::{build, fuzz, paths, run, setup, testbed};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::fmt;
@@ -23,6 +23,8 @@ pub(crate) struct Args {
 enum Group {
     /// Everything without a kernel or a network
     Pure,
+    /// Every fuzz target for a minute
+    Fuzz,
     /// The kernel programs on the running kernel (root)
     Kernel,
     /// Whole-mesh scenarios on real traffic (root)
@@ -64,6 +66,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     if wanted(Group::Pure) {
         close("pure", pure(&built, &args.filter)?);
+    }
+    if wanted(Group::Fuzz) && !run::interrupted() {
+        close("fuzz", fuzzed(&args.filter)?);
     }
     if wanted(Group::Kernel) && !run::interrupted() {
         close("kernel", kernel(&built, &args.filter)?);
@@ -115,6 +120,12 @@ fn pure(built: &Built, filter: &[String]) -> Result<Tally> {
     }
     cargo.arg("--").args(filter);
     counted(&mut cargo)
+}
+
+fn fuzzed(filter: &[String]) -> Result<Tally> {
+    let outcomes = fuzz::minute(filter)?;
+    let failed = outcomes.iter().filter(|outcome| outcome.finding.is_some()).count() as u64;
+    Ok(Tally { passed: outcomes.len() as u64 - failed, failed, ..Tally::default() })
 }
 
 fn kernel(built: &Built, filter: &[String]) -> Result<Tally> {

@@ -16,7 +16,7 @@ const IDENTITY_TLV: u8 = 0xD0;
 
 /// The header bytes. Addresses of different families are both written as IPv6.
 #[must_use]
-pub(super) fn encode(source: SocketAddr, destination: SocketAddr, identity: Option<&SpiffeId>) -> Vec<u8> {
+pub fn encode(source: SocketAddr, destination: SocketAddr, identity: Option<&SpiffeId>) -> Vec<u8> {
     let mut body = Vec::with_capacity(64);
     let family = match (source.ip().to_canonical(), destination.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
