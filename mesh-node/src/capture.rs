@@ -39,13 +39,16 @@ pub use fastpath::{Decision, FlowFigures, FlowState, Pair};
 pub use mesh_ebpf::LAYOUT_VERSION;
 
 use crate::sys;
+use crate::sys::bpf::Write;
 use addresses::AddressWatch;
 use heartbeat::Heartbeat;
 use loader::Programs;
 use maps::Maps;
 use mesh_ebpf::{Endpoint, Tuple, listener};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a listener of a pod is for.
@@ -86,6 +89,8 @@ pub struct Capture {
     addresses: AddressWatch,
     /// What agents of other layouts left and is still in use.
     others: Mutex<Vec<layouts::OtherLayout>>,
+    /// Whether listeners that are registered already stay.
+    yields: AtomicBool,
     /// Ends when dropped.
     heartbeat: Option<Heartbeat>,
     kernel_log: Mutex<Option<klog::KernelLog>>,
@@ -116,6 +121,7 @@ impl Capture {
             enrolled,
             addresses,
             others: Mutex::new(others),
+            yields: AtomicBool::new(false),
             heartbeat: None,
             kernel_log: Mutex::new(None),
         };
@@ -161,6 +167,13 @@ impl Capture {
         self.maps.apply(settings)
     }
 
+    /// Says whether a later agent is there. While one is, [`Capture::set_listener`] leaves in place what that one
+    /// registered: both serve a pod that comes now, and the one that stays must be the one that connections meet when
+    /// the other has left.
+    pub fn yield_to_later(&self, yields: bool) {
+        self.yields.store(yields, Ordering::Relaxed);
+    }
+
     /// Hands connections of one kind to a listener of the pod's namespace, replacing an older agent's.
     ///
     /// # Errors
@@ -171,11 +184,16 @@ impl Capture {
         kind: ListenerKind,
         socket: &impl AsFd,
     ) -> Result<(), CaptureError> {
-        self.maps.set_listener(pod.slot, kind.index(), socket.as_fd()).map_err(|source| CaptureError::Pod {
-            pod: pod.info.to_string(),
-            action: "register a listener",
-            source,
-        })
+        let yields = self.yields.load(Ordering::Relaxed);
+        let write = if yields { Write::New } else { Write::Any };
+        match self.maps.set_listener(pod.slot, kind.index(), socket.as_fd(), write) {
+            Err(error) if yields && error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done.map_err(|source| CaptureError::Pod {
+                pod: pod.info.to_string(),
+                action: "register a listener",
+                source,
+            }),
+        }
     }
 
     /// Where a connection that the outbound or DNS listener accepted wanted to go. `local` and `peer` are the

@@ -140,6 +140,18 @@ pub fn list(run_dir: &Path) -> Vec<Agent> {
     alive
 }
 
+/// Whether an agent that started later than this process is there and means to stay: what it registered must stay, too.
+#[must_use]
+pub fn has_later(run_dir: &Path) -> bool {
+    is_followed(std::process::id(), &list(run_dir))
+}
+
+/// `agents`: the oldest first.
+fn is_followed(me: u32, agents: &[Agent]) -> bool {
+    let mut later = agents.iter().skip_while(|agent| agent.pid != me).skip(1);
+    later.any(|agent| agent.phase != Phase::Draining)
+}
+
 /// `agents`: the oldest first; `memory`: bytes by process id.
 fn must_make_room(me: u32, agents: &[Agent], limit: u64, memory: impl Fn(u32) -> u64) -> bool {
     let draining = || agents.iter().filter(|agent| agent.phase == Phase::Draining);
@@ -218,6 +230,23 @@ mod tests {
         assert!(must(1, 299));
         assert!(!must(1, 300), "they fit");
         assert!(!must(2, 299) && !must(3, 299), "not the oldest one that drains");
+    }
+
+    #[test]
+    fn an_agent_is_followed_by_one_that_started_later_and_does_not_leave() {
+        let agent = |pid, phase| Agent {
+            pid,
+            version: "0".into(),
+            started_ms: u64::from(pid),
+            phase,
+            since_ms: 0,
+            connections: 0,
+        };
+        let agents = [agent(1, Phase::Serving), agent(2, Phase::Starting), agent(3, Phase::Draining)];
+        assert!(is_followed(1, &agents), "by one that is about to serve");
+        assert!(!is_followed(2, &agents), "one that leaves is none");
+        assert!(!is_followed(3, &agents), "the last one");
+        assert!(!is_followed(4, &agents), "one that is not listed");
     }
 
     #[test]

@@ -203,8 +203,9 @@ impl Capture {
     /// The namespace is gone, or a map is full. A pod that was not captured before is not captured then, in neither
     /// direction.
     pub fn activate(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
+        let noted = self.maps.config(mesh_ebpf::config::OBJECT_HASH)?;
         self.programs
-            .attach_pod(&pod.netns, pod.cookie)
+            .attach_pod(&pod.netns, pod.cookie, noted)
             .map_err(failed(&pod.info, "attach sk_lookup to its network namespace"))?;
         // The watch of addresses writes entries of active pods, too.
         let written = self.addresses.paused(|| {

@@ -48,6 +48,7 @@ pub(super) struct Programs {
     ebpf: Mutex<Ebpf>,
     /// Whether this object's programs differ from the ones that were attached.
     changed: bool,
+    hash: u64,
 }
 
 /// The object's bytes.
@@ -101,7 +102,14 @@ pub(super) fn load(settings: &CaptureConfig) -> Result<(Programs, Maps), Capture
     let object_hash = hash(&bytes);
     let changed = maps.config(config::OBJECT_HASH)? != object_hash;
     let steer = load_program(&mut ebpf, "steer")?;
-    let programs = Programs { steer, pins, links: Mutex::new(Vec::new()), ebpf: Mutex::new(ebpf), changed };
+    let programs = Programs {
+        steer,
+        pins,
+        links: Mutex::new(Vec::new()),
+        ebpf: Mutex::new(ebpf),
+        changed,
+        hash: object_hash,
+    };
     programs.attach_cgroups(settings)?;
     if changed {
         programs.replace_pods()?;
@@ -177,7 +185,7 @@ impl Programs {
         for (name, kind, on_host) in CGROUP_PROGRAMS {
             let program = load_program(&mut self.ebpf(), name)?;
             let (path, directory) = if on_host { (&host, &host_dir) } else { (&pods, &pods_dir) };
-            self.attach(name, program.as_fd(), directory.as_fd(), kind).map_err(|source| {
+            self.attach(name, program.as_fd(), directory.as_fd(), kind, self.changed).map_err(|source| {
                 CaptureError::Attach { name, target: format!("cgroup {}", path.display()), source }
             })?;
         }
@@ -198,13 +206,15 @@ impl Programs {
         self.links.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Attaches a program under a link of this name, or adopts the pinned link of this name.
+    /// Attaches a program under a link of this name, or adopts the pinned link of this name, whose program it `replaces`
+    /// or not.
     fn attach(
         &self,
         link: &str,
         program: BorrowedFd<'_>,
         target: BorrowedFd<'_>,
         kind: AttachType,
+        replaces: bool,
     ) -> io::Result<()> {
         let Some(pins) = &self.pins else {
             let fd = bpf::attach(program, target, kind)?;
@@ -214,7 +224,7 @@ impl Programs {
         let path = pins.join(link);
         match bpf::open_pin(&path) {
             Ok(pinned) if is_attached(&pinned, target, kind)? => {
-                if self.changed {
+                if replaces {
                     bpf::replace(pinned.as_fd(), program)?;
                 }
                 return Ok(());
@@ -232,13 +242,15 @@ impl Programs {
         format!("pods/{cookie}")
     }
 
-    /// Attaches `sk_lookup` to a pod's namespace; nothing to do if it already is.
-    pub(super) fn attach_pod(&self, netns: &Netns, cookie: u64) -> io::Result<()> {
+    /// Attaches `sk_lookup` to a pod's namespace; nothing to do if it already is. `noted` is the hash of the object that
+    /// the maps name: the agent whose object it is replaces what an older agent attached in the meantime, and an older
+    /// one leaves what is there.
+    pub(super) fn attach_pod(&self, netns: &Netns, cookie: u64, noted: u64) -> io::Result<()> {
         let link = Self::pod_link(cookie);
         if self.pins.is_none() && self.links().iter().any(|(name, _)| *name == link) {
             return Ok(());
         }
-        self.attach(&link, self.steer.as_fd(), netns.as_fd(), AttachType::SkLookup)
+        self.attach(&link, self.steer.as_fd(), netns.as_fd(), AttachType::SkLookup, noted == self.hash)
     }
 
     /// Detaches `sk_lookup` from a pod's namespace. When this returns, no SYN meets it any more, so that the pod's

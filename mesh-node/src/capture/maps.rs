@@ -171,9 +171,15 @@ impl Maps {
         Ok(removed)
     }
 
-    pub(super) fn set_listener(&self, slot: u32, kind: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+    pub(super) fn set_listener(
+        &self,
+        slot: u32,
+        kind: u32,
+        socket: BorrowedFd<'_>,
+        write: Write,
+    ) -> io::Result<()> {
         let fd = socket.as_raw_fd().cast_unsigned();
-        self.listeners.set(&(slot * LISTENERS_PER_POD + kind), &fd, Write::Any)
+        self.listeners.set(&(slot * LISTENERS_PER_POD + kind), &fd, write)
     }
 }
 

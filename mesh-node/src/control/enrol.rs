@@ -22,6 +22,7 @@ use super::settings::{InForce, answers_dns};
 use crate::admin::readiness::Readiness;
 use crate::capture::{Capture, CaptureError, EnrolledPod, FailMode, ListenerKind, MeshSettings};
 use crate::dns;
+use crate::generations;
 use crate::pods::{PodInfo, PodKey, PodSource};
 use crate::proxy::dial::prepare_listener;
 use crate::proxy::worker::{Command, Kind, Listeners, Worker};
@@ -258,6 +259,8 @@ impl Enroller {
     }
 
     fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
+        let run_dir = &self.parts.shared.config.admin.run_dir;
+        self.parts.capture.yield_to_later(generations::has_later(run_dir));
         let kernel = self.parts.capture.enrol(info)?;
         let outcome = self.serve_pod(info, Arc::clone(&kernel));
         if outcome.is_err()

@@ -171,6 +171,26 @@ fn two_agents_overlap_without_losing_a_connection() {
 }
 
 #[test]
+fn what_a_later_agent_registered_stays_when_an_earlier_one_finds_the_pod_too() {
+    let net = Net::new(2);
+    let pins = Pins::new(&net.prefix);
+    let old = Capture::load(pins.config()).unwrap();
+    let new = Capture::load(pins.config()).unwrap();
+    // A pod came while both serve; the older one is the last to take it.
+    let of_new = Pod::enrol(&new, &net.info(0));
+    old.yield_to_later(true);
+    let of_old = Pod::enrol(&old, &net.info(0));
+    let _first = connect(&net.hosts[1], at(v4(0), 80)).unwrap();
+    accept(&of_new.inbound);
+    drop((of_old, old));
+    let _second = connect(&net.hosts[1], at(v4(0), 80)).unwrap();
+    accept(&of_new.inbound);
+    let _third = connect(&net.hosts[0], at(v4(1), 80)).unwrap();
+    accept(&of_new.outbound);
+    assert!(new.is_intact(&of_new.pod));
+}
+
+#[test]
 fn a_missing_object_or_cgroup_is_an_error_with_the_fix() {
     let error = |config| Capture::load(config).err().unwrap().to_string();
     let missing = mesh_node::capture::ObjectSource::File("/nowhere/mesh".into());
