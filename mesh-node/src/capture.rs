@@ -29,6 +29,8 @@ mod klog;
 mod layouts;
 mod loader;
 mod maps;
+#[cfg(test)]
+mod model;
 mod routes;
 
 pub use config::{CaptureConfig, FailMode, Limits, MAX_PREFIXES, MeshSettings, ObjectSource};
