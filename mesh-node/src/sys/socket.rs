@@ -74,18 +74,29 @@ pub fn outbound_socket(netns: &Netns, ipv6: bool) -> io::Result<Socket> {
 /// application without knowing of ours. One of ours that it picks too would swallow its SYN: the application's socket
 /// for our connection answers it, towards `lo`.
 const SOURCE_PORTS: std::ops::Range<u32> = 1_024..32_768;
+/// How many.
+const COUNT: u32 = SOURCE_PORTS.end - SOURCE_PORTS.start;
 
-/// The `n`th source port of an agent. Each goes through the range in an order of its own: what an earlier agent holds,
-/// a thousand idle connections made one after the other, would else lie in the way of the next one as one block.
+/// The `n`th source port of an agent. Each goes through the range in an order of its own, and in another one each time
+/// round: a thousand idle connections, made one after the other by an earlier agent or by itself, would else lie in the
+/// way as one block when the order comes to them.
 fn source_port(pid: u32, n: u32) -> u16 {
-    const COUNT: u32 = SOURCE_PORTS.end - SOURCE_PORTS.start;
-    // Odd and no multiple of 31, as COUNT is 2^10 * 31: so that every port has its turn.
-    let mut stride = ((pid.wrapping_mul(0x9E37_79B9) >> 16) % COUNT) | 1;
-    if stride.is_multiple_of(31) {
-        stride += 2;
+    // Each step is one to one on 15 bits, so that every value comes once a round; the few above the range are skipped
+    // by going on from them.
+    const BITS: u32 = 15;
+    const MASK: u32 = (1 << BITS) - 1;
+    let key = pid.wrapping_add((n / COUNT).wrapping_mul(7_919)).wrapping_mul(0x9E37_79B9);
+    let mut place = n % COUNT;
+    loop {
+        place = (place ^ (key >> 17)).wrapping_mul(0x6EED) & MASK;
+        place ^= place >> 7;
+        place = place.wrapping_mul(((key >> 2) & MASK) | 1) & MASK;
+        place ^= place >> 8;
+        place = place.wrapping_mul(0x3AC5) & MASK;
+        if place < COUNT {
+            return u16::try_from(SOURCE_PORTS.start + place).unwrap_or(u16::MAX);
+        }
     }
-    let port = SOURCE_PORTS.start + (pid.wrapping_mul(7_919) % COUNT + n % COUNT * stride) % COUNT;
-    u16::try_from(port).unwrap_or(u16::MAX)
 }
 
 /// Binds to the next of [`SOURCE_PORTS`]. Sockets may share a port, so that the number of connections is bounded by
@@ -138,14 +149,26 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    const COUNT: u32 = SOURCE_PORTS.end - SOURCE_PORTS.start;
-
     #[test]
     fn every_source_port_has_its_turn_whatever_the_agents_process_id_is() {
         for pid in [1, 30, 31, 4_711, 65_536, u32::MAX] {
             let ports: HashSet<u16> = (0..COUNT).map(|n| source_port(pid, n)).collect();
             assert_eq!(ports.len(), COUNT as usize, "pid {pid}");
             assert!(ports.iter().all(|port| SOURCE_PORTS.contains(&u32::from(*port))), "pid {pid}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_connections_of_an_agent_are_no_wall_when_its_ports_come_round_again() {
+        for pid in [1, 1000, 4_711, 65_535, 70_000] {
+            let held: HashSet<u16> = (0..1000).map(|n| source_port(pid, n)).collect();
+            for round in 1..20 {
+                let mut row = 0;
+                for n in 0..COUNT {
+                    row = if held.contains(&source_port(pid, round * COUNT + n)) { row + 1 } else { 0 };
+                    assert!(row < 16, "pid {pid}, round {round}: {row} ports in a row are taken");
+                }
+            }
         }
     }
 
