@@ -5,7 +5,7 @@
 //! - [`tools`] are small programs that run inside pods: servers, clients, load.
 //! - [`scenarios`] are the tests: each a sentence, each looking at a side that the product does not write.
 //! - [`peer`] runs stock ztunnel beside us, where its binary is given.
-//! - [`demo`] tells the story to a person; [`bench`] measures it.
+//! - [`demo`] tells the story to a person; [`bench`] measures it; [`soak`] goes on with it for as long as asked.
 #![forbid(unsafe_code)]
 
 pub mod bed;
@@ -13,4 +13,5 @@ pub mod bench;
 pub mod demo;
 pub mod peer;
 pub mod scenarios;
+pub mod soak;
 pub mod tools;

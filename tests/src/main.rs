@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bed, bench, demo, scenarios, tools};
+use mesh_tests::{bed, bench, demo, scenarios, soak, tools};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure
     Bench(bench::Args),
+    /// Mixed load with churn for as long as asked: nothing may fail, and nothing may grow
+    Soak(soak::Args),
     /// Build the shop, with the mesh, and leave it running for exploration until Ctrl-C
     Up {
         /// More arguments of every agent
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Up { agent } => bed::run::guarded(|| scenarios::up(&agent)),
         Command::Demo(args) => bed::run::guarded(|| demo::run(&args)),
         Command::Bench(args) => bed::run::guarded(|| bench::run(&args)),
+        Command::Soak(args) => bed::run::guarded(|| soak::run(&args)),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -21,6 +21,7 @@ mod programs;
 mod services;
 mod settings;
 pub(crate) mod shop;
+mod soak;
 mod time;
 mod upgrades;
 mod waypoints;
@@ -30,6 +31,7 @@ use crate::bed::mesh::MeshOptions;
 use crate::bed::run as this_run;
 use crate::bed::{Testbed, Topology};
 use anyhow::{Result, bail};
+pub(crate) use life::serials;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -97,6 +99,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         interop::SCENARIOS,
         network::SCENARIOS,
         overload::SCENARIOS,
+        soak::SCENARIOS,
     ]
     .into_iter()
     .flatten()

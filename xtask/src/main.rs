@@ -50,6 +50,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Mixed load with churn of pods, policies and certificates: `soak [--minutes N]`
+    Soak {
+        /// Passed on, see `cargo xtask soak -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Fuzz every parser that faces the network or the control plane, a minute each by default
     Fuzz(fuzz::Args),
     /// rustfmt, clippy with warnings as errors, and cargo-deny where it is installed
@@ -66,6 +72,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo { args } => testbed::demo(&args),
         Command::Bench { args } => testbed::bench(&args),
+        Command::Soak { args } => testbed::soak(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Lint => lint::run(),
         Command::Clean => clean::run(),

@@ -28,6 +28,7 @@ const TESTBED: &[Need] = &[
     need("ss", "iproute2"),
     need("sysctl", "procps"),
     need("chrt", "util-linux"),
+    need("setpriv", "util-linux"),
     need("tcpdump", "tcpdump"),
     need("nft", "nftables"),
     need("taskset", "util-linux"),

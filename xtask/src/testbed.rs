@@ -45,3 +45,10 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     let built = build::profile("dist")?;
     run::check(mesh_tests(&built)?.arg("bench").args(args))
 }
+
+/// The soak run, with the binaries that the scenarios run: they check more than those that are shipped.
+pub(crate) fn soak(args: &[String]) -> Result<()> {
+    setup::run()?;
+    let built = build::run(false)?;
+    run::check(mesh_tests(&built)?.arg("soak").args(args))
+}

@@ -215,7 +215,7 @@ fn control_away() -> Result<()> {
 }
 
 /// Serial numbers of the certificates that a node holds for a service account.
-pub(super) fn serials(bed: &Testbed, node: &str, account: &str) -> Result<Vec<String>> {
+pub(crate) fn serials(bed: &Testbed, node: &str, account: &str) -> Result<Vec<String>> {
     let dump: Value = serde_json::from_str(&bed.admin(node, "/config_dump")?).context("no JSON")?;
     let all = dump["certificates"].as_array().context("no certificates in the dump")?;
     let own = all.iter().filter(|c| c["identity"].as_str().is_some_and(|id| id.ends_with(account)));
