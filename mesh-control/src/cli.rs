@@ -90,11 +90,11 @@ struct RunArgs {
     /// Further DNS names or addresses of this server (its certificate has istiod's names anyway).
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
-    /// Push after this long without a change.
+    /// When changes come in storms: push after this long without one. Otherwise they are pushed at once.
     #[arg(long, value_parser = duration, default_value = "100ms")]
     debounce_after: Duration,
-    /// Push after this long in any case.
-    #[arg(long, value_parser = duration, default_value = "10s")]
+    /// When changes come in storms: push after this long in any case.
+    #[arg(long, value_parser = duration, default_value = "1s")]
     debounce_max: Duration,
 }
 

@@ -1,6 +1,7 @@
 //! Where the parts meet: the newest objects and the newest snapshot, and the task that makes the second from
 //! the first.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,8 @@ pub struct Hub {
 /// Number on the change channel that says that no snapshot follows.
 pub(crate) const CLOSED: u64 = u64::MAX;
 
-/// How long changes are collected before they are pushed.
+/// How long changes are collected before they are pushed. They are not while pushing costs little: a pod that joins must
+/// not wait for others that do not come.
 #[derive(Debug, Clone, Copy)]
 pub struct Debounce {
     /// Push after this long without a change.
@@ -55,9 +57,32 @@ pub struct Debounce {
     pub max: Duration,
 }
 
+/// Changes are pushed at once while the pushes of the last so many quiet times took less than one together: a tenth of
+/// the time at most.
+const SHARE: u32 = 10;
+
 impl Default for Debounce {
     fn default() -> Self {
-        Self { quiet: Duration::from_millis(100), max: Duration::from_secs(10) }
+        Self { quiet: Duration::from_millis(100), max: Duration::from_secs(1) }
+    }
+}
+
+/// What the latest pushes cost, so that a storm of changes is collected while a single one is not.
+#[derive(Debug, Default)]
+struct Pace(VecDeque<(Instant, Duration)>);
+
+impl Pace {
+    /// Whether a change of this moment is pushed at once.
+    fn at_once(&mut self, now: Instant, debounce: Debounce) -> bool {
+        let past = debounce.quiet * SHARE;
+        while self.0.front().is_some_and(|(at, _)| now.duration_since(*at) >= past) {
+            self.0.pop_front();
+        }
+        self.0.iter().map(|(_, took)| *took).sum::<Duration>() < debounce.quiet
+    }
+
+    fn pushed(&mut self, at: Instant, took: Duration) {
+        self.0.push_back((at, took));
     }
 }
 
@@ -125,7 +150,8 @@ impl Hub {
         );
     }
 
-    /// Rebuilds whenever source or enrolment changed, debounced, until both are gone.
+    /// Rebuilds whenever source or enrolment changed, at once while that costs little, else debounced, until both are
+    /// gone.
     pub async fn run(
         &self,
         mut source: watch::Receiver<Arc<State>>,
@@ -135,6 +161,7 @@ impl Hub {
     ) {
         let defaults = self.published.load().mesh.clone();
         let mut reports = enrolments.changes();
+        let mut pace = Pace::default();
         loop {
             let trigger = tokio::select! {
                 changed = source.changed() => if changed.is_ok() { "config" } else { return },
@@ -143,7 +170,7 @@ impl Hub {
             metrics.triggers(trigger).inc();
             let started = Instant::now();
             // Nodes wait for the first snapshot; later ones collect changes.
-            if self.ready() {
+            if self.ready() && !pace.at_once(started, debounce) {
                 let latest = started + debounce.max;
                 loop {
                     let deadline = (Instant::now() + debounce.quiet).min(latest);
@@ -158,8 +185,33 @@ impl Hub {
             let state = source.borrow_and_update().clone();
             reports.mark_unchanged();
             if state.synced {
+                let began = Instant::now();
                 self.rebuild(&defaults, &state, &enrolments, &metrics);
+                pace.pushed(began, began.elapsed());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_pushed_at_once_until_that_takes_a_tenth_of_the_time() {
+        let debounce = Debounce { quiet: Duration::from_millis(100), max: Duration::from_secs(1) };
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut push = |ms: u64, took: u64| {
+            let at = start + Duration::from_millis(ms);
+            let at_once = pace.at_once(at, debounce);
+            pace.pushed(at, Duration::from_millis(took));
+            at_once
+        };
+        let quick: Vec<bool> = (0..20).map(|i| push(i * 50, 2)).collect();
+        assert!(quick.iter().all(|at_once| *at_once), "a small mesh");
+        assert!(push(1000, 90), "one large push");
+        assert_eq!([push(1050, 90), push(1150, 90)], [false; 2], "a storm in a large mesh");
+        assert!(push(2200, 90), "that is over");
     }
 }

@@ -3,6 +3,9 @@
 //! Every file below the directory that ends in `.yaml`, `.yml` or `.json` is read; hidden files and directories
 //! are skipped. Changes arrive from the kernel through `notify`, and every ten seconds all files are looked at
 //! again, so that a lost event or a network file system only costs time.
+//!
+//! A file that is renamed into place is whole and is read at once. One that is being written is read when it rests.
+//! What vanishes from a file may be on its way into another: it stays in force until the directory has rested.
 
 mod loader;
 
@@ -13,15 +16,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use super::{Source, SourceError, State};
 pub use loader::{Loader, Remembered};
 
-/// A write is read once the directory was quiet for this long, so that half-written files are rarely seen.
+/// What is being written is read once the directory was quiet for this long, so that half-written files are rarely
+/// seen; and so is what follows another reading closely, so that a hundred renamed files are not a hundred readings.
 const QUIET: Duration = Duration::from_millis(20);
+/// Objects that vanish are let go once the directory was quiet for this long.
+const REST: Duration = Duration::from_millis(100);
 /// A directory that is never quiet is read this often.
 const BUSY: Duration = Duration::from_millis(500);
 /// All files are looked at again this often without any event.
@@ -71,10 +77,13 @@ impl Source for DirectorySource {
         let mut loader = Loader::new(&self.root_namespace);
         let mut known = self.recall();
         loader.restore(&known);
-        let (events, mut changed) = mpsc::channel::<()>(1);
-        let watcher = watch_directory(&self.path, events.clone());
+        let (events, mut changed) = watch::channel(Change::default());
+        // Kept here as well: without a watcher nothing ever changes, which is not the end.
+        let events = Arc::new(events);
+        let watcher = watch_directory(&self.path, Arc::clone(&events));
         let rescan = if watcher.is_some() { RESCAN } else { RESCAN_UNWATCHED };
         let mut first = true;
+        let mut rested = true;
         loop {
             let path = self.path.clone();
             let files = match tokio::task::spawn_blocking(move || read_files(&path)).await {
@@ -82,6 +91,11 @@ impl Source for DirectorySource {
                 Err(join) => Err(io::Error::other(join)),
             };
             match files {
+                Ok(files) if !rested && loader.loses(&files) => {
+                    settle(&mut changed, REST).await;
+                    rested = true;
+                    continue;
+                }
                 Ok(files) => {
                     let before = out.borrow().clone();
                     if let Some(state) = loader.load(files) {
@@ -97,10 +111,17 @@ impl Source for DirectorySource {
                 }
             }
             first = false;
+            rested = false;
+            let read_at = Instant::now();
             tokio::select! {
                 () = out.closed() => return Ok(()),
                 () = sleep(rescan) => {}
-                _ = changed.recv() => settle(&mut changed).await,
+                _ = changed.changed() => {
+                    let whole = changed.borrow_and_update().is_whole();
+                    if !whole || read_at.elapsed() < QUIET {
+                        settle(&mut changed, QUIET).await;
+                    }
+                }
             }
         }
     }
@@ -116,24 +137,48 @@ fn report(before: &State, after: &State) {
 }
 
 /// Waits until no event came for a while.
-async fn settle(changed: &mut mpsc::Receiver<()>) {
+async fn settle(changed: &mut watch::Receiver<Change>, quiet: Duration) {
     let latest = Instant::now() + BUSY;
     while Instant::now() < latest {
-        let quiet = (Instant::now() + QUIET).min(latest);
-        if !matches!(timeout_at(quiet, changed.recv()).await, Ok(Some(()))) {
+        let quiet = (Instant::now() + quiet).min(latest);
+        if !matches!(timeout_at(quiet, changed.changed()).await, Ok(Ok(()))) {
             return;
         }
     }
 }
 
-fn watch_directory(path: &Path, events: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+/// What is known of the directory's changes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Change {
+    /// When something was last written in place: more of it may be to come.
+    writing: Option<std::time::Instant>,
+}
+
+impl Change {
+    /// Whether every file is likely to be as its writer wants it.
+    fn is_whole(self) -> bool {
+        self.writing.is_none_or(|at| at.elapsed() >= QUIET)
+    }
+}
+
+/// Whether an event is a name that came, went or changed; anything else may be a part of a change.
+fn is_rename(kind: notify::EventKind) -> bool {
+    use notify::EventKind::{Modify, Remove};
+    matches!(kind, Remove(_) | Modify(notify::event::ModifyKind::Name(_)))
+}
+
+fn watch_directory(path: &Path, events: Arc<watch::Sender<Change>>) -> Option<notify::RecommendedWatcher> {
     let handler = move |event: notify::Result<notify::Event>| {
+        let kind = event.as_ref().map_or(notify::EventKind::Any, |event| event.kind);
         // Reading the files must not trigger the next reading.
-        let relevant = event.as_ref().map_or(true, |e| !matches!(e.kind, notify::EventKind::Access(_)));
-        if relevant {
-            // Full means that a reading is due anyway.
-            let _ = events.try_send(());
+        if matches!(kind, notify::EventKind::Access(_)) {
+            return;
         }
+        events.send_modify(|change| {
+            if !is_rename(kind) {
+                change.writing = Some(std::time::Instant::now());
+            }
+        });
     };
     let watcher = notify::recommended_watcher(handler)
         .and_then(|mut w| w.watch(path, RecursiveMode::Recursive).map(|()| w));

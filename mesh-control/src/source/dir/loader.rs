@@ -84,8 +84,31 @@ impl Loader {
         }
     }
 
+    /// Whether an object that is in force would no longer be, were these files taken.
+    pub fn loses(&mut self, files: &Files) -> bool {
+        let same = |(file, content): (&String, &Result<String, String>)| {
+            let hash = content.as_ref().ok().map(|text| XxHash64::oneshot(0, text.as_bytes()));
+            hash.is_some() && hash == self.files.get(file).map(|parsed| parsed.hash)
+        };
+        if files.len() == self.files.len() && files.iter().all(same) {
+            return false;
+        }
+        let (good, _) = self.compare(files.clone());
+        self.in_force.keys().any(|reference| !good.contains_key(reference))
+    }
+
     /// Takes the present content of all files. Nothing when nothing changed.
     pub fn load(&mut self, files: Files) -> Option<State> {
+        let (good, problems) = self.compare(files);
+        let changed = !self.loaded || problems != self.problems || !same(&self.in_force, &good);
+        self.loaded = true;
+        self.problems = problems;
+        self.in_force = good;
+        changed.then(|| self.state())
+    }
+
+    /// What would be in force, and what is wrong with the files. Remembers how they were parsed.
+    fn compare(&mut self, files: Files) -> (BTreeMap<ObjectRef, Good>, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut unreadable = BTreeSet::new();
         let mut good: BTreeMap<ObjectRef, Good> = BTreeMap::new();
@@ -143,11 +166,7 @@ impl Loader {
             problems.extend(found.into_iter().map(|p| consequence(p, &file, &good)));
         }
         problems.sort();
-        let changed = !self.loaded || problems != self.problems || !same(&self.in_force, &good);
-        self.loaded = true;
-        self.problems = problems;
-        self.in_force = good;
-        changed.then(|| self.state())
+        (good, problems)
     }
 
     /// Parses the files that changed.

@@ -226,6 +226,19 @@ fn an_object_may_move_to_another_file_and_lists_are_unfolded() {
 }
 
 #[test]
+fn it_is_told_beforehand_that_an_object_would_vanish_and_nothing_changes_by_asking() {
+    let mut loader = Loader::new("istio-system");
+    let (pod, both) = (files(&[("a.yaml", POD)]), format!("{POD}---\n{}", policy("DENY")));
+    loader.load(files(&[("a.yaml", &both)])).unwrap();
+    assert!(loader.loses(&pod), "the first half of a move to another file");
+    assert!(!loader.loses(&files(&[("a.yaml", POD), ("b.yaml", &policy("ALLOW"))])), "the whole move");
+    assert!(!loader.loses(&files(&[("a.yaml", &both)])));
+    assert!(loader.load(files(&[("a.yaml", &both)])).is_none(), "asking changed something");
+    let state = loader.load(pod).unwrap();
+    assert_eq!((state.objects.pods.len(), state.objects.authorization_policies.len()), (1, 0));
+}
+
+#[test]
 fn the_last_good_policy_survives_a_restart_and_what_is_gone_does_not_come_back() {
     let settings = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: \"1\"}}\n";
     let mut first = Loader::new("istio-system");
