@@ -86,6 +86,8 @@ pub mod pod_flag {
     pub const SEVERAL_V6: u32 = 2;
     /// Port 53 is like any other: the pod's DNS queries are not answered by the node.
     pub const LEAVE_DNS: u32 = 4;
+    /// The pod was captured just now: connections that its connect hook never saw may still be on their way out.
+    pub const JOINING: u32 = 8;
 }
 
 /// An address, IPv4 as v4-mapped; words in network byte order as the kernel's contexts have them.

@@ -1,6 +1,9 @@
 //! Enforcement: a TCP SYN of an enrolled pod that the connect hook neither captured, authorised nor left alone does
 //! not leave. It catches what has no connect call (raw sockets) and what could not be recorded.
 //!
+//! A connect call that came before the pod was captured is not a mistake: for a few seconds from then on, sockets that
+//! the hook has not seen may send their SYN, also again when it was lost.
+//!
 //! This is a safety net against mistakes, not a security boundary: packets made below the IP layer (AF_PACKET) and
 //! nested network namespaces do not pass here. Inbound policy is the boundary.
 
@@ -11,11 +14,13 @@ use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_sk_fullsock};
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::info;
-use mesh_ebpf::{Address, Endpoint, Reason, config, socket};
+use mesh_ebpf::{Address, Endpoint, Reason, config, pod_flag, socket};
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
 const TCP: u8 = 6;
+/// SOCK_STREAM.
+const STREAM: u32 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
@@ -116,8 +121,9 @@ fn port(ctx: &SkBuffContext, header: usize) -> Option<u16> {
 
 #[inline(always)]
 fn judge(ctx: &SkBuffContext, to: &Endpoint) -> i32 {
-    let state = socket_state(ctx);
-    match state {
+    let socket = full_socket(ctx);
+    let known = if socket.is_null() { None } else { socket_storage(socket, false) };
+    match known.map_or(socket::NONE, |known| known.state) {
         socket::RECORDED | socket::AUTHORISED | socket::EXEMPT | socket::PROBE => return PASS,
         socket::NONE => {}
         _ => return drop(ctx, to),
@@ -133,7 +139,21 @@ fn judge(ctx: &SkBuffContext, to: &Endpoint) -> i32 {
     if left_to_kernel(pod, to).is_some() || (setting(config::FAIL_OPEN) != 0 && !agent_alive()) {
         return PASS;
     }
+    if pod.flags & pod_flag::JOINING != 0 && is_tcp(socket) {
+        return PASS;
+    }
     drop(ctx, to)
+}
+
+/// Whether the packet comes from a socket that has a connect call: a raw socket of the same protocol has none.
+#[inline(always)]
+fn is_tcp(socket: *mut bpf_sock) -> bool {
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a full socket, checked not to be null.
+    let (kind, protocol) = unsafe { ((*socket).type_, (*socket).protocol) };
+    kind == STREAM && protocol == u32::from(TCP)
 }
 
 #[inline(always)]
@@ -145,19 +165,15 @@ fn drop(ctx: &SkBuffContext, to: &Endpoint) -> i32 {
     DROP
 }
 
-/// What the connect hook noted of the packet's socket.
+/// The packet's socket, or null.
 #[inline(always)]
-fn socket_state(ctx: &SkBuffContext) -> u32 {
+fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the pointer is the program's context; the verifier checks the offset and the size.
     let common: *mut bpf_sock = unsafe { core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk) };
     if common.is_null() {
-        return socket::NONE;
+        return core::ptr::null_mut();
     }
     // SAFETY: the socket comes from the context and is not null.
-    let full = unsafe { bpf_sk_fullsock(common) };
-    if full.is_null() {
-        return socket::NONE;
-    }
-    socket_storage(full, false).map_or(socket::NONE, |known| known.state)
+    unsafe { bpf_sk_fullsock(common) }
 }

@@ -124,7 +124,7 @@ impl Shared {
         let ((v4, several_v4), (v6, several_v6)) = (pick(true, current.v4), pick(false, current.v6));
         let flags = (if several_v4 { pod_flag::SEVERAL_V4 } else { 0 })
             | (if several_v6 { pod_flag::SEVERAL_V6 } else { 0 })
-            | pod.dns_flag();
+            | pod.own_flags();
         Pod { slot: pod.slot, flags, v4, v6 }
     }
 

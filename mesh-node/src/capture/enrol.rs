@@ -39,6 +39,7 @@ pub struct EnrolledPod {
     entry: ArcSwap<Pod>,
     active: AtomicBool,
     leaves_dns: AtomicBool,
+    joining: AtomicBool,
     on_segment: AtomicBool,
     /// An earlier agent captured it: giving up on it must not uncapture it.
     pub(super) is_adopted: bool,
@@ -63,9 +64,18 @@ impl EnrolledPod {
         self.active.load(Ordering::Acquire)
     }
 
-    /// The flag of its entry that says whether its DNS queries are left alone.
-    pub(super) fn dns_flag(&self) -> u32 {
-        if self.leaves_dns.load(Ordering::Acquire) { pod_flag::LEAVE_DNS } else { 0 }
+    /// The flags of its entry that do not come from its addresses.
+    pub(super) fn own_flags(&self) -> u32 {
+        let dns = if self.leaves_dns.load(Ordering::Acquire) { pod_flag::LEAVE_DNS } else { 0 };
+        let joining = if self.joining.load(Ordering::Acquire) { pod_flag::JOINING } else { 0 };
+        dns | joining
+    }
+
+    /// Brings the flags of its entry up to date. Call it while no entry is being written.
+    fn refresh_flags(&self) {
+        let entry = self.entry();
+        let of_addresses = entry.flags & !(pod_flag::LEAVE_DNS | pod_flag::JOINING);
+        self.entry.store(Arc::new(Pod { flags: of_addresses | self.own_flags(), ..entry }));
     }
 
     pub(super) fn entry(&self) -> Pod {
@@ -163,6 +173,7 @@ impl Capture {
             entry: ArcSwap::from_pointee(Pod { slot, ..Pod::default() }),
             active: AtomicBool::new(false),
             leaves_dns: AtomicBool::new(false),
+            joining: AtomicBool::new(false),
             on_segment: AtomicBool::new(false),
             is_adopted,
         });
@@ -209,6 +220,11 @@ impl Capture {
             .map_err(failed(&pod.info, "attach sk_lookup to its network namespace"))?;
         // The watch of addresses writes entries of active pods, too.
         let written = self.addresses.paused(|| {
+            // What an earlier agent captured has joined long ago.
+            if !pod.is_active() && !pod.is_adopted {
+                pod.joining.store(true, Ordering::Release);
+                pod.refresh_flags();
+            }
             let written = self.maps.pods.set(&pod.cookie, &pod.entry(), Write::Any);
             if written.is_ok() {
                 pod.active.store(true, Ordering::Release);
@@ -253,11 +269,22 @@ impl Capture {
         if pod.leaves_dns.swap(!answered, Ordering::AcqRel) != answered {
             return Ok(());
         }
+        self.write_flags(pod)
+    }
+
+    /// Says that a pod was captured long enough ago: connect calls from before have done what they could. From now on
+    /// a SYN that the connect hook has not seen does not leave.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses the map write.
+    pub fn joined(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
+        if pod.joining.swap(false, Ordering::AcqRel) { self.write_flags(pod) } else { Ok(()) }
+    }
+
+    fn write_flags(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
         // The watch of addresses writes entries, too.
         let written = self.addresses.paused(|| {
-            let entry = pod.entry();
-            let flags = (entry.flags & !pod_flag::LEAVE_DNS) | pod.dns_flag();
-            pod.entry.store(Arc::new(Pod { flags, ..entry }));
+            pod.refresh_flags();
             if pod.is_active() { self.maps.pods.set(&pod.cookie, &pod.entry(), Write::Any) } else { Ok(()) }
         });
         written.map_err(failed(&pod.info, "write it to the map PODS"))

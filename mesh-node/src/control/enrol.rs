@@ -33,14 +33,15 @@ use crate::sys;
 const RESYNC: Duration = Duration::from_secs(2);
 /// How long a pod waits for its certificate before it is captured without one.
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(3);
-/// How often a pod that waits for its certificate is looked at again.
-const CERTIFICATE_POLL: Duration = Duration::from_millis(20);
+/// Connect calls from before a pod's capture may still send their SYN for this long; the first retransmission comes
+/// after one second.
+const JOINING: Duration = Duration::from_secs(2);
 /// How often the kernel's maps are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
 /// A record of a connection that nobody took for this long belongs to none.
 const STALE: Duration = Duration::from_secs(150);
-/// Changes that come this close together are one.
-const COALESCE: Duration = Duration::from_millis(5);
+/// Changes that come this close after another look are one.
+const COALESCE: Duration = Duration::from_millis(2);
 /// Connections that wait for accept, per listener.
 const BACKLOG: i32 = 1024;
 /// Name in the list of what readiness waits for.
@@ -49,6 +50,7 @@ pub const READY: &str = "pods of this node";
 struct Enrolled {
     pod: Arc<Pod>,
     kernel: Arc<EnrolledPod>,
+    since: Instant,
     /// Its queries are answered as long as this lives.
     dns: Option<dns::PodHandle>,
     /// Whether the pod was an endpoint of its services when it was last looked at.
@@ -88,11 +90,14 @@ pub struct Enroller {
     enrolled: HashMap<PodKey, Enrolled>,
     problems: BTreeMap<PodKey, String>,
     waiting_since: HashMap<PodKey, Instant>,
+    /// The node's pods, as they were read last.
+    present: HashMap<PodKey, PodInfo>,
+    /// When everything was last compared, not only what changed.
+    resynced: Option<Instant>,
     settled: bool,
     /// Whether the kernel programs see this agent as alive.
     serving: bool,
     swept: Instant,
-    looked_at_nameservers: Instant,
     kubelets: Vec<u64>,
     /// What the kernel programs were told last.
     told: Option<MeshSettings>,
@@ -108,10 +113,11 @@ impl Enroller {
             enrolled: HashMap::new(),
             problems: BTreeMap::new(),
             waiting_since: HashMap::new(),
+            present: HashMap::new(),
+            resynced: None,
             settled: false,
             serving: false,
             swept: Instant::now(),
-            looked_at_nameservers: Instant::now(),
             kubelets: Vec::new(),
             told: None,
         }
@@ -124,6 +130,7 @@ impl Enroller {
         let changed = Arc::new(Notify::new());
         let notify = Arc::clone(&changed);
         let watching = self.parts.source.watch(Arc::new(move || notify.notify_one()));
+        let mut certificates = self.parts.shared.certificates.watch();
         if let Err(error) = &watching {
             tracing::error!(%error, "pods are looked for every {RESYNC:?} only");
         }
@@ -133,14 +140,48 @@ impl Enroller {
         let mut published = self.parts.shared.published.subscribe();
         loop {
             published.mark_unchanged();
+            certificates.mark_unchanged();
+            if self.resynced.is_none_or(|at| at.elapsed() >= RESYNC) {
+                self.resync();
+            }
             let again = self.reconcile().await;
+            let looked = Instant::now();
+            let resync = RESYNC.saturating_sub(self.resynced.map_or(RESYNC, |at| at.elapsed()));
             tokio::select! {
                 () = drain.cancelled() => return self.answer_on().await,
                 _ = published.changed() => {}
-                () = changed.notified() => {}
-                () = tokio::time::sleep(again.unwrap_or(RESYNC).min(RESYNC)) => {}
+                () = changed.notified() => self.read_pods(),
+                _ = certificates.changed(), if !self.waiting_since.is_empty() => {}
+                () = tokio::time::sleep(again.map_or(resync, |again| again.min(resync))) => {}
             }
-            tokio::time::sleep(COALESCE).await;
+            tokio::time::sleep(COALESCE.saturating_sub(looked.elapsed())).await;
+        }
+    }
+
+    /// What is compared now and then only, because nobody tells of it: what others did to the kernel's state, and pods
+    /// whose change was missed. It costs time for each pod of the node, which a pod that joins should not wait for.
+    fn resync(&mut self) {
+        self.resynced = Some(Instant::now());
+        self.read_pods();
+        self.repair();
+        self.end_joining();
+        self.find_kubelets();
+        self.sweep();
+        self.make_room_for_nameservers();
+    }
+
+    fn read_pods(&mut self) {
+        match self.parts.source.snapshot() {
+            Ok(snapshot) => {
+                for (entry, problem) in &snapshot.rejected {
+                    tracing::warn!(%entry, %problem, "a pod of this node cannot be read");
+                }
+                self.present = snapshot.pods.into_iter().map(|p| (p.key(), p)).collect();
+            }
+            Err(error) => {
+                tracing::error!(%error, "the pods of this node are not known; those that are captured stay");
+                self.present = self.held.values().map(|h| (h.info.key(), h.info.clone())).collect();
+            }
         }
     }
 
@@ -164,46 +205,34 @@ impl Enroller {
             self.serve();
         }
         let wanted = wanted(&state, &self.parts.shared.config.node.name);
-        let present = match self.parts.source.snapshot() {
-            Ok(snapshot) => {
-                for (entry, problem) in &snapshot.rejected {
-                    tracing::warn!(%entry, %problem, "a pod of this node cannot be read");
-                }
-                snapshot.pods.into_iter().map(|p| (p.key(), p)).collect()
-            }
-            Err(error) => {
-                tracing::error!(%error, "the pods of this node are not known; those that are captured stay");
-                self.held.values().map(|h| (h.info.key(), h.info.clone())).collect()
-            }
-        };
-        self.ask_for_certificates(&wanted, &present);
+        self.ask_for_certificates(&wanted);
         for (key, held) in &mut self.held {
             held.alive = self.enrolled.get(key).is_some_and(|e| is_same_namespace(&e.kernel));
         }
         let linger = self.parts.shared.config.capture.linger;
         let Plan { enrol, release, missing, mut again } =
-            plan(&wanted, &present, &mut self.held, Instant::now(), linger);
+            plan(&wanted, &self.present, &mut self.held, Instant::now(), linger);
         for key in release {
             self.release(&key);
         }
-        self.problems.retain(|key, _| enrol.contains(key));
-        self.waiting_since.retain(|key, _| enrol.contains(key));
+        // In order, as the map of the wanted ones is.
+        let is_due = |key: &PodKey| enrol.binary_search(key).is_ok();
+        self.problems.retain(|key, _| is_due(key));
+        self.waiting_since.retain(|key, _| is_due(key));
         for key in enrol {
-            let (Some(info), Some(pod)) = (present.get(&key), wanted.get(&key)) else { continue };
-            if self.waits_for_certificate(&key, pod) {
-                again = Some(CERTIFICATE_POLL);
+            let (Some(info), Some(pod)) = (self.present.get(&key).cloned(), wanted.get(&key)) else {
+                continue;
+            };
+            if let Some(patience) = self.waits_for_certificate(&key, pod) {
+                again = Some(again.map_or(patience, |again| again.min(patience)));
                 continue;
             }
-            self.enrol(&key, info);
+            self.enrol(&key, &info);
             // A thousand pods at once must not keep the other tasks of this thread waiting.
             tokio::task::yield_now().await;
         }
-        self.repair();
         self.apply_dns(&state, &wanted);
         self.tell_leaving(&state);
-        self.find_kubelets();
-        self.sweep();
-        self.make_room_for_nameservers();
         self.publish(&state, &wanted, &missing);
         self.settle(&wanted);
         again
@@ -221,20 +250,22 @@ impl Enroller {
     }
 
     /// Certificates are needed for wanted pods that the node has, and for captured ones until they are let go.
-    fn ask_for_certificates(&self, wanted: &BTreeMap<PodKey, Wanted>, present: &HashMap<PodKey, PodInfo>) {
+    fn ask_for_certificates(&self, wanted: &BTreeMap<PodKey, Wanted>) {
         let state = self.parts.shared.state.load();
-        let new = wanted.iter().filter(|(key, _)| present.contains_key(key)).map(|(_, w)| w.identity.clone());
+        let here = wanted.iter().filter(|(key, _)| self.present.contains_key(key));
+        let new = here.map(|(_, w)| w.identity.clone());
         let held = self.enrolled.values().filter_map(|e| state.local_workload(&e.pod.local));
         let needed: BTreeSet<_> = new.chain(held.map(|w| w.identity.clone())).collect();
         self.parts.shared.certificates.need(needed);
     }
 
-    fn waits_for_certificate(&mut self, key: &PodKey, wanted: &Wanted) -> bool {
+    /// How long a pod still waits for its certificate, if it does.
+    fn waits_for_certificate(&mut self, key: &PodKey, wanted: &Wanted) -> Option<Duration> {
         if self.parts.shared.certificates.get(&wanted.identity).is_some() {
-            return false;
+            return None;
         }
         let since = *self.waiting_since.entry(key.clone()).or_insert_with(Instant::now);
-        since.elapsed() < CERTIFICATE_PATIENCE
+        CERTIFICATE_PATIENCE.checked_sub(since.elapsed()).filter(|left| !left.is_zero())
     }
 
     fn enrol(&mut self, key: &PodKey, info: &PodInfo) {
@@ -324,7 +355,7 @@ impl Enroller {
             Ok(dns)
         };
         match activate() {
-            Ok(dns) => Ok(Enrolled { pod, kernel, dns, endpoint: false }),
+            Ok(dns) => Ok(Enrolled { pod, kernel, since: Instant::now(), dns, endpoint: false }),
             Err(error) => {
                 self.withdraw(&pod);
                 Err(error)
@@ -360,6 +391,14 @@ impl Enroller {
             match self.parts.capture.activate(&enrolled.kernel) {
                 Ok(()) => tracing::warn!(pod = %enrolled.pod.label, "capture was incomplete; repaired"),
                 Err(error) => tracing::error!(%error, "capture is incomplete and cannot be repaired"),
+            }
+        }
+    }
+
+    fn end_joining(&self) {
+        for enrolled in self.enrolled.values().filter(|enrolled| enrolled.since.elapsed() >= JOINING) {
+            if let Err(error) = self.parts.capture.joined(&enrolled.kernel) {
+                tracing::error!(%error, "a pod is taken for one that has just joined");
             }
         }
     }
@@ -442,11 +481,7 @@ impl Enroller {
     }
 
     /// A pod may ask any number of nameservers, though only so many at the same time.
-    fn make_room_for_nameservers(&mut self) {
-        if self.looked_at_nameservers.elapsed() < RESYNC {
-            return;
-        }
-        self.looked_at_nameservers = Instant::now();
+    fn make_room_for_nameservers(&self) {
         match self.parts.capture.nameserver_ports() {
             Ok(taken) => {
                 for Enrolled { kernel, dns, .. } in self.enrolled.values() {

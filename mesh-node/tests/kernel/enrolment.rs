@@ -180,3 +180,54 @@ fn giving_up_on_a_pod_that_an_earlier_agent_captured_does_not_uncapture_it() {
     let _client = connect(&net.hosts[2], at(v4(0), 8080)).unwrap();
     accept(&application);
 }
+
+#[test]
+fn a_connection_whose_syn_was_lost_while_its_pod_joined_is_established_all_the_same() {
+    let capture = Capture::load(config()).unwrap();
+    let net = Net::new(2);
+    let application = serve(&net.hosts[1], 8080);
+    nft(
+        &net,
+        1,
+        "table ip um {\n chain c {\n type filter hook input priority 0;\n tcp dport 8080 counter drop\n }\n}\n",
+    );
+    let host = &net.hosts[0];
+    let client = std::thread::scope(|scope| {
+        let client = scope.spawn(|| connect(host, at(v4(1), 8080)));
+        eventually("its SYN is lost", || dropped(&net, 1) > 0);
+        let pod = Pod::enrol(&capture, &net.info(0));
+        nft(&net, 1, "delete table ip um\n");
+        let client = client.join().unwrap().unwrap();
+        assert!(is_idle(&pod.outbound), "the connect hook has not seen it");
+        capture.joined(&pod.pod).unwrap();
+        client
+    });
+    let (_, peer) = accept(&application);
+    assert_eq!(peer, client.local_addr().unwrap());
+}
+
+#[test]
+fn a_pod_that_has_joined_long_ago_sends_no_syn_that_was_not_captured() {
+    let capture = Capture::load(config()).unwrap();
+    let net = Net::new(2);
+    nft(
+        &net,
+        1,
+        "table ip um {\n chain c {\n type filter hook input priority 0;\n tcp dport 8080 counter drop\n }\n}\n",
+    );
+    let host = &net.hosts[0];
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| connect(host, at(v4(1), 8080)));
+        eventually("its SYN is lost", || dropped(&net, 1) > 0);
+        let pod = Pod::enrol(&capture, &net.info(0));
+        capture.joined(&pod.pod).unwrap();
+        let lost = dropped(&net, 1);
+        eventually("its next SYN is held back", || capture.counter("dropped_uncaptured").unwrap() > 0);
+        assert_eq!(dropped(&net, 1), lost);
+        // Let go, it is sent again.
+        capture.release(&pod.pod).unwrap();
+        nft(&net, 1, "delete table ip um\n");
+        let _application = serve(&net.hosts[1], 8080);
+        client.join().unwrap().unwrap();
+    });
+}
