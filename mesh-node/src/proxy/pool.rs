@@ -3,7 +3,8 @@
 //! Rules (Istio's node proxy): the key is {source identity, expected identities, destination socket, source address};
 //! a tunnel takes streams while one more stays below min(100, the peer's limit); one dial per key at a time, the
 //! others wait for its outcome; a tunnel without streams is released after five minutes; a closed one is never
-//! offered. Of several usable tunnels the fullest is taken, so that the others run empty and are released.
+//! offered. Of several usable tunnels the fullest is taken, so that the others run empty and are released: at once as
+//! such things go, because what a wave of connections needed is memory on both nodes.
 //!
 //! A pool belongs to one worker: no lock, no other thread.
 
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 
 use mesh_core::identity::SpiffeId;
 use tokio::sync::Notify;
+
+/// A tunnel without streams is released after this long while another one to the same peer has room.
+const SURPLUS: Duration = Duration::from_secs(2);
 
 /// What two streams must have in common to share a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,23 +146,29 @@ impl<T: Tunnel, E: Clone + 'static> Pool<T, E> {
     }
 
     fn usable(&self, entry: &Entry<T, E>) -> Option<Lease<T>> {
-        entry
-            .tunnels
-            .iter()
-            .filter(|t| t.tunnel.is_open())
-            .filter(|t| t.streams.get() + 1 < self.max_streams.min(t.tunnel.max_streams()).max(2))
-            .max_by_key(|t| t.streams.get())
-            .map(Lease::new)
+        entry.tunnels.iter().filter(|t| self.has_room(t)).max_by_key(|t| t.streams.get()).map(Lease::new)
     }
 
-    /// Lets go of tunnels that are closed, or had no stream for `idle`.
+    fn has_room(&self, pooled: &Pooled<T>) -> bool {
+        let most = self.max_streams.min(pooled.tunnel.max_streams()).max(2);
+        pooled.tunnel.is_open() && pooled.streams.get() + 1 < most
+    }
+
+    /// Lets go of tunnels that are closed, had no stream for `idle`, or had none for a while and are not the only one
+    /// with room.
     pub(crate) fn release(&self, now: Instant, idle: Duration) {
         let mut entries = self.entries.borrow_mut();
         for same_destination in entries.values_mut() {
             for entry in &mut *same_destination {
+                let mut room = entry.tunnels.iter().any(|t| t.streams.get() > 0 && self.has_room(t));
                 entry.tunnels.retain(|t| {
-                    t.streams.get() > 0
-                        || (t.tunnel.is_open() && now.duration_since(t.last_used.get()) < idle)
+                    if t.streams.get() > 0 {
+                        return true;
+                    }
+                    let most = if room { idle.min(SURPLUS) } else { idle };
+                    let stays = t.tunnel.is_open() && now.duration_since(t.last_used.get()) < most;
+                    room |= stays;
+                    stays
                 });
             }
             same_destination.retain(|e| !e.tunnels.is_empty() || e.dial.is_some());

@@ -35,11 +35,11 @@ use super::{Pod, Shared, busy, inbound, outbound, plaintext};
 const QUIET: Duration = Duration::from_secs(3);
 /// However busy it is, a draining listener is closed after this long.
 const LONGEST_QUIET: Duration = Duration::from_secs(30);
-/// How often tunnels are looked through for idle ones.
-const RELEASE_EVERY: Duration = Duration::from_secs(10);
 /// Turns of tasks after which a worker asks the kernel what else is ready: a round trip must not wait for every bulk
 /// stream that has more to move.
 const TURNS: u32 = 8;
+/// How often tunnels are looked through for idle ones.
+const RELEASE_EVERY: Duration = Duration::from_secs(2);
 /// A worker that is out of files waits this long before it accepts again.
 const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(50);
 

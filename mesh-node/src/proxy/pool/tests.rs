@@ -179,3 +179,43 @@ fn the_fullest_tunnel_with_room_is_taken_so_that_others_run_empty() {
         assert_eq!(dialler.take(&key(1)).await.tunnel().id, 1);
     });
 }
+
+#[test]
+fn of_the_tunnels_that_a_wave_needed_one_stays() {
+    local(async {
+        let dialler = Dialler::new(4);
+        let mut leases = Vec::new();
+        for _ in 0..9 {
+            leases.push(dialler.take(&key(1)).await);
+        }
+        assert_eq!(dialler.pool.size(), (3, 9));
+        let idle = Duration::from_secs(300);
+        let later = Instant::now() + Duration::from_secs(3);
+        dialler.pool.release(later, idle);
+        assert_eq!(dialler.pool.size(), (3, 9), "all have streams");
+        drop(leases.drain(..));
+        dialler.pool.release(Instant::now(), idle);
+        assert_eq!(dialler.pool.size(), (3, 0), "another wave may follow at once");
+        dialler.pool.release(later, idle);
+        assert_eq!(dialler.pool.size(), (1, 0));
+        dialler.pool.release(later, idle);
+        assert_eq!(dialler.pool.size(), (1, 0), "the last one stays for as long as it is told");
+    });
+}
+
+#[test]
+fn an_empty_tunnel_beside_a_full_one_stays() {
+    local(async {
+        let dialler = Dialler::new(4);
+        let mut leases = Vec::new();
+        for _ in 0..4 {
+            leases.push(dialler.take(&key(1)).await);
+        }
+        drop(leases.pop());
+        dialler.pool.release(Instant::now() + Duration::from_secs(3), Duration::from_secs(300));
+        assert_eq!(dialler.pool.size(), (2, 3), "the next stream needs it");
+        drop(leases.pop());
+        dialler.pool.release(Instant::now() + Duration::from_secs(3), Duration::from_secs(300));
+        assert_eq!(dialler.pool.size(), (1, 2), "the other one has room now");
+    });
+}
