@@ -1,29 +1,42 @@
 //! Memory that connections needed and no longer need goes back to the kernel.
 //!
 //! The allocator keeps what is freed for the next request. After the start, and after a wave of connections, that is
-//! memory which the node's other programs miss.
+//! memory which the node's other programs miss. So is the code that only the start ran: it stays mapped page by page
+//! until somebody takes it out of the process, and nobody does while the node has memory.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::limits::Gauge;
 
-/// How often the number of connections is looked at.
-const EVERY: Duration = Duration::from_secs(3);
 /// How often memory is looked at where it is limited.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 /// While memory is over its limit, what is free in the heap is given back this often: only what is in use may refuse
 /// connections.
 const TRIM_EVERY: Duration = Duration::from_millis(500);
+/// How often the number of connections is looked at.
+const EVERY: Duration = Duration::from_secs(2);
+/// What closes last is freed after it is counted, and the tunnels after their streams: so many more looks.
+const AGAIN: u8 = 3;
 
 /// Gives memory back once the start is over, and whenever the connections have fallen to less than half.
 pub async fn give_back(gauge: Arc<Gauge>) {
     let mut wave = Wave::default();
+    let mut start = Some(AGAIN);
     loop {
         tokio::time::sleep(EVERY).await;
         if wave.is_over(gauge.open()) {
             crate::sys::trim_heap();
         }
+        start = match start {
+            Some(0) => {
+                if let Err(error) = crate::sys::unmap_code() {
+                    tracing::debug!(%error, "the code of the start stays in memory");
+                }
+                None
+            }
+            left => left.map(|left| left - 1),
+        };
     }
 }
 
@@ -85,15 +98,15 @@ fn resident() -> Option<usize> {
 #[derive(Default)]
 struct Wave {
     most: Option<usize>,
-    /// What closes last is freed after it is counted: one more look.
-    again: bool,
+    /// Looks that are still due.
+    again: u8,
 }
 
 impl Wave {
     fn is_over(&mut self, open: usize) -> bool {
         let fell = self.most.is_none_or(|most| open < most.div_ceil(2));
-        let over = fell || self.again;
-        self.again = fell;
+        let over = fell || self.again > 0;
+        self.again = if fell { AGAIN } else { self.again.saturating_sub(1) };
         self.most = Some(if fell { open } else { self.most.map_or(open, |most| most.max(open)) });
         over
     }
@@ -119,9 +132,10 @@ mod tests {
     #[test]
     fn memory_is_given_back_after_the_start_and_after_each_wave_and_not_in_between() {
         let mut wave = Wave::default();
-        let looks = [0, 0, 0, 900, 1000, 600, 400, 400, 400, 0, 0, 0];
-        let over: Vec<bool> = looks.into_iter().map(|open| wave.is_over(open)).collect();
-        let expected = [true, true, false, false, false, false, true, true, false, true, true, false];
-        assert_eq!(over, expected);
+        let mut looks = |looks: &[usize]| looks.iter().map(|open| wave.is_over(*open)).collect::<Vec<_>>();
+        assert_eq!(looks(&[0, 0, 0, 0, 0]), [true, true, true, true, false], "the start");
+        assert_eq!(looks(&[900, 1000, 600]), [false; 3], "a wave that comes");
+        assert_eq!(looks(&[400, 400, 400, 400, 400]), [true, true, true, true, false], "and goes");
+        assert_eq!(looks(&[0, 0, 0, 0, 0]), [true, true, true, true, false]);
     }
 }

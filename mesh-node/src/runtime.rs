@@ -79,6 +79,7 @@ pub fn capture_config(config: &Config) -> CaptureConfig {
 /// # Errors
 /// What kept it from starting, with the fix where there is one.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    crate::sys::bound_heap();
     let settings = LogSettings::from_env()?;
     let logging = settings.start()?;
     let files = raise_open_files();

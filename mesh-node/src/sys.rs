@@ -4,12 +4,14 @@
 
 pub mod bpf;
 pub mod diag;
+mod memory;
 pub mod netns;
 pub mod poll;
 pub mod socket;
 pub mod udp;
 
 pub use diag::sock_destroy;
+pub use memory::{bound_heap, trim_heap, unmap_code};
 pub use netns::Netns;
 pub use socket::{application_socket, listener, outbound_socket};
 
@@ -27,13 +29,4 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: the kernel writes one timespec; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
-/// Gives free pages of the heap back to the kernel, where the C library can (glibc).
-pub fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number and locks the allocator's own structures.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
