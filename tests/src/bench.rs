@@ -7,6 +7,7 @@
 
 mod callgrind;
 mod instructions;
+mod enrol;
 mod l4;
 mod machine;
 mod memory;

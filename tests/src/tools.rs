@@ -5,6 +5,7 @@
 
 pub mod call;
 pub mod dns;
+pub mod join;
 pub mod load;
 pub mod relay;
 pub mod rounds;
@@ -21,6 +22,8 @@ pub enum Tool {
     Serve(serve::Args),
     /// One TCP connection; prints what it saw as JSON
     Call(call::Args),
+    /// Waits until pods are in the mesh; prints when
+    Join(join::Args),
     /// Load of one shape; prints its figures as JSON
     Load(load::Args),
     /// A tiny HTTP service that may call another
@@ -45,6 +48,7 @@ pub fn run(tool: &Tool) -> Result<()> {
     match tool {
         Tool::Serve(args) => serve::run(args),
         Tool::Call(args) => call::run(args),
+        Tool::Join(args) => join::run(args),
         Tool::Load(args) => load::run(args),
         Tool::Web(args) => web::run(args),
         Tool::Relay(args) => relay::run(args),

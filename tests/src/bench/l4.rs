@@ -3,7 +3,7 @@
 use super::rig::{Measured, Rig, Shape, Variant};
 use super::rows::{Bar, Report, Row};
 use super::stats::Estimate;
-use super::{L4Args, memory, times};
+use super::{L4Args, enrol, memory, times};
 use crate::bed::run;
 use anyhow::Result;
 use std::collections::HashMap;
@@ -98,9 +98,13 @@ pub(super) fn run(args: &L4Args) -> Result<Report> {
         let all = measure(&rig, *shape, rounds, seconds)?;
         rows.extend(rows_of(*shape, &all, rig.peer.is_some()));
     }
-    if wanted("cold") || wanted("enrol") {
-        eprintln!("cold first connection, enrolment");
+    if wanted("cold") {
+        eprintln!("cold first connection");
         rows.extend(times::rows(&mut rig, args.quick)?);
+    }
+    if wanted("enrol") {
+        eprintln!("enrolment");
+        rows.extend(enrol::rows(&mut rig, args.quick)?);
     }
     Ok(Report { machine: super::machine::describe(), rows })
 }

@@ -1,6 +1,9 @@
-//! Memory of an agent: idle, with connections open, and after they are closed.
+//! Memory of an agent: idle, with connections open, and ten seconds after they are closed.
+//!
+//! An idle agent is one that has been at work: it has started long enough ago for what only the start needed to be gone,
+//! and has then carried connections and been scraped, so that what it gave back and needs after all counts.
 
-use super::rig::{ECHO, Rig, Variant, client_of};
+use super::rig::{ECHO, Rig, Shape, Variant, client_of};
 use super::rows::{Bar, Row};
 use super::zpeer;
 use crate::bed::process::Proc;
@@ -10,6 +13,10 @@ use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 const MIB: f64 = 1024.0 * 1024.0;
+/// An agent has given back what its start needed after this long.
+const STARTED: Duration = Duration::from_secs(12);
+/// Within this time after the close, memory comes back.
+const BACK: Duration = Duration::from_secs(10);
 
 /// Resident bytes of both sides, the client's first.
 type Sides = [f64; 2];
@@ -24,7 +31,7 @@ pub(super) fn rows(rig: &Rig, quick: bool) -> Result<Vec<Row>> {
     let theirs = rig.peer.is_some().then(|| side(rig, Variant::Ztunnel, counts)).transpose()?;
     let mut rows = Vec::new();
     for (i, (name, unit, values)) in ours.iter().enumerate() {
-        rows.push(Row::of(&format!("memory.{name}"), unit, Bar::None, values.to_vec()));
+        rows.push(Row::largest(&format!("memory.{name}"), unit, bar(name), values.to_vec()));
         let name = format!("memory.{name}.vs_ztunnel");
         rows.push(match &theirs {
             Some(theirs) => {
@@ -37,8 +44,30 @@ pub(super) fn rows(rig: &Rig, quick: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// What each agent keeps.
+fn bar(name: &str) -> Bar {
+    match name {
+        "idle" => Bar::AtMost(12.0),
+        "after_close_vs_idle" => Bar::AtMost(1.2),
+        _ => Bar::AtMost(3.0),
+    }
+}
+
+/// Has an agent that started long ago do a little of everything, and waits until it rests.
+fn idle(rig: &Rig, variant: Variant) -> Result<Sides> {
+    crate::bed::run::pause(STARTED)?;
+    rig.run(variant, Shape { name: "used", load: "crr", connections: 4 }, 0.3)?;
+    if variant == Variant::Tunnel {
+        for node in ["a", "b"] {
+            rig.bed.metrics(node)?;
+            rig.bed.admin(node, "/status")?;
+        }
+    }
+    settled(rig, variant)
+}
+
 fn side(rig: &Rig, variant: Variant, counts: &[usize]) -> Result<Vec<(String, &'static str, Sides)>> {
-    let idle = resident(rig, variant)?;
+    let idle = idle(rig, variant)?;
     let mut rows = vec![("idle".to_owned(), "MiB", idle.map(|bytes| bytes / MIB))];
     for &count in counts {
         let mut held = hold(rig, variant, count)?;
@@ -48,7 +77,8 @@ fn side(rig: &Rig, variant: Variant, counts: &[usize]) -> Result<Vec<(String, &'
         held.signal(Signal::TERM)?;
         held.wait(Duration::from_secs(30))?;
     }
-    let after = settled(rig, variant)?;
+    crate::bed::run::pause(BACK)?;
+    let after = resident(rig, variant)?;
     rows.push(("after_close_vs_idle".to_owned(), "ratio", [0, 1].map(|i| after[i] / idle[i])));
     Ok(rows)
 }
@@ -104,7 +134,7 @@ fn resident(rig: &Rig, variant: Variant) -> Result<Sides> {
     }
 }
 
-/// Waits up to ten seconds for memory to stop changing, as the promise gives it to come back.
+/// Waits up to ten seconds for memory to stop changing.
 fn settled(rig: &Rig, variant: Variant) -> Result<Sides> {
     let end = Instant::now() + Duration::from_secs(10);
     let mut last = resident(rig, variant)?;

@@ -93,6 +93,27 @@ impl Row {
         }
     }
 
+    /// A row whose value is the 99th percentile of its runs, which of fewer than a hundred is the longest.
+    #[must_use]
+    pub(super) fn p99(name: &str, unit: &'static str, bar: Bar, runs: Vec<f64>) -> Self {
+        let mut sorted = runs.clone();
+        sorted.sort_by(f64::total_cmp);
+        let value = sorted.get((sorted.len() * 99).div_ceil(100).saturating_sub(1)).copied();
+        Self {
+            value,
+            interval: None,
+            ok: value.and_then(|v| bar.holds(v)),
+            ..Self::of(name, unit, bar, runs)
+        }
+    }
+
+    /// A row of which every run must keep the promise: its value is the largest.
+    #[must_use]
+    pub(super) fn largest(name: &str, unit: &'static str, bar: Bar, runs: Vec<f64>) -> Self {
+        let value = runs.iter().copied().max_by(f64::total_cmp);
+        Self { value, ok: value.and_then(|v| bar.holds(v)), ..Self::of(name, unit, bar, runs) }
+    }
+
     /// A row that could not run.
     #[must_use]
     pub(super) fn skipped(name: &str, unit: &'static str, bar: Bar, why: &str) -> Self {
@@ -149,6 +170,19 @@ mod tests {
         assert_eq!(row.ok, Some(true));
         let row = Row::ratio("x", Bar::AtMost(0.5), vec![2.0; 15], Some(noise));
         assert_eq!(row.ok, Some(false));
+    }
+
+    #[test]
+    fn the_99th_percentile_is_judged_not_the_median() {
+        let mut runs = vec![1.0; 98];
+        runs.extend([9.0, 10.0]);
+        let row = Row::p99("x", "ms", Bar::AtMost(5.0), runs);
+        assert_eq!((row.value, row.ok), (Some(9.0), Some(false)));
+        let row = Row::p99("x", "ms", Bar::AtMost(5.0), vec![1.0, 6.0, 2.0]);
+        assert_eq!((row.value, row.ok), (Some(6.0), Some(false)));
+        assert_eq!(Row::p99("x", "ms", Bar::AtMost(5.0), Vec::new()).ok, None);
+        let row = Row::largest("x", "MiB", Bar::AtMost(5.0), vec![1.0, 6.0, 2.0]);
+        assert_eq!((row.value, row.ok), (Some(6.0), Some(false)));
     }
 
     #[test]

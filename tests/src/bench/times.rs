@@ -1,16 +1,14 @@
-//! Times that happen once: the cold first connection, and enrolment.
+//! The cold first connection.
 
 use super::rig::{ECHO, Rig, Shape, Variant, options};
 use super::rows::{Bar, Row};
 use super::zpeer;
-use crate::bed::wait;
 use anyhow::Result;
-use std::time::{Duration, Instant};
 
-/// Rows of both.
+/// Its rows.
 ///
 /// # Errors
-/// An agent does not come back, or a pod is not enrolled.
+/// An agent does not come back.
 pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
     let times = if quick { 2 } else { 7 };
     let mut ours = Vec::new();
@@ -27,15 +25,7 @@ pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
     } else {
         Row::ratio(name, Bar::AtMost(1.0), ours.iter().zip(&theirs).map(|(a, b)| a / b).collect(), None)
     };
-    let mut enrolled = Vec::new();
-    for _ in 0..if quick { 3 } else { 20 } {
-        enrolled.push(enrol(rig)?);
-    }
-    Ok(vec![
-        Row::of("tunnel.cold", "ms", Bar::None, ours),
-        against,
-        Row::of("enrol.pod", "ms", Bar::None, enrolled),
-    ])
+    Ok(vec![Row::of("tunnel.cold", "ms", Bar::None, ours), against])
 }
 
 /// The first connection between agents that have just started: no tunnel is open.
@@ -64,24 +54,4 @@ fn first(rig: &Rig, variant: Variant) -> Result<f64> {
     // A run of no length makes one connection with one round trip.
     let once = Shape { name: "cold", load: "hold", connections: 1 };
     Ok(rig.run(variant, once, 0.05)?.figures.max_us / 1e3)
-}
-
-/// Milliseconds from the label on a pod to its capture, as its node says.
-fn enrol(rig: &mut Rig) -> Result<f64> {
-    let listed = |rig: &Rig| -> Result<bool> { Ok(rig.bed.admin("a", "/pods")?.contains("\"plain\"")) };
-    let start = Instant::now();
-    rig.bed.edit("Pod", "near", |pod| {
-        if pod["metadata"]["namespace"] == "plain" {
-            pod["metadata"]["labels"] = serde_json::json!({"istio.io/dataplane-mode": "ambient"});
-        }
-    })?;
-    wait::until_true("capture of plain/near", Duration::from_secs(20), || listed(rig))?;
-    let took = start.elapsed().as_secs_f64() * 1e3;
-    rig.bed.edit("Pod", "near", |pod| {
-        if pod["metadata"]["namespace"] == "plain" {
-            pod["metadata"]["labels"] = serde_json::json!({});
-        }
-    })?;
-    wait::until_true("release of plain/near", Duration::from_secs(30), || Ok(!listed(rig)?))?;
-    Ok(took)
 }
