@@ -38,15 +38,20 @@ pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
     rig.bed.apply("enrol-many-namespace", &namespace("many"))?;
     rig.bed.apply("enrol-many", &pods)?;
     let before = files(rig)?;
-    let mut took = Vec::new();
-    for turn in 0..repeat {
+    let took = (0..repeat).map(|turn| {
         if turn > 0 {
             leave_many(rig)?;
         }
-        took.push(join_many(rig, many)? / 1e3);
-    }
+        Ok(join_many(rig, many)? / 1e3)
+    });
+    let took = took.collect::<Result<Vec<f64>>>();
     let each = (files(rig)? - before) / many as f64;
-    rows.push(Row::of(&format!("enrol.{many}"), "s", Bar::AtMost(5.0), took));
+    let (name, bar) = (format!("enrol.{many}"), Bar::AtMost(5.0));
+    rows.push(match took {
+        Ok(took) => Row::of(&name, "s", bar, took),
+        // The figures of all other rows must not be lost for it.
+        Err(error) => Row { ok: Some(false), ..Row::skipped(&name, "s", bar, &format!("{error:#}")) },
+    });
     rows.push(Row::of("enrol.files_per_pod", "files", Bar::None, vec![each]));
     drop(server);
     Ok(rows)
