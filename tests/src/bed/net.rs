@@ -158,9 +158,15 @@ pub fn pod(name: &str, node: &Netns, index: u8, n: u16, mtu: u32) -> Result<Netn
     let netns = Netns::create(name)?;
     let (v4, v6) = (pod_v4(index, n), pod_v6(index, n));
     let host = underlay_v4(node_place(index));
+    // Known for good: all namespaces of the machine share a table of 1,024 neighbours that are learnt.
+    let [high, low] = n.to_be_bytes();
+    let (own, peer) = (mac(0x70, index, high, low), mac(0x6e, index, high, low));
     netns.sysctl(&[("ipv6/conf/default/accept_dad", "0"), ("ipv4/ip_unprivileged_port_start", "0")])?;
     netns.batch(&[
-        format!("link add eth0 mtu {mtu} type veth peer name v{n} mtu {mtu} netns {}", node.name()),
+        format!(
+            "link add eth0 mtu {mtu} address {own} type veth peer name v{n} mtu {mtu} address {peer} netns {}",
+            node.name()
+        ),
         "link set eth0 up".to_owned(),
         format!("addr add {v4}/32 dev eth0"),
         format!("addr add {v6}/128 dev eth0 nodad"),
@@ -169,16 +175,23 @@ pub fn pod(name: &str, node: &Netns, index: u8, n: u16, mtu: u32) -> Result<Netn
         format!("addr add 169.254.1.1/32 dev v{n}"),
         format!("addr add fe80::1/64 dev v{n} nodad"),
         format!("link set v{n} up"),
+        format!("neigh add {v4} lladdr {own} dev v{n} nud permanent"),
         format!("route add {v4}/32 dev v{n} src {host} congctl cubic"),
         format!("route add {v6}/128 dev v{n} src {} congctl cubic", underlay_v6(node_place(index))),
     ])?;
     netns.batch(&[
         "route add 169.254.1.1 dev eth0 scope link".to_owned(),
+        format!("neigh add 169.254.1.1 lladdr {peer} dev eth0 nud permanent"),
         format!("route add default via 169.254.1.1 dev eth0 src {v4} congctl cubic"),
         "route add fe80::1 dev eth0".to_owned(),
         format!("route add default via fe80::1 dev eth0 src {v6} congctl cubic"),
     ])?;
     Ok(netns)
+}
+
+/// A locally administered hardware address.
+fn mac(kind: u8, index: u8, high: u8, low: u8) -> String {
+    format!("02:75:{kind:02x}:{index:02x}:{high:02x}:{low:02x}")
 }
 
 /// The TCP ports that listen in the namespace (on any address), from the kernel's own table.
