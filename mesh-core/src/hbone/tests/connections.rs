@@ -320,7 +320,7 @@ async fn a_tunnel_inside_a_tunnel_carries_tls_and_streams() {
     assert_eq!(got, big);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_ping_that_is_asked_for_goes_out_at_once_and_its_answer_counts() {
     let (client, _far, _driver) = tunnel().await;
     let begin = tokio::time::Instant::now();
