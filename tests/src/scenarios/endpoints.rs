@@ -3,7 +3,7 @@
 use super::services::{WEB, greeters, open, served_by, server, service};
 use super::shop::{enrolled, talks};
 use super::{Scenario, scenario, skip};
-use crate::bed::{Load, Testbed, Topology, net, run, wait};
+use crate::bed::{Load, Pod, Testbed, Topology, net, run, wait};
 use crate::tools::load::Figures;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -217,6 +217,17 @@ fn deployment() -> Result<Testbed> {
     Ok(bed)
 }
 
+/// Waits until a pod's application has had no connection for some looks in a row: none under way is cut by its end, which
+/// no mesh could mend.
+fn unused(pod: &Pod) -> Result<()> {
+    let mut quiet = 0;
+    wait::until_true("an application without connections", SOON, || {
+        let busy = net::established(&pod.netns)?.iter().any(|(local, _)| local.port() == 8080);
+        quiet = if busy { 0 } else { quiet + 1 };
+        Ok(quiet >= 5)
+    })
+}
+
 fn rolling_restart() -> Result<()> {
     let mut bed = deployment()?;
     let loads = requests(&bed)?;
@@ -231,7 +242,9 @@ fn rolling_restart() -> Result<()> {
         wait::until_true(&format!("{old} terminating, as the client's node sees it"), SOON, || {
             Ok(status(&bed, "a", &old)?.as_deref() == Some("Unhealthy"))
         })?;
-        bed.pod(&format!("shop/{old}"))?.programs[0].signal(Signal::TERM)?;
+        let pod = bed.pod(&format!("shop/{old}"))?;
+        unused(pod)?;
+        pod.programs[0].signal(Signal::TERM)?;
         bed.remove(&old)?;
     }
     run::pause(Duration::from_secs(1))?;
