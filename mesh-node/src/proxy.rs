@@ -25,6 +25,7 @@ mod inbound;
 pub mod limits;
 pub mod live;
 pub mod net;
+mod once;
 mod outbound;
 mod plaintext;
 pub(crate) mod pool;

@@ -6,8 +6,8 @@
 //! never "ok".
 
 mod callgrind;
-mod instructions;
 mod enrol;
+mod instructions;
 mod l4;
 mod machine;
 mod memory;

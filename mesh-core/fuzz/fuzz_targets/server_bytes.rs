@@ -14,7 +14,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, rest)) = data.split_first() else { return };
-    let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build_local(Default::default());
+    let rt = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build_local(Default::default());
     let rt = rt.expect("a runtime");
     rt.block_on(async {
         let (mut near, far) = tokio::io::duplex(1 << 20);
@@ -28,7 +31,9 @@ fuzz_target!(|data: &[u8]| {
 });
 
 async fn serve(io: tokio::io::DuplexStream, read: bool) {
-    let Ok(mut server) = ServerConnection::handshake(Channel::bare(io), &Settings::server()).await else { return };
+    let Ok(mut server) = ServerConnection::handshake(Channel::bare(io), &Settings::server()).await else {
+        return;
+    };
     while let Some(Ok(incoming)) = server.accept().await {
         let Incoming::Connect(connect) = incoming else { continue };
         if let Ok(stream) = connect.accept(None) {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::baggage::BaggageHeader;
 use super::error::Error;
+use super::http2::Reason;
 use super::http2::core::Role;
 use super::http2::engine::{Engine, Shared};
 use super::request::ConnectRequest;
@@ -61,21 +62,19 @@ impl ClientConnection {
     /// # Errors
     /// [`Error::Status`] for an answer other than 200; else the stream or the connection ended first.
     pub async fn open(&self, connect: &ConnectRequest) -> Result<Opened, Error> {
-        self.begin(connect).await?.answered().await
-    }
-
-    /// Sends CONNECT and does not wait for the answer.
-    ///
-    /// # Errors
-    /// The request cannot be sent, or the connection ended.
-    pub async fn begin(&self, connect: &ConnectRequest) -> Result<Opening, Error> {
         connect.check()?;
         let shared = &self.0.shared;
         // Counted from here, so that the pool sees who waits for a slot.
         let counted = Counted::new(shared);
         let key = poll_fn(|cx| shared.core.borrow_mut().poll_open(cx, connect)).await?;
         std::mem::forget(counted);
-        Ok(Opening(HboneStream::new(Rc::new(Handle::new(Rc::clone(shared), key)))))
+        let stream = HboneStream::new(Rc::new(Handle::new(Rc::clone(shared), key)));
+        let answer = poll_fn(|cx| stream.poll_answer(cx)).await?;
+        match StatusCode::from_u16(answer.status) {
+            Ok(StatusCode::OK) => Ok(Opened { stream, baggage: answer.baggage }),
+            Ok(status) => Err(Error::Status(status)),
+            Err(_) => Err(Error::Violation(Reason::PROTOCOL_ERROR)),
+        }
     }
 
     /// Streams that are open or being opened.
@@ -129,54 +128,6 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.held.set(self.0.held.get() - 1);
-    }
-}
-
-/// A stream whose CONNECT was sent. Data may be sent on it before the answer: a peer that refuses has passed none of
-/// it on.
-#[derive(Debug)]
-pub struct Opening(HboneStream);
-
-impl Opening {
-    /// Sends data now, as much of it as there is room for; how much.
-    ///
-    /// # Errors
-    /// The stream or the connection ended.
-    pub fn send_early(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Result<usize, Error> {
-        let Poll::Ready(room) = self.0.send.poll_room(cx, data.len())? else { return Ok(0) };
-        let n = room.min(data.len());
-        self.0.send.send(&data[..n])?;
-        Ok(n)
-    }
-
-    /// Waits for the answer.
-    ///
-    /// # Errors
-    /// [`Error::Status`] for an answer other than 200; else the stream or the connection ended first.
-    pub async fn answered(mut self) -> Result<Opened, Error> {
-        let baggage = poll_fn(|cx| self.poll_answered(cx)).await?;
-        Ok(Opened { stream: self.0, baggage })
-    }
-
-    /// Ready with what the peer said with its 200; then [`Self::into_opened`] gives the stream.
-    ///
-    /// # Errors
-    /// As [`Self::answered`].
-    pub fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<BaggageHeader>, Error>> {
-        self.0.poll_answer(cx).map(|answer| {
-            let answer = answer?;
-            if answer.status == StatusCode::OK.as_u16() {
-                return Ok(answer.baggage);
-            }
-            let status = StatusCode::from_u16(answer.status);
-            Err(status.map_or(Error::Violation(super::http2::Reason::PROTOCOL_ERROR), Error::Status))
-        })
-    }
-
-    /// The stream, after its answer has come.
-    #[must_use]
-    pub fn into_opened(self, baggage: Option<BaggageHeader>) -> Opened {
-        Opened { stream: self.0, baggage }
     }
 }
 

@@ -104,7 +104,7 @@ struct Copy<M: Meter + 'static> {
 }
 
 impl<M: Meter + 'static> Copy<M> {
-    fn new(socket: TcpStream, mut stream: HboneStream, meter: Rc<M>) -> Self {
+    fn new(socket: TcpStream, stream: HboneStream, meter: Rc<M>) -> Self {
         let application = Rc::new(Application { socket, meter });
         stream.recv.attach(Rc::clone(&application) as Rc<dyn Sink>);
         Self { application, stream, sending: Sending::new(), received: false, broken: None, finished: false }
@@ -112,7 +112,7 @@ impl<M: Meter + 'static> Copy<M> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         if !self.received
-            && let Poll::Ready(result) = tunnel::poll_receive(&mut self.stream.recv, &self.application, cx)
+            && let Poll::Ready(result) = tunnel::poll_receive(&self.stream.recv, &self.application, cx)
         {
             match result {
                 Ok(()) => self.received = true,

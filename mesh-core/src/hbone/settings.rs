@@ -1,20 +1,14 @@
-//! The HTTP/2 parameters of a tunnel: those of Istio's node proxies but for the windows, which keep one stream from
-//! holding up others.
+//! The HTTP/2 parameters of a tunnel: those of Istio's node proxies, so that flow control behaves alike on both sides.
 
 use std::time::Duration;
-
-/// Streams that a server announces.
-const STREAMS: u32 = 200;
-/// Enough for 5 MB/s over 200 ms, and little enough that a hundred stuck streams do not fill a node.
-const STREAM_WINDOW: u32 = 1 << 20;
 
 /// Parameters of one connection. [`Settings::client`] and [`Settings::server`] are what the wire expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Bytes that a peer may send on one stream before we have passed them on.
     pub stream_window: u32,
-    /// The same for all streams together. As much as all of their windows: a few streams whose readers are stuck would
-    /// fill a smaller one, and then nothing passes on the tunnel for anybody.
+    /// Bytes that it may send on all streams together before we have received them: given back on receipt, so that a
+    /// stream whose reader is stuck holds up no other one.
     pub connection_window: u32,
     /// The largest DATA frame that we take, bytes.
     pub frame_size: u32,
@@ -46,12 +40,12 @@ impl Settings {
     #[must_use]
     pub const fn server() -> Self {
         Self {
-            stream_window: STREAM_WINDOW,
-            connection_window: STREAMS * STREAM_WINDOW,
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
             frame_size: 1 << 20,
             header_list: 64 << 10,
             send_buffer: 400 << 10,
-            streams: STREAMS,
+            streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             handshake_timeout: Duration::from_secs(10),

@@ -67,7 +67,7 @@ impl HboneStream {
         Self { send: SendHalf(Rc::clone(&handle)), recv: RecvHalf(handle) }
     }
 
-    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Error>> {
+    pub(super) fn poll_answer(&self, cx: &Context<'_>) -> Poll<Result<Answer, Error>> {
         let Handle { shared, key } = &*self.send.0;
         shared.core.borrow_mut().poll_answer(cx, *key)
     }
@@ -114,7 +114,7 @@ impl SendHalf {
 
     /// Reads from `source` straight into what is sent next: how much, and how much it could have been.
     pub(super) fn send_from(
-        &mut self,
+        &self,
         pieces: usize,
         source: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
     ) -> io::Result<(usize, usize)> {
@@ -153,17 +153,17 @@ impl RecvHalf {
     }
 
     /// From now on the connection writes what comes to `sink`, and [`Self::pass_on`] what that did not take.
-    pub(super) fn attach(&mut self, sink: Rc<dyn Sink>) {
+    pub(super) fn attach(&self, sink: Rc<dyn Sink>) {
         self.0.shared.core.borrow_mut().attach(self.0.key, sink);
     }
 
     /// Lets the sink go.
-    pub(super) fn detach(&mut self) {
+    pub(super) fn detach(&self) {
         self.0.shared.core.borrow_mut().detach(self.0.key);
     }
 
     /// `Ok(true)` when everything is passed on and the peer has ended its direction.
-    pub(super) fn pass_on(&mut self, cx: &mut Context<'_>) -> Result<bool, PassOn> {
+    pub(super) fn pass_on(&self, cx: &Context<'_>) -> Result<bool, PassOn> {
         self.0.shared.core.borrow_mut().pass_on(cx, self.0.key)
     }
 }

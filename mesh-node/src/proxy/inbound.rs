@@ -129,7 +129,7 @@ async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<TcpStrea
         };
         match incoming {
             Some(Ok(Incoming::Connect(connect))) => {
-                let (pod, proxy, peer) = (Arc::clone(&proxy.pod), Rc::clone(proxy), Rc::clone(peer));
+                let (pod, proxy, peer) = (Rc::clone(proxy), Rc::clone(proxy), Rc::clone(peer));
                 until(pod, async move || serve(&proxy, connect, &peer).await);
             }
             Some(Ok(Incoming::Malformed(error))) => {

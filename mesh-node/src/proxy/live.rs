@@ -8,12 +8,13 @@ mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use mesh_core::policy::{Conn, PolicySet, Verdict, evaluate};
 use mesh_core::state::MeshState;
-use tokio::sync::Notify;
 
 use super::Pod;
 use super::failed::Failed;
@@ -22,7 +23,8 @@ struct Live {
     pod: Arc<Pod>,
     conn: Conn,
     denied: OnceCell<Failed>,
-    wake: Notify,
+    /// Of the one task that waits for it.
+    waker: RefCell<Option<Waker>>,
 }
 
 type Entries = Rc<RefCell<BTreeMap<u64, Rc<Live>>>>;
@@ -46,7 +48,8 @@ impl Registry {
     pub fn register(&self, pod: &Arc<Pod>, conn: Conn) -> Registered {
         let id = self.next.get();
         self.next.set(id + 1);
-        let live = Rc::new(Live { pod: Arc::clone(pod), conn, denied: OnceCell::new(), wake: Notify::new() });
+        let live =
+            Rc::new(Live { pod: Arc::clone(pod), conn, denied: OnceCell::new(), waker: RefCell::default() });
         self.entries.borrow_mut().insert(id, Rc::clone(&live));
         Registered { id, live, entries: Rc::clone(&self.entries) }
     }
@@ -64,7 +67,7 @@ impl Registry {
             let Verdict::Deny(reason) = evaluate(set, &live.conn).verdict else { continue };
             // A policy that is listed and not there yet must not cut what it may allow.
             if !reason.is_pending() && live.denied.set(Failed::policy_changed(&reason, set)).is_ok() {
-                live.wake.notify_waiters();
+                live.waker.take().into_iter().for_each(Waker::wake);
                 ended += 1;
             }
         }
@@ -94,13 +97,18 @@ impl Registry {
 impl Registered {
     /// Resolves when a policy change no longer allows the connection.
     pub async fn denied(&self) -> Failed {
-        loop {
-            let woken = self.live.wake.notified();
-            if let Some(failed) = self.live.denied.get() {
-                return failed.clone();
+        // Polled with each turn of the connection: a look is all that it may cost.
+        poll_fn(|cx| match self.live.denied.get() {
+            Some(failed) => Poll::Ready(failed.clone()),
+            None => {
+                let mut waker = self.live.waker.borrow_mut();
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
             }
-            woken.await;
-        }
+        })
+        .await
     }
 
     /// What the connection is, for its first evaluation.

@@ -26,6 +26,7 @@ use super::dial::TunnelHandle;
 use super::failed::Failed;
 use super::limits::Permit;
 use super::live::Registry;
+use super::once::Once;
 use super::pool::Pool;
 use super::suspects::Suspects;
 use super::{Pod, Shared, busy, inbound, outbound, plaintext};
@@ -191,6 +192,8 @@ pub(super) struct PodProxy {
     pub(super) pool: Pool<TunnelHandle, Failed>,
     baggage: RefCell<Option<(Arc<Workload>, Option<BaggageHeader>)>>,
     stop: CancellationToken,
+    /// [`Pod::gone`], for the tasks of this worker.
+    gone: Rc<Once>,
 }
 
 impl PodProxy {
@@ -292,8 +295,14 @@ fn add(local: &Rc<Local>, pod: Arc<Pod>, listeners: Listeners) {
         pool: Pool::new(local.shared.config.proxy.pool_max_streams),
         baggage: RefCell::default(),
         stop: CancellationToken::new(),
+        gone: Rc::default(),
         pod,
     });
+    let (pod, gone) = (Arc::clone(&proxy.pod), Rc::clone(&proxy.gone));
+    drop(tokio::task::spawn_local(async move {
+        pod.gone.cancelled().await;
+        gone.happen();
+    }));
     for (kind, socket) in listeners.sockets {
         match TcpListener::from_std(socket) {
             Ok(listener) => drop(tokio::task::spawn_local(accept(Rc::clone(&proxy), kind, listener))),
@@ -374,7 +383,7 @@ async fn on_accept_error(proxy: &PodProxy, error: &io::Error) {
 /// Starts the task of a connection. Each kind has its own type of task: an idle connection must not hold the room that
 /// a handshake of another kind would need.
 fn spawn(proxy: &Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
-    let (pod, proxy) = (Arc::clone(&proxy.pod), Rc::clone(proxy));
+    let (pod, proxy) = (Rc::clone(proxy), Rc::clone(proxy));
     match kind {
         Kind::Outbound => until(pod, async move || outbound::handle(&proxy, stream, peer).await),
         Kind::Plaintext => until(pod, async move || plaintext::handle(&proxy, stream, peer).await),
@@ -384,16 +393,17 @@ fn spawn(proxy: &Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) 
 
 /// Starts a task of a pod, which ends with it and whose time counts as the pod's. It takes what makes the future, because
 /// a future that is handed over would be held twice.
-pub(super) fn until(pod: Arc<Pod>, handle: impl AsyncFnOnce() + 'static) {
-    drop(tokio::task::spawn_local(guarded(pod, handle)));
+pub(super) fn until(proxy: Rc<PodProxy>, handle: impl AsyncFnOnce() + 'static) {
+    drop(tokio::task::spawn_local(guarded(proxy, handle)));
 }
 
-async fn guarded(pod: Arc<Pod>, handle: impl AsyncFnOnce()) {
+async fn guarded(proxy: Rc<PodProxy>, handle: impl AsyncFnOnce()) {
     let guarded = async {
         tokio::select! {
+            biased;
+            () = proxy.gone.wait() => {}
             () = handle() => {}
-            () = pod.gone.cancelled() => {}
         }
     };
-    busy::counted(&pod.gauge, guarded).await;
+    busy::counted(&proxy.pod.gauge, guarded).await;
 }

@@ -34,8 +34,11 @@ pub(super) async fn copy(
     }
 }
 
+/// A buffer and where in it bytes are.
+type Filled = (Buffer, Range<usize>);
+
 /// Reads what is there into a buffer of the thread's, once there is anything; `None` at the end of file.
-fn poll_read(from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<(Buffer, Range<usize>)>>> {
+fn poll_read(from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<Filled>>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
         let mut buffer = Buffer::take();

@@ -79,7 +79,7 @@ impl Sending {
 
 /// Tunnel to socket: what the connection could not write at once.
 pub(super) fn poll_receive<M: Meter>(
-    from: &mut RecvHalf,
+    from: &RecvHalf,
     to: &Application<M>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), Ended>> {

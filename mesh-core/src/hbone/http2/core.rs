@@ -490,10 +490,9 @@ impl Core {
         let Some(stream) = self.streams.get(key) else { return };
         stream.sink = None;
         stream.waker = None;
-        let unread: usize = std::mem::take(&mut stream.backlog).iter().map(Bytes::len).sum();
+        stream.backlog = VecDeque::new();
         // RFC 9113 §8.1: a server that has said all may stop the client without an error.
         let reason = if stream.send_ended { Reason::NO_ERROR } else { Reason::CANCEL };
-        self.credit_connection(unread);
         self.reset(key, reason);
         self.streams.let_go(key);
     }
@@ -585,7 +584,6 @@ impl Core {
     pub(in super::super) fn credit(&mut self, key: u32, n: usize) {
         let window = self.settings.stream_window;
         self.useless = 0;
-        self.credit_connection(n);
         if let Some(stream) = self.streams.get(key).filter(|stream| stream.open && !stream.recv_ended) {
             stream.passed_on += u32::try_from(n).unwrap_or(u32::MAX);
             if stream.passed_on >= window / 2 {
@@ -596,6 +594,7 @@ impl Core {
         }
     }
 
+    /// The connection's window is given back on receipt: only a stream's own window holds up its sender.
     pub(super) fn credit_connection(&mut self, n: usize) {
         self.passed_on += u32::try_from(n).unwrap_or(u32::MAX);
         if self.passed_on >= self.settings.connection_window / 2 {

@@ -58,7 +58,7 @@ pub(super) fn decode(bytes: &[u8], to: &mut Vec<u8>, most: usize) -> Option<()> 
     let most = to.len() + most;
     for byte in bytes {
         for bit in (0..8).rev() {
-            code = code << 1 | u32::from(byte >> bit & 1);
+            code = (code << 1) | u32::from((byte >> bit) & 1);
             length += 1;
             if length > LONGEST {
                 return None;
@@ -83,15 +83,15 @@ pub(super) fn encode(text: &[u8]) -> Vec<u8> {
     for symbol in text {
         let length = usize::from(LENGTHS[usize::from(*symbol)]);
         let place = CODE.symbols[CODE.begin[length]..].iter().position(|s| s == symbol).unwrap_or(0);
-        bits = bits << length | u64::from(CODE.first[length]) + place as u64;
+        bits = (bits << length) | (u64::from(CODE.first[length]) + place as u64);
         count += length;
         while count >= 8 {
             count -= 8;
-            bytes.push(u8::try_from(bits >> count & 0xff).unwrap_or(0));
+            bytes.push(u8::try_from((bits >> count) & 0xff).unwrap_or(0));
         }
     }
     if count > 0 {
-        bytes.push(u8::try_from((bits << (8 - count) | 0xff >> count) & 0xff).unwrap_or(0));
+        bytes.push(u8::try_from(((bits << (8 - count)) | (0xff >> count)) & 0xff).unwrap_or(0));
     }
     bytes
 }

@@ -57,6 +57,7 @@ impl Core {
         if self.recv_window < 0 {
             return Err(Reason::FLOW_CONTROL_ERROR);
         }
+        self.credit_connection(head.length);
         if let Some(key) = self.streams.find(head.stream)
             && let Some(stream) = self.streams.get(key)
         {
@@ -82,8 +83,7 @@ impl Core {
         let id = self.data_stream;
         self.data_seen += at.len();
         let Some(key) = self.streams.find(id) else {
-            // For a stream that is over: it counts against the connection only.
-            self.credit_connection(at.len());
+            // For a stream that is over.
             return Ok(());
         };
         let Some(stream) = self.streams.get(key) else { return Ok(()) };
@@ -100,13 +100,9 @@ impl Core {
     fn data_ends(&mut self, head: Head) {
         let padding = head.length - self.data_seen;
         let key = self.streams.find(head.stream);
-        match key {
-            Some(key) if padding > 0 => self.credit(key, padding),
-            _ => self.credit_connection(padding),
-        }
-        if let Some(key) = key
-            && head.has(END_STREAM)
-        {
+        let Some(key) = key else { return };
+        self.credit(key, padding);
+        if head.has(END_STREAM) {
             self.received_end(key);
         }
     }
@@ -142,7 +138,7 @@ impl Core {
         // A reset that came with the data may have freed the key for another stream.
         let Some(stream) = self.streams.get(key).filter(|stream| stream.id == id && stream.cut.is_none())
         else {
-            return self.credit_connection(total);
+            return;
         };
         let mut slices = [IoSlice::new(&[]); SLICES];
         for (slice, (_, _, at)) in slices.iter_mut().zip(pieces) {
@@ -158,7 +154,7 @@ impl Core {
             Err(error) => {
                 stream.broken = Some(error);
                 stream.wake();
-                return self.credit_connection(total);
+                return;
             }
         };
         if written < total {

@@ -99,7 +99,7 @@ impl Hasher for Number {
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.0 = self.0 << 8 | u64::from(*byte);
+            self.0 = (self.0 << 8) | u64::from(*byte);
         }
     }
 

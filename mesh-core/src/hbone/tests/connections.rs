@@ -218,15 +218,15 @@ async fn a_quiet_connection_lives_as_long_as_pings_are_answered() {
 }
 
 #[tokio::test(flavor = "local")]
-async fn both_sides_announce_a_connection_window_that_holds_what_all_streams_may_send() {
+async fn both_sides_announce_the_windows_of_the_reference() {
     let (near, mut far) = tokio::io::duplex(64 << 10);
     let (_client, _driver) = super::client(near).await;
     let mut sent = vec![0; 24 + 9 + 24 + 13];
     far.read_exact(&mut sent).await.unwrap();
     let settings: Vec<_> = sent[33..57].chunks(6).map(setting).collect();
-    assert_eq!(settings, [(2, 0), (4, 1 << 20), (5, 1 << 20), (6, 16 << 10)]);
+    assert_eq!(settings, [(2, 0), (4, 4 << 20), (5, 1 << 20), (6, 16 << 10)]);
     let increment = u32::from_be_bytes(sent[66..70].try_into().unwrap());
-    assert_eq!(increment, (200 << 20) - 65_535, "the connection window");
+    assert_eq!(increment, (16 << 20) - 65_535, "the connection window");
 
     let (mut near, far) = tokio::io::duplex(64 << 10);
     let _far = serve(Channel::bare(far));
@@ -234,7 +234,7 @@ async fn both_sides_announce_a_connection_window_that_holds_what_all_streams_may
     let mut sent = vec![0; 9 + 24];
     near.read_exact(&mut sent).await.unwrap();
     let settings: Vec<_> = sent[9..].chunks(6).map(setting).collect();
-    assert_eq!(settings, [(3, 200), (4, 1 << 20), (5, 1 << 20), (6, 64 << 10)]);
+    assert_eq!(settings, [(3, 200), (4, 4 << 20), (5, 1 << 20), (6, 64 << 10)]);
 }
 
 fn setting(entry: &[u8]) -> (u16, u32) {

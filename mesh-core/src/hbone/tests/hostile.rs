@@ -274,7 +274,7 @@ async fn data_beyond_the_window_ends_the_stream() {
     let (mut raw, mut far) = Raw::new().await;
     raw.write.write_all(&connect(1)).await.unwrap();
     let mut stream = far.connect().await.accept(None).unwrap();
-    for _ in 0..(1 << 20) / (16 << 10) + 1 {
+    for _ in 0..(4 << 20) / (16 << 10) + 1 {
         raw.write.write_all(&frame(DATA, 0, 1, &[0; 16 << 10])).await.unwrap();
     }
     let reset = raw.until(RST_STREAM).await;
