@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use mesh_core::hbone::{Authority, ClientConnection, ConnectRequest, Settings};
+use mesh_core::tls::Channel;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// SETTINGS without any, which lets a client begin.
@@ -13,13 +14,16 @@ const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, rest)) = data.split_first() else { return };
-    let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let rt = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build_local(Default::default());
     let rt = rt.expect("a runtime");
     rt.block_on(async {
         let (near, far) = tokio::io::duplex(1 << 20);
         let (mut theirs, mut answers) = tokio::io::split(far);
         // What the client sends goes nowhere; only its end is waited for.
-        tokio::spawn(async move { tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await });
+        tokio::task::spawn_local(async move { tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await });
         let is_silent_at_the_end = first & 2 == 2;
         let answered = async {
             if first & 1 == 1 {
@@ -37,8 +41,8 @@ fuzz_target!(|data: &[u8]| {
 });
 
 async fn tunnel(io: tokio::io::DuplexStream) {
-    let Ok((client, driver)) = ClientConnection::handshake(io, &Settings::client()).await else { return };
-    let driver = tokio::spawn(driver);
+    let (client, driver) = ClientConnection::handshake(Channel::bare(io), &Settings::client());
+    let driver = tokio::task::spawn_local(driver);
     let to: Authority = "10.0.0.7:8080".parse().expect("an authority");
     // A peer that never answers is given up by whoever waits, as the proxy does.
     let opened = tokio::time::timeout(Duration::from_secs(10), client.open(&ConnectRequest::to(to))).await;
