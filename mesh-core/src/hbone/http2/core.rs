@@ -582,8 +582,13 @@ impl Core {
 
     /// Data was passed on: the peer may send as much again.
     pub(in super::super) fn credit(&mut self, key: u32, n: usize) {
-        let window = self.settings.stream_window;
         self.useless = 0;
+        self.give_back(key, n);
+    }
+
+    /// The peer may send as much again, and nothing is said of whether anything moves.
+    pub(super) fn give_back(&mut self, key: u32, n: usize) {
+        let window = self.settings.stream_window;
         if let Some(stream) = self.streams.get(key).filter(|stream| stream.open && !stream.recv_ended) {
             stream.passed_on += u32::try_from(n).unwrap_or(u32::MAX);
             if stream.passed_on >= window / 2 {

@@ -101,7 +101,7 @@ impl Core {
         let padding = head.length - self.data_seen;
         let key = self.streams.find(head.stream);
         let Some(key) = key else { return };
-        self.credit(key, padding);
+        self.give_back(key, padding);
         if head.has(END_STREAM) {
             self.received_end(key);
         }
