@@ -11,6 +11,7 @@
 //! | [`parse`] | frames out of bytes that are cut anywhere |
 //! | [`streams`] | one stream's state; the table of them |
 //! | [`core`] | a connection: settings, windows, GOAWAY, limits |
+//! | [`operations`] | what the tasks of its streams do |
 //! | [`receive`] | what each received frame does to it |
 //! | [`engine`] | the connection and its transport |
 
@@ -19,6 +20,7 @@ pub(super) mod engine;
 pub mod frame;
 pub mod hpack;
 mod huffman;
+pub(super) mod operations;
 mod parse;
 mod receive;
 pub(super) mod streams;

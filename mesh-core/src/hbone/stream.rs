@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::baggage::BaggageHeader;
 use super::error::Error;
 use super::http2::Reason;
-use super::http2::core::PassOn;
 use super::http2::engine::Shared;
+use super::http2::operations::PassOn;
 use super::http2::streams::{Answer, Sink};
 
 /// An open tunnel stream: two directions that end independently.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 
-use super::super::http2::core::PassOn;
+use super::super::http2::operations::PassOn;
 use super::super::http2::streams::Sink;
 use super::super::stream::{RecvHalf, SendHalf};
 use super::socket::{read, shutdown};
