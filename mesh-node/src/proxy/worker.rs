@@ -269,6 +269,7 @@ async fn serve(local: &Rc<Local>, mut commands: mpsc::UnboundedReceiver<Command>
                 let idle = local.shared.config.proxy.pool_unused_release;
                 local.pods.borrow().values().for_each(|p| p.pool.release(Instant::now(), idle));
                 local.suspects.forget(Instant::now());
+                mesh_core::tls::buffers::release();
                 continue;
             }
         };
