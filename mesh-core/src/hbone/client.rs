@@ -115,6 +115,18 @@ impl ClientConnection {
     }
 }
 
+#[cfg(test)]
+impl ClientConnection {
+    /// Makes the key that we send with one that has protected enough.
+    pub(super) fn wear_key(&self) {
+        self.0.shared.core.borrow_mut().sending.wear();
+    }
+
+    pub(super) fn has_worn_key(&self) -> bool {
+        self.0.shared.core.borrow().sending.is_worn()
+    }
+}
+
 /// One unit in the count of streams, until a handle takes it over.
 struct Counted<'a>(&'a Shared);
 

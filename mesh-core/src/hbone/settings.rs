@@ -14,8 +14,6 @@ pub struct Settings {
     pub frame_size: u32,
     /// The largest header block that we take, bytes as RFC 9113 §6.5.2 counts them.
     pub header_list: u32,
-    /// Bytes that one stream queues towards the peer before the sender has to wait.
-    pub send_buffer: usize,
     /// Client: streams on one connection until the peer says less. Server: what it announces.
     pub streams: u32,
     /// Quiet time between keepalive pings.
@@ -28,9 +26,6 @@ pub struct Settings {
 
 impl Settings {
     /// The side that opens tunnels.
-    ///
-    /// The send buffer is not seen on the wire; it is the server's 400 KiB and not the 4 MiB of other node proxies,
-    /// since every byte in it is a byte that the application believes sent.
     #[must_use]
     pub const fn client() -> Self {
         Self { header_list: 16 << 10, streams: 100, ..Self::server() }
@@ -44,7 +39,6 @@ impl Settings {
             connection_window: 16 << 20,
             frame_size: 1 << 20,
             header_list: 64 << 10,
-            send_buffer: 400 << 10,
             streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),

@@ -47,11 +47,6 @@ impl<IO> Channel<IO> {
     pub const fn facts(&self) -> Facts {
         self.facts
     }
-
-    /// The transport below.
-    pub const fn get_ref(&self) -> &IO {
-        &self.io
-    }
 }
 
 impl<IO> std::fmt::Debug for Channel<IO> {

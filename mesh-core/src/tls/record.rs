@@ -60,6 +60,8 @@ struct Key {
     iv: [u8; NONCE_LEN],
     /// Records so far. Never wraps: the key is replaced long before.
     sequence: u64,
+    /// Records after which it is to be replaced.
+    most: u64,
 }
 
 impl Key {
@@ -71,7 +73,7 @@ impl Key {
         };
         let unbound = UnboundKey::new(algorithm, key.as_ref()).map_err(|_unspecified| RecordError::Cipher)?;
         let iv = iv.as_ref().try_into().map_err(|_length| RecordError::Cipher)?;
-        Ok(Self { key: LessSafeKey::new(unbound), iv, sequence })
+        Ok(Self { key: LessSafeKey::new(unbound), iv, sequence, most: RECORDS_PER_KEY })
     }
 
     /// RFC 8446 §5.3: the sequence number, exclusive-ored with the initialisation vector.
@@ -120,12 +122,12 @@ impl Sealer {
     /// Whether the key has protected as much as one key should.
     #[must_use]
     pub const fn is_worn(&self) -> bool {
-        self.0.sequence >= RECORDS_PER_KEY
+        self.0.sequence >= self.0.most
     }
 
     #[cfg(test)]
     pub(super) const fn wear(&mut self) {
-        self.0.sequence = RECORDS_PER_KEY;
+        self.0.most = self.0.sequence;
     }
 }
 

@@ -49,11 +49,6 @@ impl Sending {
         if self.sealer.is_some() { (HEADER, TRAILER) } else { (0, 0) }
     }
 
-    /// Bytes that wait to be sent.
-    pub(crate) fn pending(&self) -> usize {
-        self.end - self.start + self.overflow.len()
-    }
-
     /// Bytes of frames that found no room in the buffer.
     pub(crate) const fn hoarded(&self) -> usize {
         self.overflow.len()
@@ -278,7 +273,7 @@ impl Sending {
     }
 
     #[cfg(test)]
-    pub(super) fn wear(&mut self) {
+    pub(crate) fn wear(&mut self) {
         if let Some(sealer) = &mut self.sealer {
             sealer.wear();
         }

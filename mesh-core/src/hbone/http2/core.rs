@@ -84,7 +84,7 @@ pub(super) type Request = Result<ConnectRequest, RequestError>;
 pub(in super::super) struct Core {
     pub(super) role: Role,
     pub(super) settings: Settings,
-    pub(super) sending: Sending,
+    pub(in super::super) sending: Sending,
     pub(super) parser: Parser,
     pub(super) decoder: Decoder,
     pub(super) encoder: Encoder,
@@ -208,9 +208,9 @@ impl Core {
         self.sending.push(&[&head(payload.len(), frame::GOAWAY, 0, 0), &payload]);
     }
 
-    /// The last stream that was looked at.
+    /// The last stream of the peer's that was looked at; a server opens none.
     pub(super) const fn last_seen(&self) -> u32 {
-        self.next_id.saturating_sub(if matches!(self.role, Role::Server) { 1 } else { 2 })
+        if matches!(self.role, Role::Server) { self.next_id - 1 } else { 0 }
     }
 
     pub(super) fn ping(&mut self) {

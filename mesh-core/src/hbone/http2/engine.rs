@@ -114,7 +114,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
     fn turns(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<(), Over> {
         for _ in 0..TURNS {
             match core.sending.poll_send(&mut self.io, cx) {
-                Poll::Ready(Ok(())) => core.wake_for_room(),
+                Poll::Ready(Ok(())) => {
+                    self.change_key(core, cx)?;
+                    core.wake_for_room();
+                }
                 Poll::Ready(Err(error)) => return Err(self.cannot_send(core, cx, &error)),
                 Poll::Pending => {}
             }
@@ -157,7 +160,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
         core.deliver(self.receiving.bytes());
         self.receiving.release();
         match result {
-            Ok(()) => self.change_key(core),
+            Ok(()) => Ok(()),
             Err(ended) => {
                 match &ended {
                     Ended::Tls(error) => core.sending.push_alert(error),
@@ -172,13 +175,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
         }
     }
 
-    /// Replaces our key when it is worn, or the peer wants it.
-    fn change_key(&mut self, core: &mut Core) -> Result<(), Over> {
-        let worn = core.sending.is_worn();
-        match self.receiving.next_sealer(worn && core.sending.pending() == 0) {
+    /// Replaces our key when it is worn, or the peer wants it. Only while nothing waits to be sent: a key that was made
+    /// and could not be announced for lack of room would put both sides out of step.
+    fn change_key(&mut self, core: &mut Core, cx: &mut Context<'_>) -> Result<(), Over> {
+        match self.receiving.next_sealer(core.sending.is_worn()) {
             Ok(None) => Ok(()),
             Ok(Some(sealer)) => {
                 core.sending.replace_sealer(sealer);
+                // What does not go at once goes with the next turn.
+                let _ = core.sending.poll_send(&mut self.io, cx);
                 Ok(())
             }
             Err(error) => Err(Over::Quietly(Err(Ended::Tls(error)))),

@@ -153,6 +153,23 @@ fn a_hundred_mebibytes_each_way_arrive_unchanged_and_are_counted() {
 }
 
 #[test]
+fn a_worn_key_is_replaced_while_bytes_flow() {
+    worker(async {
+        let (client, mut far) = tls_tunnel().await;
+        let mut path = relay(&client, &mut far).await;
+        for _ in 0..3 {
+            client.wear_key();
+            let bytes = pattern(0, 3 << 20);
+            let mut got = vec![0; bytes.len()];
+            let (sent, received) =
+                tokio::join!(path.client.write_all(&bytes), path.server.read_exact(&mut got));
+            assert!(sent.is_ok() && received.is_ok() && got == bytes);
+            assert!(!client.has_worn_key());
+        }
+    });
+}
+
+#[test]
 fn each_direction_ends_on_its_own() {
     worker(async {
         let (client, mut far, _) = tunnel().await;
