@@ -460,6 +460,8 @@ impl Drop for Testbed {
                 Path::new(leftovers::PINS).join(format!("{}-{}", self.name, node.name)),
             );
         }
+        // Fails while another testbed pins there.
+        let _ = std::fs::remove_dir(leftovers::PINS);
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
