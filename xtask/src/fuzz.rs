@@ -2,7 +2,10 @@
 //!
 //! A target is a file in `<crate>/fuzz/fuzz_targets`, its seeds are in `<crate>/fuzz/seeds/<target>`. What a run learns
 //! lives in the cache: inputs that reach new code (`fuzz/corpus`), findings, and libFuzzer's own output (`fuzz/logs`).
-//! A later run starts from all three: a finding is tried first, until it is none any more.
+//! A later run starts from them: a finding is tried first, until it is none any more.
+//!
+//! The tests repeat one run instead, the same each time: from the seeds alone, with a fixed random number. Whether they
+//! pass depends on the code and not on luck; an input that was found once belongs among the seeds.
 //!
 //! The build is cargo's with the compiler's own coverage pass, as cargo-fuzz does it, so that nothing has to be
 //! installed: `sancov-module` is part of stable, libFuzzer is compiled by the crate `libfuzzer-sys`.
@@ -47,6 +50,19 @@ const MEMORY_MIB: u32 = 2048;
 /// The exit code of libFuzzer after an interruption.
 const INTERRUPTED: i32 = 72;
 
+/// How much is tried.
+#[derive(Clone, Copy)]
+enum Effort {
+    /// Onward from what earlier runs have learned, for so many seconds.
+    Explore(u32),
+    /// The same inputs each time.
+    Repeat,
+}
+
+/// What a repeated run tries, at most so long. Slow targets come less far.
+const REPEATED_RUNS: u32 = 500_000;
+const REPEATED_SECONDS: u32 = 30;
+
 /// One fuzz target.
 struct Target {
     name: String,
@@ -89,7 +105,7 @@ impl fmt::Display for Outcome {
 /// `cargo xtask fuzz`.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run()?;
-    let outcomes = all(&args.targets, args.seconds)?;
+    let outcomes = all(&args.targets, Effort::Explore(args.seconds))?;
     if run::interrupted() {
         bail!("interrupted");
     }
@@ -104,13 +120,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A minute of every target whose name contains one of `words`, which may be none; all of them without words.
-pub(crate) fn minute(words: &[String]) -> Result<Vec<Outcome>> {
-    all(words, DEFAULT_SECONDS)
+/// The run of the tests, for every target whose name contains one of `words`, which may be none; all of them without
+/// words.
+pub(crate) fn repeat(words: &[String]) -> Result<Vec<Outcome>> {
+    all(words, Effort::Repeat)
 }
 
 /// Builds, and runs as many targets side by side as there are cores.
-fn all(words: &[String], seconds: u32) -> Result<Vec<Outcome>> {
+fn all(words: &[String], effort: Effort) -> Result<Vec<Outcome>> {
     let targets = targets()?;
     let named = |target: &&Target| words.is_empty() || words.iter().any(|word| target.name.contains(word));
     let chosen: Vec<&Target> = targets.iter().filter(named).collect();
@@ -119,7 +136,11 @@ fn all(words: &[String], seconds: u32) -> Result<Vec<Outcome>> {
     }
     let bin = build_targets(&targets)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    run::step(&format!("fuzzing {} targets for {seconds} s each, {cores} at once", chosen.len()));
+    let each = match effort {
+        Effort::Explore(seconds) => format!("for {seconds} s each"),
+        Effort::Repeat => format!("{REPEATED_RUNS} runs or {REPEATED_SECONDS} s each"),
+    };
+    run::step(&format!("fuzzing {} targets, {each}, {cores} at once", chosen.len()));
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::new());
     let work = || -> Result<()> {
@@ -127,7 +148,7 @@ fn all(words: &[String], seconds: u32) -> Result<Vec<Outcome>> {
             if run::interrupted() {
                 return Ok(());
             }
-            let outcome = fuzz(target, &bin, seconds)?;
+            let outcome = fuzz(target, &bin, effort)?;
             println!("{outcome}");
             outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
         }
@@ -195,7 +216,7 @@ fn host() -> Result<String> {
 }
 
 /// Runs one target to its end.
-fn fuzz(target: &Target, bin: &Path, seconds: u32) -> Result<Outcome> {
+fn fuzz(target: &Target, bin: &Path, effort: Effort) -> Result<Outcome> {
     let cache = paths::cache()?.join("fuzz");
     let corpus = cache.join("corpus").join(&target.name);
     let findings = cache.join("findings").join(&target.name);
@@ -215,17 +236,28 @@ fn fuzz(target: &Target, bin: &Path, seconds: u32) -> Result<Outcome> {
         .args(["--pdeathsig", "TERM"])
         .arg(&program)
         .arg(prefix)
-        .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-max_len={LONGEST_INPUT}"))
         .arg(format!("-timeout={SLOW}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg("-print_final_stats=1")
-        // The first directory takes what is new.
-        .args([&corpus, &findings, &target.seeds])
         // Logs of the product would drown libFuzzer's.
         .env_remove("RUST_LOG")
         .stdout(output.try_clone().context("cannot share the log file")?)
         .stderr(output);
+    match effort {
+        // The first directory takes what is new.
+        Effort::Explore(seconds) => {
+            command.arg(format!("-max_total_time={seconds}")).args([&corpus, &findings, &target.seeds])
+        }
+        Effort::Repeat => {
+            let fresh = cache.join("repeated").join(&target.name);
+            empty(&fresh)?;
+            command
+                .args(["-seed=1", &format!("-runs={REPEATED_RUNS}")])
+                .arg(format!("-max_total_time={REPEATED_SECONDS}"))
+                .args([&fresh, &target.seeds])
+        }
+    };
     let line = run::shown(&command);
     let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
     let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
@@ -236,6 +268,16 @@ fn fuzz(target: &Target, bin: &Path, seconds: u32) -> Result<Outcome> {
         Some(describe(&text, &program, new.as_deref(), &log))
     };
     Ok(Outcome { name: target.name.clone(), figures: figures(&text), finding })
+}
+
+fn empty(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot empty {}", dir.display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {

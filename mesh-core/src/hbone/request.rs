@@ -341,12 +341,18 @@ impl Forwarded {
             let value = value.trim().trim_matches('"');
             if key.trim().eq_ignore_ascii_case("for") {
                 forwarded.client = value.parse().ok();
-            } else if key.trim().eq_ignore_ascii_case("host") && !value.is_empty() {
+            } else if key.trim().eq_ignore_ascii_case("host") && is_host(value) {
                 forwarded.host = Some(value.into());
             }
         }
         (forwarded.client.is_some() || forwarded.host.is_some()).then_some(forwarded)
     }
+}
+
+/// Whether this can be a host with or without a port, RFC 3986 §3.2: what cannot is not passed on to others.
+fn is_host(value: &str) -> bool {
+    let is_of_host = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+:[]".contains(&b);
+    !value.is_empty() && value.bytes().all(is_of_host)
 }
 
 impl fmt::Display for Forwarded {

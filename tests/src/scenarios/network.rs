@@ -295,6 +295,13 @@ fn slow_readers() -> Result<()> {
         Ok(talkers.log().contains("stuck"))
     })
     .with_context(|| talkers.log())?;
+    let cpu = || -> Result<f64> {
+        Ok(far.bed.node("a")?.agent(0)?.cpu_seconds()? + far.bed.node("b")?.agent(0)?.cpu_seconds()?)
+    };
+    let begin = cpu()?;
+    std::thread::sleep(Duration::from_secs(2));
+    let used = cpu()? - begin;
+    ensure!(used < 0.2, "the agents use {used:.2} s of CPU in 2 s with nothing but stuck connections");
     let beside = far.load(true, &["--shape", "pp"], 2.0)?;
     eprintln!("  round trips: p50 {:.0} us alone, {:.0} us beside stuck ones", quiet.p50_us, beside.p50_us);
     ensure!(

@@ -115,6 +115,8 @@ pub(in super::super) struct Core {
     pub(super) ended: Option<Ended>,
     pub(super) driver: Option<Waker>,
     pub(super) driver_woken: bool,
+    /// A stream waits for room to send.
+    pub(super) room_is_wanted: bool,
     /// Who waits to open a stream.
     pub(super) slots: Vec<Waker>,
     /// Frames that bring nothing, while nothing moves.
@@ -158,6 +160,7 @@ impl Core {
             ended: None,
             driver: None,
             driver_woken: false,
+            room_is_wanted: false,
             slots: Vec::new(),
             useless: 0,
             heard: false,

@@ -192,8 +192,8 @@ impl Core {
             return Poll::Ready(Ok(room));
         }
         stream.wait(cx.waker());
-        // The buffer is full: that is the driver's to change.
-        self.wake_driver();
+        // A full buffer is being sent by the driver, who says when there is room; a window is the peer's to open.
+        self.room_is_wanted = true;
         Poll::Pending
     }
 
@@ -203,10 +203,19 @@ impl Core {
         windows.min(self.sending.room())
     }
 
-    /// Wakes the streams that wait for room.
+    /// Wakes the streams that wait for room and have it. One without would only come back to wait.
     pub(super) fn wake_for_room(&mut self) {
+        if !self.room_is_wanted || self.send_window <= 0 || self.sending.room() == 0 {
+            return;
+        }
+        self.room_is_wanted = false;
         for (_, stream) in self.streams.each().filter(|(_, stream)| stream.wants_room) {
-            stream.wake();
+            if stream.send_window > 0 {
+                stream.wants_room = false;
+                stream.wake();
+            } else {
+                self.room_is_wanted = true;
+            }
         }
     }
 

@@ -448,7 +448,7 @@ impl Core {
         } else if stream.send_window > LARGEST_WINDOW {
             self.cut(key, Reason::FLOW_CONTROL_ERROR, Cut::Violation(Reason::FLOW_CONTROL_ERROR));
         } else if stream.wants_room {
-            stream.wake();
+            self.wake_for_room();
         }
         Ok(())
     }

@@ -1,5 +1,8 @@
 //! Client and server against each other, and each against a bare `h2` peer.
 
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -332,4 +335,45 @@ async fn a_ping_that_is_asked_for_goes_out_at_once_and_its_answer_counts() {
     }
     assert!(begin.elapsed() < Settings::client().ping_interval / 2, "it took {:?}", begin.elapsed());
     assert_eq!(client.pongs(), 3);
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_stream_that_waits_for_its_window_leaves_the_connection_at_rest() {
+    let (near, far) = tokio::io::duplex(256 << 10);
+    let mut far = serve(Channel::bare(far));
+    let (client, mut driver) = ClientConnection::handshake(Channel::bare(near), &Settings::client());
+    let polls = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&polls);
+    tokio::task::spawn_local(std::future::poll_fn(move |cx| {
+        counted.set(counted.get() + 1);
+        Pin::new(&mut driver).poll(cx)
+    }));
+    let (mut ours, mut unread) = open(&client, &mut far).await;
+    let asked = Rc::new(Cell::new(0));
+    let asks = Rc::clone(&asked);
+    let sending = tokio::task::spawn_local(async move {
+        let chunk = vec![7; 64 << 10];
+        let mut sent = 0;
+        while sent < 8 << 20 {
+            let room = std::future::poll_fn(|cx| {
+                asks.set(asks.get() + 1);
+                ours.send.poll_room(cx, chunk.len())
+            });
+            let room = room.await.unwrap();
+            ours.send.send(&chunk[..room]).unwrap();
+            sent += room;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!sending.is_finished());
+    let before = (polls.get(), asked.get());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let more = (polls.get() - before.0, asked.get() - before.1);
+    assert!(more.0 + more.1 < 5, "driver and stream were polled {more:?} times while nothing could be sent");
+
+    let mut got = 0;
+    while got < 8 << 20 {
+        got += next(&mut unread).await.unwrap().unwrap().len();
+    }
+    sending.await.unwrap();
 }
