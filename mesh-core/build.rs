@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/istio/ca.proto",
         "proto/envoy/discovery.proto",
         "proto/undermesh/node.proto",
+        "proto/undermesh/l7.proto",
     ];
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;

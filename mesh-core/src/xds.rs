@@ -18,6 +18,24 @@ pub mod proto;
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`proto::security::Authorization`] resources (L4 policies).
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URLs of the resources for waypoints.
+pub mod l7 {
+    /// [`super::proto::l7::Route`]
+    pub const ROUTE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Route";
+    /// [`super::proto::l7::Destination`]
+    pub const DESTINATION_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Destination";
+    /// [`super::proto::l7::Authorization`]
+    pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Authorization";
+    /// [`super::proto::l7::Authentication`]
+    pub const AUTHENTICATION_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Authentication";
+    /// [`super::proto::l7::WorkloadLabels`]
+    pub const LABELS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.WorkloadLabels";
+    /// [`super::proto::l7::Settings`]
+    pub const SETTINGS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Settings";
+    /// All of them.
+    pub const TYPES: [&str; 6] =
+        [ROUTE_TYPE, DESTINATION_TYPE, AUTHORIZATION_TYPE, AUTHENTICATION_TYPE, LABELS_TYPE, SETTINGS_TYPE];
+}
 /// Name of the [`proto::workload::Extension`] by which our control plane asks a node to enrol a pod that is
 /// not yet announced as reachable by HBONE. The extension carries no config.
 pub const ENROL_EXTENSION: &str = "undermesh.io/enrol";

@@ -29,3 +29,7 @@ pub mod discovery {
 pub mod node {
     tonic::include_proto!("undermesh.node.v1");
 }
+/// `undermesh.l7.v1`: what waypoints are told.
+pub mod l7 {
+    tonic::include_proto!("undermesh.l7.v1");
+}

@@ -1,0 +1,67 @@
+//! What the control plane says, as one immutable snapshot.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use mesh_core::state::{Locality, MeshState, Str};
+use mesh_core::xds::proto::l7;
+
+use crate::routing::Routes;
+use crate::security::Policies;
+use crate::upstream::Destinations;
+
+/// Labels of a workload.
+pub type Labels = BTreeMap<String, String>;
+
+/// Which waypoint this is.
+#[derive(Debug, Clone, Default)]
+pub struct Own {
+    /// Namespace of the Gateway.
+    pub namespace: String,
+    /// Name of the Gateway.
+    pub gateway: String,
+    /// Class of the Gateway.
+    pub class: String,
+    /// Network of this process.
+    pub network: String,
+    /// Where this process runs.
+    pub locality: Locality,
+    /// Node that this process runs on; empty when unknown.
+    pub node: String,
+}
+
+/// The resources for waypoints as they came, by resource name.
+#[derive(Debug, Clone, Default)]
+pub struct Resources {
+    /// Routes of both API families.
+    pub routes: BTreeMap<String, Arc<l7::Route>>,
+    /// Destination rules.
+    pub destinations: BTreeMap<String, Arc<l7::Destination>>,
+    /// Policies with targets.
+    pub authorizations: BTreeMap<String, Arc<l7::Authorization>>,
+    /// Token rules with targets.
+    pub authentications: BTreeMap<String, Arc<l7::Authentication>>,
+    /// Labels by workload uid.
+    pub labels: HashMap<Str, Arc<Labels>>,
+    /// Mesh settings.
+    pub settings: Arc<l7::Settings>,
+}
+
+/// Everything a request is decided by, at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Which waypoint this is.
+    pub own: Arc<Own>,
+    /// Workloads and services.
+    pub mesh: Arc<MeshState>,
+    /// Labels by workload uid.
+    pub labels: Arc<HashMap<Str, Arc<Labels>>>,
+    /// Mesh settings.
+    pub settings: Arc<l7::Settings>,
+    /// Rules by service.
+    pub routes: Routes,
+    /// Policies of destinations.
+    pub destinations: Destinations,
+    /// Policies of requests.
+    pub policies: Policies,
+}

@@ -1,0 +1,18 @@
+//! The L7 proxy: takes the requests to the services and workloads that are bound to it, out of HBONE, decides where each
+//! goes and whether it may, and carries it on.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`config`] | what the control plane says, as one immutable snapshot |
+//! | [`request`] | what is known of a request before it is sent on |
+//! | [`routing`] | which rule a request falls under, and what the rule does to it; no I/O |
+//! | [`upstream`] | which endpoint takes it, and whether it may be tried (again); no I/O |
+//! | [`security`] | who sent it and whether they may: tokens, policies |
+//! | [`proxy`] | sockets: HBONE and HTTP on both sides |
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod proxy;
+pub mod routing;
+pub mod security;
+pub mod upstream;

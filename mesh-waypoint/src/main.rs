@@ -1,0 +1,3 @@
+//! `mesh-waypoint`: command line only; what it does is in the library.
+
+fn main() {}

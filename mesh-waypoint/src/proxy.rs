@@ -1,0 +1,1 @@
+//! Sockets: HBONE and HTTP on both sides.
