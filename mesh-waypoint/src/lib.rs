@@ -5,7 +5,6 @@
 //! |---|---|
 //! | [`config`] | what the control plane says, as one immutable snapshot |
 //! | [`request`] | what is known of a request before it is sent on |
-//! | [`request`] | what is known of a request before it is sent on |
 //! | [`routing`] | which rule a request falls under, and what the rule does to it; no I/O |
 //! | [`upstream`] | which endpoint takes it, and whether it may be tried (again); no I/O |
 //! | [`security`] | who sent it and whether they may: tokens, policies |
