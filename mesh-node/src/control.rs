@@ -28,10 +28,10 @@ use mesh_core::xds::channel::ControlPlane;
 use mesh_core::xds::client::{self, Feed, NodeDescription, NodeKind, Status};
 use tokio::sync::watch;
 
-use crate::admin::readiness::Readiness;
 use crate::config::{Config, Upstream};
 use crate::proxy::Shared;
 use crate::proxy::worker::{Command, Worker};
+use mesh_core::admin::readiness::Readiness;
 
 /// Name in the list of what readiness waits for.
 pub const READY: &str = "workloads and policies";

@@ -22,6 +22,8 @@ pub struct Own {
     pub gateway: String,
     /// Class of the Gateway.
     pub class: String,
+    /// Hostname by which services and workloads name it as theirs.
+    pub hostname: String,
     /// Network of this process.
     pub network: String,
     /// Where this process runs.
@@ -42,9 +44,28 @@ pub struct Resources {
     /// Token rules with targets.
     pub authentications: BTreeMap<String, Arc<l7::Authentication>>,
     /// Labels by workload uid.
-    pub labels: HashMap<Str, Arc<Labels>>,
+    pub labels: Arc<HashMap<Str, Arc<Labels>>>,
     /// Mesh settings.
     pub settings: Arc<l7::Settings>,
+}
+
+/// Which families of resources differ from the last snapshot: the others are taken from it as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "a set of families, each of which is asked for by name")]
+pub struct Changed {
+    /// Routes.
+    pub routes: bool,
+    /// Destinations.
+    pub destinations: bool,
+    /// Authorizations and authentications.
+    pub policies: bool,
+    /// Labels.
+    pub labels: bool,
+}
+
+impl Changed {
+    /// Everything.
+    pub const ALL: Self = Self { routes: true, destinations: true, policies: true, labels: true };
 }
 
 /// Everything a request is decided by, at one moment.
@@ -64,4 +85,26 @@ pub struct Snapshot {
     pub destinations: Destinations,
     /// Policies of requests.
     pub policies: Policies,
+}
+
+impl Snapshot {
+    /// Puts the resources together; families that have not `changed` come from `last`.
+    #[must_use]
+    pub fn compile(
+        own: &Arc<Own>,
+        mesh: Arc<MeshState>,
+        resources: &Resources,
+        _changed: Changed,
+        _last: Option<&Self>,
+    ) -> Self {
+        Self {
+            own: Arc::clone(own),
+            mesh,
+            labels: Arc::clone(&resources.labels),
+            settings: Arc::clone(&resources.settings),
+            routes: Routes,
+            destinations: Destinations,
+            policies: Policies,
+        }
+    }
 }

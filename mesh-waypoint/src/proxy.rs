@@ -1,1 +1,104 @@
-//! Sockets: HBONE and HTTP on both sides.
+//! Sockets: HBONE and HTTP on both sides. A connection stays on the worker that accepted it, from its first byte to its
+//! last.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`worker`] | threads and listeners |
+//! | [`inbound`] | tunnels from peers |
+//! | [`target`] | what a CONNECT leads to: pure |
+//! | [`detect`] | what a stream speaks: pure |
+//! | [`io`] | streams and sockets as transports |
+//! | [`http`] | the server's side of HTTP |
+//! | [`forward`] | one request, from its head to the end of its answer |
+//! | [`headers`] | what a proxy takes from a message and adds to it: pure |
+//! | [`body`] | bodies on their way |
+//! | [`pool`] | tunnels and connections to endpoints |
+//! | [`dial`] | how those are opened |
+//! | [`tcp`] | streams that are not HTTP |
+
+pub mod body;
+pub mod detect;
+pub mod dial;
+pub mod forward;
+pub mod headers;
+pub mod http;
+pub mod inbound;
+pub mod io;
+pub mod pool;
+pub mod target;
+pub mod tcp;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use mesh_core::state::Workload;
+use tokio_util::sync::CancellationToken;
+
+use crate::certificate;
+use crate::cli::Config;
+use crate::config::Snapshot;
+use crate::telemetry::Telemetry;
+
+/// What every worker and the control runtime share. Nothing in it is locked on the path of a byte.
+pub struct Shared {
+    /// Settings.
+    pub config: Config,
+    /// Everything a request is decided by.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// The waypoint's certificate.
+    pub certificate: certificate::Slot,
+    /// Metrics and access log.
+    pub telemetry: Telemetry,
+    /// The waypoint as a client of its endpoints.
+    pub source: Workload,
+    /// Told when nothing new is taken.
+    pub drain: CancellationToken,
+    streams: AtomicUsize,
+}
+
+impl Shared {
+    /// What workers start with.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        snapshot: Arc<Snapshot>,
+        certificate: certificate::Slot,
+        telemetry: Telemetry,
+        source: Workload,
+    ) -> Self {
+        Self {
+            config,
+            snapshot: ArcSwap::new(snapshot),
+            certificate,
+            telemetry,
+            source,
+            drain: CancellationToken::new(),
+            streams: AtomicUsize::new(0),
+        }
+    }
+
+    /// Streams of tunnels that are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Counts a stream until the guard is dropped.
+    fn count(self: &Arc<Self>) -> Counted {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(self))
+    }
+}
+
+/// One open stream.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
