@@ -1,0 +1,1 @@
+//! Asking an external authorizer; no I/O.
