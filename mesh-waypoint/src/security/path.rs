@@ -26,6 +26,9 @@ pub enum NotNormal {
     /// No client sends fragments, and servers disagree about what they are.
     #[error("the path has a fragment (#)")]
     Fragment,
+    /// Servers that normalise it again see another path. (Envoy forwards it.)
+    #[error("the path has a % that becomes an escape when the path is unescaped")]
+    Ambiguous,
     /// Neither absolute nor `*`.
     #[error("the path does not begin with /")]
     NotAbsolute,
@@ -74,6 +77,27 @@ pub fn normalize(path: &str, how: PathNormalization) -> Result<Cow<'_, str>, Not
     Ok(Cow::Owned(normal.into_iter().map(char::from).collect()))
 }
 
+/// The path with its escapes in upper case (RFC 3986, 6.2.2.1), which is for comparing only: Envoy forwards them as they
+/// came, and compares them so, too, which lets `%2f` pass a rule about `%2F`.
+pub(super) fn with_equal_escapes(path: &str) -> Cow<'_, str> {
+    let has_lower = |i: usize| {
+        path.as_bytes().get(i + 1..i + 3).is_some_and(|hex| hex.iter().any(u8::is_ascii_lowercase))
+    };
+    if !path.match_indices('%').any(|(i, _)| has_lower(i)) {
+        return Cow::Borrowed(path);
+    }
+    let mut equal = String::with_capacity(path.len());
+    let mut digits = 0_usize;
+    for (i, c) in path.char_indices() {
+        if c == '%' && escaped(&path.as_bytes()[i..]).is_some() {
+            digits = 3;
+        }
+        equal.push(if digits > 0 { c.to_ascii_uppercase() } else { c });
+        digits = digits.saturating_sub(1);
+    }
+    Cow::Owned(equal)
+}
+
 /// Whether nothing has to be done, which is nearly always.
 fn is_normal(path: &[u8], merge: bool) -> bool {
     let mut before = 0;
@@ -110,6 +134,7 @@ fn unescape_slashes(path: &[u8]) -> Cow<'_, [u8]> {
 /// The characters as Envoy writes them; `%` that escapes nothing stays.
 fn normal_characters(path: &[u8]) -> Result<Vec<u8>, NotNormal> {
     let mut normal = Vec::with_capacity(path.len());
+    let mut stray = Vec::new();
     let mut rest = path;
     while let [first, after @ ..] = rest {
         match (*first, escaped(rest)) {
@@ -126,13 +151,21 @@ fn normal_characters(path: &[u8]) -> Result<Vec<u8>, NotNormal> {
             (0, _) => return Err(NotNormal::Nul),
             (b'#', _) => return Err(NotNormal::Fragment),
             (b'\\', _) => normal.push(b'/'),
-            (b, _) if is_plain(b) || b == b'%' => normal.push(b),
+            (b'%', None) => {
+                stray.push(normal.len());
+                normal.push(b'%');
+            }
+            (b, _) if is_plain(b) => normal.push(b),
             (b, _) => {
                 const HEX: &[u8; 16] = b"0123456789ABCDEF";
                 normal.extend_from_slice(&[b'%', HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]);
             }
         }
         rest = after;
+    }
+    // %%32%65 is not to become %2e, which the upstream would read as a dot.
+    if stray.into_iter().any(|at| escaped(&normal[at..]).is_some()) {
+        return Err(NotNormal::Ambiguous);
     }
     Ok(normal)
 }

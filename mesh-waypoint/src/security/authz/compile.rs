@@ -7,6 +7,7 @@ use mesh_core::state::Str;
 use mesh_core::xds::proto::l7;
 
 use super::text::{PathPattern, Text};
+use crate::security::path::with_equal_escapes;
 use crate::security::{Problem, object_name};
 
 /// Points to the trust domain of the mesh, whatever it is called.
@@ -238,7 +239,7 @@ impl<'a> Reader<'a> {
             Test::Method(r.patterns(f, v))
         });
         self.both(c, at, [("paths", &to.paths), ("notPaths", &to.not_paths)], |r, f, v| {
-            Test::Path(r.values(f, v, PathPattern::read))
+            Test::Path(r.values(f, v, |text| PathPattern::read(&with_equal_escapes(text))))
         });
         self.both(c, at, [("hosts", &to.hosts), ("notHosts", &to.not_hosts)], |r, f, v| {
             Test::Host(r.patterns(f, v))

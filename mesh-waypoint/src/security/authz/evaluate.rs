@@ -122,7 +122,7 @@ impl Test {
             Self::RemoteIp(values) => facts.remote_ip().map_or(Truth::Unknown, |ip| contains(values, ip)),
             Self::Host(values) => values.any(|text| text.matches_host(head.authority)),
             Self::Method(values) => values.any(|text| text.matches(head.method.as_str().as_bytes())),
-            Self::Path(values) => values.most(|pattern| pattern.truth(head.path)),
+            Self::Path(values) => values.most(|pattern| pattern.truth(facts.path(head))),
             Self::Header { name, values } => values.most(|text| header(text, head, name)),
             Self::RequestPrincipal(values) => match facts.claims {
                 Claims::Unknown => Truth::Unknown,

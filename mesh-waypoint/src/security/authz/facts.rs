@@ -1,5 +1,6 @@
 //! What authorization knows of a request or stream.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Stream;
 use crate::request::{Addressed, Head, Source};
+use crate::security::path::with_equal_escapes;
 
 /// What is known, with derived values made at most once and only if a rule needs them.
 pub(super) struct Facts<'a> {
@@ -23,6 +25,7 @@ pub(super) struct Facts<'a> {
     principal: OnceCell<String>,
     remote: OnceCell<Option<IpAddr>>,
     request_principal: OnceCell<Option<String>>,
+    path: OnceCell<Cow<'a, str>>,
 }
 
 /// What the request's token says.
@@ -71,6 +74,7 @@ impl<'a> Facts<'a> {
             principal: OnceCell::new(),
             remote: OnceCell::new(),
             request_principal: OnceCell::new(),
+            path: OnceCell::new(),
         }
     }
 
@@ -88,6 +92,11 @@ impl<'a> Facts<'a> {
             Some(format!("{}/{}", text("iss")?, text("sub")?))
         };
         self.request_principal.get_or_init(principal).as_deref()
+    }
+
+    /// The path as it is compared.
+    pub(super) fn path(&self, head: &Head<'a>) -> &str {
+        self.path.get_or_init(|| with_equal_escapes(head.path))
     }
 
     /// The address of the client in front of trusted proxies; none when it cannot be read.
