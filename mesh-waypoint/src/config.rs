@@ -8,6 +8,7 @@ use mesh_core::xds::proto::l7;
 
 use crate::routing::Routes;
 use crate::security::Policies;
+use crate::security::jwks::KeyStore;
 use crate::upstream::Destinations;
 
 /// Labels of a workload.
@@ -59,13 +60,13 @@ pub struct Changed {
     pub destinations: bool,
     /// Authorizations and authentications.
     pub policies: bool,
-    /// Labels.
-    pub labels: bool,
+    /// Services: their names and ports, not their endpoints.
+    pub services: bool,
 }
 
 impl Changed {
     /// Everything.
-    pub const ALL: Self = Self { routes: true, destinations: true, policies: true, labels: true };
+    pub const ALL: Self = Self { routes: true, destinations: true, policies: true, services: true };
 }
 
 /// Everything a request is decided by, at one moment.
@@ -84,27 +85,43 @@ pub struct Snapshot {
     /// Policies of destinations.
     pub destinations: Destinations,
     /// Policies of requests.
-    pub policies: Policies,
+    pub policies: Arc<Policies>,
 }
 
 impl Snapshot {
-    /// Puts the resources together; families that have not `changed` come from `last`.
+    /// Puts the resources together; families that have not `changed` come from `last`. Rules with a `jwksUri` find their
+    /// keys in `keys`.
     #[must_use]
     pub fn compile(
         own: &Arc<Own>,
         mesh: Arc<MeshState>,
         resources: &Resources,
-        _changed: Changed,
-        _last: Option<&Self>,
+        changed: Changed,
+        last: Option<&Self>,
+        keys: &KeyStore,
     ) -> Self {
+        let kept = |changed: bool| last.filter(|_| !changed);
+        let routes = kept(changed.routes || changed.services).map_or_else(
+            || {
+                let none = Routes::default();
+                Routes::build(resources, &mesh, own, last.map_or(&none, |last| &last.routes))
+            },
+            |last| last.routes.clone(),
+        );
+        let destinations = kept(changed.destinations)
+            .map_or_else(|| Destinations::build(resources, own), |last| last.destinations.clone());
+        let policies = kept(changed.policies).map_or_else(
+            || Arc::new(Policies::build(resources, own, keys)),
+            |last| Arc::clone(&last.policies),
+        );
         Self {
             own: Arc::clone(own),
             mesh,
             labels: Arc::clone(&resources.labels),
             settings: Arc::clone(&resources.settings),
-            routes: Routes,
-            destinations: Destinations,
-            policies: Policies,
+            routes,
+            destinations,
+            policies,
         }
     }
 }

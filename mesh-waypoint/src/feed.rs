@@ -13,16 +13,18 @@ use mesh_core::xds::delta::Handler;
 use mesh_core::xds::l7;
 use mesh_core::xds::proto::l7 as wire;
 use mesh_core::xds::proto::security::Authorization;
-use mesh_core::xds::proto::workload::Address;
+use mesh_core::xds::proto::workload::{Address, address};
 use prost::Message;
 use tokio::sync::watch;
 
 use crate::cli::Config;
 use crate::config::{Changed, Own, Resources, Snapshot};
+use crate::security::jwks::KeyStore;
 
 /// Follows the control plane for ever; each snapshot goes to `publish`.
 pub async fn follow(
     config: &Config,
+    keys: KeyStore,
     publish: impl FnMut(Arc<Snapshot>),
     status: &watch::Sender<Status>,
 ) -> Infallible {
@@ -40,7 +42,7 @@ pub async fn follow(
         node: config.own.node.clone(),
         metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
     };
-    client::run(&config.xds, &node, Feed::new(config, publish), status, None).await
+    client::run(&config.xds, &node, Feed::new(config, keys, publish), status, None).await
 }
 
 /// Keeps what the control plane says.
@@ -53,11 +55,12 @@ struct Feed<F> {
     own: Arc<Own>,
     pod: String,
     last: Option<Arc<Snapshot>>,
+    keys: KeyStore,
     publish: F,
 }
 
 impl<F: FnMut(Arc<Snapshot>)> Feed<F> {
-    fn new(config: &Config, publish: F) -> Self {
+    fn new(config: &Config, keys: KeyStore, publish: F) -> Self {
         let network = config.own.network.as_str().into();
         let options = MeshOptions { network, unknown_policy: UnknownPolicy::Deny };
         Self {
@@ -68,6 +71,7 @@ impl<F: FnMut(Arc<Snapshot>)> Feed<F> {
             own: Arc::new(config.own.clone()),
             pod: config.pod.clone(),
             last: None,
+            keys,
             publish,
         }
     }
@@ -87,10 +91,13 @@ impl<F: FnMut(Arc<Snapshot>)> Feed<F> {
 
 impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
     fn address(&mut self, name: &str, address: &Address) -> Result<(), String> {
+        self.changed.services |= matches!(address.r#type, Some(address::Type::Service(_)));
         self.index.apply_address(name, address).map_err(|error| error.to_string())
     }
 
     fn remove_address(&mut self, name: &str) {
+        // Uids of pods are told from names of services by this; of anything else it does not matter.
+        self.changed.services |= !name.contains("//");
         self.index.remove_address(name);
     }
 
@@ -130,7 +137,6 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
                 let uid: Str = labels.workload_uid.into();
                 Arc::make_mut(&mut resources.labels).insert(uid.clone(), known);
                 self.labelled.insert(name.to_owned(), uid);
-                changed.labels = true;
             }
             l7::SETTINGS_TYPE => {
                 resources.settings = Arc::new(decode(payload)?);
@@ -151,7 +157,6 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
             l7::LABELS_TYPE => {
                 if let Some(uid) = self.labelled.remove(name) {
                     Arc::make_mut(&mut resources.labels).remove(&uid);
-                    changed.labels = true;
                 }
             }
             _ => {
@@ -168,10 +173,22 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
         let mesh = self.index.snapshot();
         self.locate(&mesh);
         let changed = std::mem::take(&mut self.changed);
-        let snapshot =
-            Arc::new(Snapshot::compile(&self.own, mesh, &self.resources, changed, self.last.as_deref()));
+        let last = self.last.as_deref();
+        let snapshot = Snapshot::compile(&self.own, mesh, &self.resources, changed, last, &self.keys);
+        let snapshot = Arc::new(snapshot);
+        report(&snapshot, changed);
         self.last = Some(Arc::clone(&snapshot));
         (self.publish)(snapshot);
+    }
+}
+
+/// Says what of the rules and policies cannot be honoured.
+fn report(snapshot: &Snapshot, changed: Changed) {
+    if changed.routes {
+        snapshot.routes.problems().for_each(|problem| tracing::warn!("{problem}"));
+    }
+    if changed.policies {
+        snapshot.policies.problems().iter().for_each(|problem| tracing::warn!("{problem}"));
     }
 }
 

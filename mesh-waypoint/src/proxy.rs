@@ -10,6 +10,11 @@
 //! | [`io`] | streams and sockets as transports |
 //! | [`http`] | the server's side of HTTP |
 //! | [`forward`] | one request, from its head to the end of its answer |
+//! | [`message`] | a request's head, and what an endpoint gets of it: pure |
+//! | [`refused`] | answers of our own |
+//! | [`gate`] | tokens, policies, external authorizers |
+//! | [`tries`] | endpoints, limits, timeouts, retries |
+//! | [`mirror`] | copies of requests |
 //! | [`headers`] | what a proxy takes from a message and adds to it: pure |
 //! | [`body`] | bodies on their way |
 //! | [`pool`] | tunnels and connections to endpoints |
@@ -20,28 +25,34 @@ pub mod body;
 pub mod detect;
 pub mod dial;
 pub mod forward;
+pub mod gate;
 pub mod headers;
 pub mod http;
 pub mod inbound;
 pub mod io;
+pub mod message;
+pub mod mirror;
 pub mod pool;
+pub mod refused;
 pub mod target;
 pub mod tcp;
+pub mod tries;
 #[cfg(test)]
 mod tests;
 pub mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use mesh_core::state::Workload;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificate;
 use crate::cli::Config;
 use crate::config::Snapshot;
 use crate::telemetry::Telemetry;
+use crate::upstream::{Clusters, RateLimiters, View};
 
 /// What every worker and the control runtime share. Nothing in it is locked on the path of a byte.
 pub struct Shared {
@@ -53,8 +64,10 @@ pub struct Shared {
     pub certificate: certificate::Slot,
     /// Metrics and access log.
     pub telemetry: Telemetry,
-    /// The waypoint as a client of its endpoints.
-    pub source: Workload,
+    /// What is known and counted of backends.
+    pub clusters: Clusters,
+    /// Token buckets of rules.
+    pub rates: RateLimiters,
     /// Told when nothing new is taken.
     pub drain: CancellationToken,
     streams: AtomicUsize,
@@ -68,17 +81,26 @@ impl Shared {
         snapshot: Arc<Snapshot>,
         certificate: certificate::Slot,
         telemetry: Telemetry,
-        source: Workload,
     ) -> Self {
+        let now = Instant::now();
+        let clusters = Clusters::new(now);
+        clusters.apply(View::from(&*snapshot), now);
         Self {
             config,
             snapshot: ArcSwap::new(snapshot),
             certificate,
             telemetry,
-            source,
+            clusters,
+            rates: RateLimiters::default(),
             drain: CancellationToken::new(),
             streams: AtomicUsize::new(0),
         }
+    }
+
+    /// Makes `snapshot` the one that requests are decided by from now on.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.clusters.apply(View::from(&*snapshot), Instant::now());
+        self.snapshot.store(snapshot);
     }
 
     /// Streams of tunnels that are open.

@@ -12,12 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use mesh_core::admin::http;
 use mesh_core::admin::readiness::{self, Readiness};
-use mesh_core::state::Workload;
 use mesh_core::telemetry::{
     AccessLog, LogSettings, Logging, ProcessCollector, RequestMetrics, TcpMetrics, register_build,
 };
 use mesh_core::xds::ca::CaClient;
-use mesh_core::xds::proto::workload as wire;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +27,7 @@ use crate::cli::Config;
 use crate::config::Snapshot;
 use crate::proxy::Shared;
 use crate::proxy::worker::Worker;
+use crate::security::jwks::{KeyStore, Roots};
 use crate::telemetry::Telemetry;
 use crate::{certificate, feed};
 
@@ -77,10 +76,12 @@ async fn serve(config: Config, settings: &LogSettings, logging: Logging) -> anyh
         Arc::clone(&certificate),
         certificate_tx,
     ));
+    let (keys, fetcher) = KeyStore::new(Roots::System);
+    tokio::task::spawn_local(fetcher.run());
     let followed = config.clone();
     tokio::task::spawn_local(async move {
         let publish = |snapshot| drop(snapshots.send_replace(Some(snapshot)));
-        feed::follow(&followed, publish, &xds_status).await
+        feed::follow(&followed, keys, publish, &xds_status).await
     });
     let admin = Rc::new(Admin {
         config: config.clone(),
@@ -99,8 +100,7 @@ async fn serve(config: Config, settings: &LogSettings, logging: Logging) -> anyh
         () = signals.next() => return Ok(access_log),
         () = admin.quit.cancelled() => return Ok(access_log),
     };
-    let source = own_workload(&config)?;
-    let shared = Arc::new(Shared::new(config, first, certificate, telemetry, source));
+    let shared = Arc::new(Shared::new(config, first, certificate, telemetry));
     let workers: Result<Vec<_>, _> =
         (0..shared.config.workers).map(|index| Worker::start(index, Arc::clone(&shared))).collect();
     let workers = workers.with_context(|| format!("cannot listen on {}", shared.config.listen))?;
@@ -114,29 +114,6 @@ async fn serve(config: Config, settings: &LogSettings, logging: Logging) -> anyh
     drain(&shared, &mut signals).await;
     drop(workers);
     Ok(access_log)
-}
-
-/// The waypoint as a client of its endpoints.
-fn own_workload(config: &Config) -> anyhow::Result<Workload> {
-    let own = &config.own;
-    let locality = wire::Locality {
-        region: own.locality.region.to_string(),
-        zone: own.locality.zone.to_string(),
-        subzone: own.locality.subzone.to_string(),
-    };
-    let described = wire::Workload {
-        uid: format!("{}//Pod/{}/{}", config.cluster_id, own.namespace, config.pod),
-        name: config.pod.clone(),
-        namespace: own.namespace.clone(),
-        network: own.network.clone(),
-        node: own.node.clone(),
-        cluster_id: config.cluster_id.clone(),
-        trust_domain: config.identity.trust_domain().to_owned(),
-        service_account: config.identity.service_account().to_owned(),
-        locality: Some(locality),
-        ..wire::Workload::default()
-    };
-    Workload::decode(&described).context("the waypoint cannot describe itself")
 }
 
 fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemetry, Registry)> {
@@ -188,7 +165,7 @@ async fn prerequisites(
 async fn pass_on(mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>, shared: Arc<Shared>) {
     loop {
         if let Some(snapshot) = snapshots.borrow_and_update().clone() {
-            shared.snapshot.store(snapshot);
+            shared.publish(snapshot);
         }
         if snapshots.changed().await.is_err() {
             return;

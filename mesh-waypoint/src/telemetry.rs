@@ -35,7 +35,7 @@ pub struct Exchange {
     started: Instant,
     outcome: Outcome,
     service: Option<Arc<Service>>,
-    endpoint: Option<(Arc<Workload>, SocketAddr)>,
+    endpoint: Option<(Option<Arc<Workload>>, SocketAddr)>,
     /// Bytes to the client.
     pub sent: u64,
     /// Bytes from the client.
@@ -90,8 +90,8 @@ impl Exchange {
     }
 
     /// The endpoint that was chosen.
-    pub fn to_endpoint(&mut self, workload: &Arc<Workload>, address: SocketAddr) {
-        self.endpoint = Some((Arc::clone(workload), address));
+    pub fn to_endpoint(&mut self, workload: Option<&Arc<Workload>>, address: SocketAddr) {
+        self.endpoint = Some((workload.cloned(), address));
     }
 
     /// Something happened that the flags tell of.
@@ -123,7 +123,7 @@ impl Exchange {
     pub fn upstream_ended(&mut self, reason: &str) {
         self.flag(Flags::UPSTREAM_CONNECTION_TERMINATION);
         self.log(|line| {
-            line.details = "upstream_reset_after_response_started";
+            line.details = "upstream_reset_after_response_started".to_owned();
             reason.clone_into(&mut line.upstream_failure);
         });
         self.complete = true;
@@ -132,7 +132,7 @@ impl Exchange {
     /// The answer took longer than it may.
     pub fn timed_out(&mut self) {
         self.flag(Flags::UPSTREAM_TIMEOUT);
-        self.log(|line| line.details = "response_timeout");
+        self.log(|line| line.details = "response_timeout".to_owned());
         self.complete = true;
     }
 
@@ -142,7 +142,7 @@ impl Exchange {
             reporter: Reporter::Waypoint,
             source: Peer::known(source.workload.as_ref()),
             source_identity: source.identity.clone(),
-            destination: Peer::known(self.endpoint.as_ref().map(|(workload, _)| workload)),
+            destination: Peer::known(self.endpoint.as_ref().and_then(|(workload, _)| workload.as_ref())),
             destination_identity: None,
             service: self.service.clone(),
             security: SecurityPolicy::MutualTls,
@@ -173,7 +173,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.complete {
             self.flag(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
-            self.log(|line| line.details = "downstream_remote_disconnect");
+            self.log(|line| line.details = "downstream_remote_disconnect".to_owned());
         }
         let duration = self.started.elapsed();
         let connection = self.connection();

@@ -223,7 +223,7 @@ impl RequestRecord {
         }
         put("response_flags", Field::Text(&self.flags.to_string()));
         let texts = [
-            ("response_code_details", self.details),
+            ("response_code_details", &*self.details),
             ("upstream_transport_failure_reason", &*self.upstream_failure),
             ("route_name", &*self.route),
             ("request_id", &*self.request_id),

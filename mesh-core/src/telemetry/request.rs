@@ -275,7 +275,7 @@ pub struct RequestRecord {
     /// Why.
     pub flags: Flags,
     /// Envoy's words for who decided the answer, such as `via_upstream`.
-    pub details: &'static str,
+    pub details: String,
     /// Why the upstream could not be used.
     pub upstream_failure: String,
     /// Name of the rule.

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::Sleep;
 
 use super::pool::Lease;
+use super::tries::Held;
 use crate::telemetry::Exchange;
 
 /// What a request keeps for further tries, bytes.
@@ -30,9 +32,18 @@ pub struct Progress {
     pub ended: Cell<bool>,
     /// Whether the client broke it off.
     pub failed: Cell<bool>,
+    /// Told when it has ended.
+    pub end: Notify,
 }
 
 impl Progress {
+    /// All of it has been read.
+    pub fn end(&self) {
+        if !self.ended.replace(true) {
+            self.end.notify_waiters();
+        }
+    }
+
     /// Notes what the client sent.
     fn note(&self, polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>) {
         match polled {
@@ -40,7 +51,7 @@ impl Progress {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 self.received.set(self.received.get() + length as u64);
             }
-            Poll::Ready(None) => self.ended.set(true),
+            Poll::Ready(None) => self.end(),
             Poll::Ready(Some(Err(_))) => self.failed.set(true),
             Poll::Pending => {}
         }
@@ -104,7 +115,7 @@ impl Body for RequestBody {
             Request::Stream(incoming, progress) => {
                 let ended = incoming.is_end_stream();
                 if ended {
-                    progress.ended.set(true);
+                    progress.end();
                 }
                 ended
             }
@@ -127,7 +138,8 @@ impl Body for RequestBody {
 pub struct Replay(Rc<RefCell<Kept>>);
 
 struct Kept {
-    source: Incoming,
+    /// None once it was taken away.
+    source: Option<Incoming>,
     hint: SizeHint,
     progress: Rc<Progress>,
     /// Frames from number `first` on.
@@ -163,7 +175,7 @@ impl Replay {
     pub fn new(source: Incoming, progress: Rc<Progress>) -> Self {
         let hint = source.size_hint();
         Self(Rc::new(RefCell::new(Kept {
-            source,
+            source: Some(source),
             hint,
             progress,
             frames: Vec::new(),
@@ -193,6 +205,18 @@ impl Replay {
         RequestBody(Request::Replayed(Cursor { kept: self.clone(), at: 0, sending: 0 }))
     }
 
+    /// Takes the client's body back, if nothing of it was read and nobody follows.
+    #[must_use]
+    pub fn take(&self) -> Option<Incoming> {
+        let untouched = Rc::strong_count(&self.0) == 1;
+        let mut kept = self.0.borrow_mut();
+        if untouched && kept.frames.is_empty() && kept.first == 0 && !kept.ended && !kept.failed {
+            kept.source.take()
+        } else {
+            None
+        }
+    }
+
     /// Whether it can be sent from its beginning once more.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -204,7 +228,10 @@ impl Replay {
 impl Kept {
     /// The next frame of the client, kept if there is room.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
-        let polled = Pin::new(&mut self.source).poll_frame(cx);
+        let Some(source) = &mut self.source else {
+            return Poll::Ready(Some(Err("the body was taken away".into())));
+        };
+        let polled = Pin::new(source).poll_frame(cx);
         self.progress.note(&polled);
         let frame = match ready!(polled) {
             None => {
@@ -273,9 +300,9 @@ impl Cursor {
     fn is_at_end(&self) -> bool {
         let kept = self.kept.0.borrow();
         let read = self.at >= kept.first + kept.frames.len();
-        let ended = kept.ended || kept.source.is_end_stream();
+        let ended = kept.ended || kept.source.as_ref().is_some_and(Incoming::is_end_stream);
         if read && ended {
-            kept.progress.ended.set(true);
+            kept.progress.end();
         }
         read && ended
     }
@@ -292,6 +319,8 @@ pub struct ResponseBody {
     /// None after an upgrade: the record goes on with the connection.
     exchange: Option<Exchange>,
     lease: Option<Lease>,
+    /// What the request holds of limits, to the end of the answer.
+    held: Option<Held>,
     /// When the whole must be over.
     deadline: Option<Pin<Box<Sleep>>>,
     over: bool,
@@ -308,31 +337,34 @@ impl ResponseBody {
     pub fn own(body: Bytes, exchange: Exchange) -> Self {
         let body = Some(body).filter(|body| !body.is_empty());
         let exchange = Some(exchange);
-        Self { source: Source::Own(body), exchange, lease: None, deadline: None, over: false }
+        Self { source: Source::Own(body), exchange, lease: None, held: None, deadline: None, over: false }
     }
 
     /// None: both sides switch protocols.
     #[must_use]
     pub const fn empty() -> Self {
-        Self { source: Source::Own(None), exchange: None, lease: None, deadline: None, over: false }
+        let source = Source::Own(None);
+        Self { source, exchange: None, lease: None, held: None, deadline: None, over: false }
     }
 
     /// The endpoint's answer.
     #[must_use]
-    pub const fn upstream(
+    pub fn upstream(
         body: Incoming,
         exchange: Exchange,
         lease: Lease,
+        held: Held,
         deadline: Option<Pin<Box<Sleep>>>,
     ) -> Self {
-        let exchange = Some(exchange);
-        Self { source: Source::Upstream(body), exchange, lease: Some(lease), deadline, over: false }
+        let (source, exchange) = (Source::Upstream(body), Some(exchange));
+        Self { source, exchange, lease: Some(lease), held: Some(held), deadline, over: false }
     }
 
     fn completed(&mut self) {
         if std::mem::replace(&mut self.over, true) {
             return;
         }
+        self.held = None;
         let Some(exchange) = &mut self.exchange else { return };
         exchange.complete();
         // While the client still sends, the connection is of no use to others.

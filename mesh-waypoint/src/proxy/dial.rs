@@ -14,9 +14,6 @@ use tokio::net::TcpStream;
 use super::Shared;
 use super::worker::KEEPALIVE;
 
-/// Connects to endpoints take at most this long, unless the mesh says otherwise (Istio's default).
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Why an endpoint could not be connected to.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {
@@ -42,7 +39,7 @@ impl DialError {
 }
 
 /// An open tunnel.
-pub(super) struct Tunnel {
+pub(super) struct Opened {
     /// For opening streams.
     pub(super) connection: ClientConnection,
     /// Who the peer proved to be.
@@ -67,7 +64,7 @@ pub(super) async fn tunnel(
     to: SocketAddr,
     expected: Vec<SpiffeId>,
     timeout: Duration,
-) -> Result<Tunnel, DialError> {
+) -> Result<Opened, DialError> {
     let tls_error = |text: String| DialError::Tls(text.into());
     let certificate = shared.certificate.load_full();
     let certificate = certificate.ok_or_else(|| tls_error("the waypoint has no certificate".to_owned()))?;
@@ -85,5 +82,5 @@ pub(super) async fn tunnel(
             tracing::debug!(%to, %error, code = error.code().code(), "a tunnel ended");
         }
     }));
-    Ok(Tunnel { connection, peer: identity })
+    Ok(Opened { connection, peer: identity })
 }

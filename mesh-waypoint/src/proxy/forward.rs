@@ -1,98 +1,47 @@
 //! One request, from its head to the end of its answer.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use mesh_core::route::{self, Resolution};
-use mesh_core::state::{AppProtocol, IpFamilies, Service, Workload};
+use mesh_core::state::{Service, Workload};
 use mesh_core::telemetry::Flags;
+use mesh_core::xds::proto::l7;
 
-use super::body::{RequestBody, ResponseBody};
-use super::dial::{self, DialError};
+use super::body::{Replay, RequestBody, ResponseBody};
+use super::gate::{self, Passed};
 use super::headers;
 use super::http::{Downstream, Upgraded};
 use super::io::EndpointIo;
-use super::pool::{Destination, Lease};
+use super::message::{Message, Switch};
+use super::mirror;
+use super::pool::Destination;
+use super::refused::Refused;
+use super::tries::{self, Answered, Body, Terms, Tries};
 use crate::config::Snapshot;
 use crate::request::Addressed;
+use crate::routing::{Abort, Action, Matched, RewriteError, Routed, Rule, WeightedBackend};
 use crate::telemetry::Exchange;
+use crate::upstream::{Hashed, Limit, Outcome, Permit, PickContext, Picked};
 
-/// An endpoint for a request or a stream.
+/// An endpoint for a stream, and what it holds of its backend.
 pub struct Chosen {
     /// Where it is.
     pub to: Destination,
+    picked: Picked,
+    _permit: Permit,
 }
 
-/// An answer of our own, with what metrics and log say of it.
-#[derive(Debug, Clone)]
-pub struct Refused {
-    /// Status.
-    pub status: StatusCode,
-    /// Body.
-    pub body: String,
-    /// Flags.
-    pub flags: Flags,
-    /// Envoy's words for who decided.
-    pub details: &'static str,
-    /// Why the endpoint could not be used.
-    pub cause: String,
-}
-
-impl Refused {
-    /// An answer with a body.
+impl Chosen {
+    /// The endpoint's workload.
     #[must_use]
-    pub fn new(status: StatusCode, body: impl Into<String>, flags: Flags, details: &'static str) -> Self {
-        Self { status, body: body.into(), flags, details, cause: String::new() }
-    }
-
-    /// No endpoint can take it.
-    #[must_use]
-    pub fn no_healthy_upstream(cause: impl Into<String>) -> Self {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        let own = Self::new(status, "no healthy upstream", Flags::NO_HEALTHY_UPSTREAM, "no_healthy_upstream");
-        Self { cause: cause.into(), ..own }
-    }
-
-    /// The endpoint could not be connected to.
-    #[must_use]
-    pub fn unconnected(error: &DialError) -> Self {
-        let cause = error.to_string();
-        let (reason, tail) = match error {
-            DialError::Timeout => ("connection timeout", String::new()),
-            _ => ("remote connection failure", format!(", transport failure reason: {cause}")),
-        };
-        let text = format!(
-            "upstream connect error or disconnect/reset before headers. reset reason: {reason}{tail}"
-        );
-        let details = "upstream_reset_before_response_started";
-        let own =
-            Self::new(StatusCode::SERVICE_UNAVAILABLE, text, Flags::UPSTREAM_CONNECTION_FAILURE, details);
-        Self { cause, ..own }
-    }
-
-    /// The endpoint ended the connection before it answered.
-    #[must_use]
-    pub fn terminated(cause: String) -> Self {
-        let text =
-            "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
-        let flags = Flags::UPSTREAM_CONNECTION_TERMINATION;
-        let details = "upstream_reset_before_response_started";
-        Self { cause, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, text, flags, details) }
-    }
-
-    /// For the log of a stream.
-    #[must_use]
-    pub fn text(&self) -> String {
-        if self.cause.is_empty() { self.body.clone() } else { self.cause.clone() }
+    pub fn workload(&self) -> Option<&Arc<Workload>> {
+        self.picked.endpoint().workload.as_ref()
     }
 }
 
@@ -107,18 +56,19 @@ pub async fn handle(
     let mut exchange = Exchange::begin(&downstream, &request);
     let version = request.version();
     let mut answer = match Box::pin(forward(&downstream, &mut exchange, request)).await {
-        Ok(Forwarded::Answer(head, body, lease)) => {
+        Ok(Forwarded::Answer(answered)) => {
+            let Answered { response, lease, held, deadline, .. } = *answered;
+            let (head, body) = response.into_parts();
             exchange.answered(head.status, &head.headers);
-            Response::from_parts(head, ResponseBody::upstream(body, exchange, *lease, None))
+            Response::from_parts(head, ResponseBody::upstream(body, exchange, lease, held, deadline))
         }
         Ok(Forwarded::Switched(head, endpoint)) => {
             exchange.answered(head.status, &head.headers);
             // The record goes on with the connection; the answer itself has no body.
-            let own = ResponseBody::empty();
             *downstream.upgraded.borrow_mut() = Some(Upgraded { endpoint, exchange });
-            Response::from_parts(head, own)
+            Response::from_parts(*head, ResponseBody::empty())
         }
-        Err(refused) => own_answer(exchange, refused),
+        Err(refused) => refused.answer(exchange),
     };
     *answer.version_mut() = if version == Version::HTTP_2 { version } else { Version::HTTP_11 };
     Ok(answer)
@@ -126,182 +76,359 @@ pub async fn handle(
 
 /// What an endpoint answered.
 enum Forwarded {
-    Answer(http::response::Parts, Incoming, Box<Lease>),
-    Switched(http::response::Parts, hyper::client::conn::http1::Parts<hyper_util::rt::TokioIo<EndpointIo>>),
+    Answer(Box<Answered>),
+    Switched(
+        Box<http::response::Parts>,
+        hyper::client::conn::http1::Parts<hyper_util::rt::TokioIo<EndpointIo>>,
+    ),
 }
 
-/// An answer of our own, as gRPC if the request is.
-fn own_answer(mut exchange: Exchange, refused: Refused) -> Response<ResponseBody> {
-    let Refused { status, body, flags, details, cause } = refused;
-    exchange.flag(flags);
-    exchange.log(|line| {
-        line.details = details;
-        line.upstream_failure = cause;
-    });
-    let grpc = exchange.is_grpc();
-    let mut head = Response::new(());
-    if grpc {
-        headers::put_grpc(head.headers_mut(), headers::grpc_of(status), &body);
-    } else {
-        *head.status_mut() = status;
-        if !body.is_empty() {
-            head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        }
-    }
-    exchange.answered(head.status(), head.headers());
-    let body = if grpc { Bytes::new() } else { Bytes::from(body) };
-    head.map(|()| ResponseBody::own(body, exchange))
+/// What is done to the answer.
+#[derive(Default)]
+struct Edits<'a> {
+    rule: Option<(&'a Rule, Option<&'a WeightedBackend>)>,
+    /// An origin that may read it.
+    origin: Option<HeaderValue>,
+    cookies: Vec<HeaderValue>,
 }
 
 async fn forward(
     downstream: &Rc<Downstream>,
     exchange: &mut Exchange,
     request: Request<Incoming>,
-) -> Result<Forwarded, Refused> {
+) -> Result<Forwarded, Box<Refused>> {
     let snapshot = downstream.worker.shared.snapshot.load_full();
-    let (mut head, body) = request.into_parts();
-    let authority = authority(&head)?;
     exchange.to_service(service(&snapshot, &downstream.addressed).as_ref());
-    let upgrade = headers::upgrade_wanted(&head.headers, head.version);
-    prepare(&mut head, exchange);
-    let chosen = choose(downstream, &snapshot, downstream.http2)?;
-    exchange.to_endpoint(&chosen.to.workload, chosen.to.address);
-    let body = if body.is_end_stream() {
-        exchange.progress.ended.set(true);
-        RequestBody::empty()
-    } else {
-        RequestBody::stream(body, Rc::clone(&exchange.progress))
+    let (head, incoming) = request.into_parts();
+    let mut message = Message::new(head, exchange)?;
+    normalize(&snapshot, &mut message)?;
+    let mut body = client_body(incoming, exchange);
+    let Passed { claims, response_headers } = {
+        let readable = if let Body::Replay(replay) = &body { Some(replay) } else { None };
+        gate::pass(downstream, &snapshot, &mut message, readable).await?
     };
-    let to = if upgrade.is_some() { Destination { http2: false, ..chosen.to } } else { chosen.to };
-    let request = outgoing(&head, &authority, upgrade.as_ref(), to.http2, 1, body);
-    attempt(downstream, exchange, &to, request).await
+    let rule;
+    let mut edits = Edits::default();
+    let mut backend = None;
+    {
+        let head = message.as_head(downstream, claims.as_deref());
+        match snapshot.routes.http(&head) {
+            Routed::NotFound => return Err(Refused::no_route()),
+            Routed::Default => rule = None,
+            Routed::Rule(matched) => {
+                rule = Some(Arc::clone(matched.rule));
+                exchange.log(|line| line.route = matched.rule.name.to_string());
+                backend = Some((matched.path, pick_backend(&matched, &head)?));
+            }
+        }
+    }
+    if let Some(rule) = &rule {
+        limit_rate(downstream, rule)?;
+        edits.origin = cross_origin(rule, &message)?;
+        inject(rule, exchange).await?;
+        let matched = backend.as_ref().map(|(path, _)| *path);
+        end_here(downstream, rule, &message, claims.as_deref(), matched)?;
+    }
+    let chosen = backend.as_ref().and_then(|(_, backend)| backend.as_ref().map(|at| at.of(rule.as_deref())));
+    let chosen = chosen.flatten();
+    if let (Some(rule), Some((path, _))) = (&rule, &backend) {
+        rewrite(rule, chosen, &mut message, *path)?;
+        edits.rule = Some((&**rule, chosen));
+        let whole = if let Body::Replay(replay) = &body { Some(replay) } else { None };
+        for mirror in mirror::of(rule, chosen) {
+            mirror::send(downstream, &snapshot, mirror, &message, whole, rule.timeout);
+        }
+    }
+    let cluster = tries::cluster(downstream, &snapshot, chosen.map(|chosen| &chosen.backend))?;
+    let session = rule.as_ref().and_then(|rule| rule.session.as_deref());
+    let sticky = session.and_then(|session| session_of(session, &message.head.headers));
+    let hashed = match &cluster.policy().balancer.hash {
+        Some(key) => key.hash(&message.as_head(downstream, claims.as_deref()), fastrand::u64(..)),
+        None => Hashed::default(),
+    };
+    edits.cookies.extend(hashed.set_cookie);
+    let terms = Terms {
+        retry: downstream.worker.retry_policy(&snapshot.settings, rule.as_deref()),
+        timeout: rule.as_ref().and_then(|rule| rule.timeout),
+        hash: hashed.hash,
+        sticky,
+    };
+    once_only(&mut body, exchange, &terms);
+    let tries = Tries { downstream, snapshot: &snapshot, cluster: &cluster, message: &message, terms };
+    let mut answered = tries.run(exchange, &mut body).await?;
+    if let Some(session) = session
+        && sticky != Some(answered.sticky)
+    {
+        name_session(session, answered.sticky, answered.response.headers_mut(), &mut edits.cookies);
+    }
+    exchange.log(|line| line.details = "via_upstream".to_owned());
+    let switched = switched(answered.response.status(), message.switch.as_ref());
+    edit_answer(&mut answered, &edits, switched);
+    response_headers.iter().for_each(|change| change.apply(answered.response.headers_mut()));
+    if switched { switch(answered).await } else { Ok(Forwarded::Answer(Box::new(answered))) }
 }
 
-/// Sends a request to an endpoint and waits for the head of the answer.
-async fn attempt(
-    downstream: &Rc<Downstream>,
-    exchange: &mut Exchange,
-    to: &Destination,
-    request: Request<RequestBody>,
-) -> Result<Forwarded, Refused> {
-    let local = &downstream.worker;
-    let mut lease = local.pool.checkout(&local.shared, to).await.map_err(|e| Refused::unconnected(&e))?;
-    let began = Instant::now();
-    let mut request = Some(request);
-    loop {
-        let (Some(sender), Some(sent)) = (lease.sender(), request.take()) else {
-            return Err(Refused::terminated("the connection was taken away".to_owned()));
-        };
-        let reused = sender.is_reused();
-        match sender.send(sent).await {
-            Ok(response) => return answered(exchange, response, lease, began).await,
-            // An idle connection that the endpoint closed just now: nothing of the request was sent.
-            Err(unanswered) if reused && unanswered.unsent.is_some() => {
-                request = unanswered.unsent;
-                lease = local.pool.fresh(&local.shared, to).await.map_err(|e| Refused::unconnected(&e))?;
-            }
-            Err(unanswered) => return Err(Refused::terminated(unanswered.error.to_string())),
+/// Paths are compared and sent on in their normal form.
+fn normalize(snapshot: &Snapshot, message: &mut Message) -> Result<(), Box<Refused>> {
+    let path = message.path();
+    if path.is_empty() || path == "*" {
+        return Ok(());
+    }
+    let normal = snapshot.policies.normalize(path);
+    let normal =
+        normal.map_err(|error| Refused::bad_request("path_normalization_failed").because(error.to_string()))?;
+    if normal == path {
+        return Ok(());
+    }
+    let (normal, query) = (normal.into_owned(), message.query().map(str::to_owned));
+    message.set_target(&normal, query.as_deref())
+}
+
+fn client_body(incoming: Incoming, exchange: &Exchange) -> Body {
+    if incoming.is_end_stream() {
+        exchange.progress.end();
+        return Body::None;
+    }
+    Body::Replay(Replay::new(incoming, Rc::clone(&exchange.progress)))
+}
+
+/// A body that nobody wants a second time is not kept.
+fn once_only(body: &mut Body, exchange: &Exchange, terms: &Terms) {
+    if terms.retry.attempts > 0 {
+        return;
+    }
+    if let Body::Replay(replay) = &*body
+        && let Some(incoming) = replay.take()
+    {
+        *body = Body::Stream(Some(RequestBody::stream(incoming, Rc::clone(&exchange.progress))));
+    }
+}
+
+/// Which backend of a rule.
+#[derive(Clone, Copy)]
+struct BackendAt(usize);
+
+impl BackendAt {
+    fn of(self, rule: Option<&Rule>) -> Option<&WeightedBackend> {
+        match &rule?.action {
+            Action::Forward(forward) => forward.backends.get(self.0),
+            _ => None,
         }
     }
 }
 
-async fn answered(
-    exchange: &mut Exchange,
-    response: Response<Incoming>,
-    lease: Lease,
-    began: Instant,
-) -> Result<Forwarded, Refused> {
-    let (mut head, body) = response.into_parts();
-    exchange.log(|line| line.details = "via_upstream");
-    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    let upgrade = head.headers.get(header::UPGRADE).cloned().filter(|_| switched);
-    headers::strip_hop_by_hop(&mut head.headers);
-    let spent = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    head.headers.insert(headers::X_UPSTREAM_SERVICE_TIME, HeaderValue::from(spent));
-    if !switched {
-        return Ok(Forwarded::Answer(head, body, Box::new(lease)));
+/// Draws the backend of a rule that forwards, by weight.
+fn pick_backend(
+    matched: &Matched<'_>,
+    head: &crate::request::Head<'_>,
+) -> Result<Option<BackendAt>, Box<Refused>> {
+    let Action::Forward(forward) = &matched.rule.action else { return Ok(None) };
+    let Some(picked) = forward.pick_backend(fastrand::u64(..)) else {
+        return Err(Refused::misconfigured(format!("{}: no backend has a weight", matched.rule.resource)));
+    };
+    if let Some(redirect) = &picked.redirect {
+        return Err(redirected(redirect.status, redirect.location(head, matched.path)));
+    }
+    Ok(forward.backends.iter().position(|backend| std::ptr::eq(backend, picked)).map(BackendAt))
+}
+
+fn redirected(status: StatusCode, location: Result<HeaderValue, RewriteError>) -> Box<Refused> {
+    match location {
+        Ok(location) => {
+            let mut own = Refused::new(status, "", Flags::default(), "direct_response");
+            own.headers.insert(header::LOCATION, location);
+            own
+        }
+        Err(error) => unwritable(error),
+    }
+}
+
+fn unwritable(error: RewriteError) -> Box<Refused> {
+    let status = match error {
+        RewriteError::TooLong => StatusCode::URI_TOO_LONG,
+        RewriteError::Authority => StatusCode::BAD_REQUEST,
+    };
+    Refused::new(status, "", Flags::default(), "invalid_target").because(error.to_string())
+}
+
+fn limit_rate(downstream: &Downstream, rule: &Rule) -> Result<(), Box<Refused>> {
+    let Some(limit) = &rule.rate_limit else { return Ok(()) };
+    let per = prost_types::Duration::try_from(limit.per).ok();
+    let wire = l7::RateLimit {
+        tokens: limit.tokens,
+        per,
+        burst: limit.burst,
+        per_identity: limit.per_identity,
+    };
+    let now = Instant::now();
+    let name = format!("{}/{}", rule.resource, rule.name).into();
+    let limiter = downstream.worker.shared.rates.get(&name, &wire, now);
+    let identity = downstream.source.identity.as_ref().map(ToString::to_string);
+    limiter.check(identity.as_deref(), now).map_err(|limited| {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let mut own = Refused::new(status, "local_rate_limited", Flags::RATE_LIMITED, "local_rate_limited");
+        let seconds = limited.retry_after.as_secs().saturating_add(1);
+        own.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        own
+    })
+}
+
+/// Answers a question for leave of another origin; else keeps the origin that may read the answer.
+fn cross_origin(rule: &Rule, message: &Message) -> Result<Option<HeaderValue>, Box<Refused>> {
+    let Some(cors) = &rule.cors else { return Ok(None) };
+    let headers = &message.head.headers;
+    if let Some(answer) = cors.preflight(&message.head.method, headers) {
+        let mut own = Refused::new(StatusCode::OK, "", Flags::default(), "cors_response");
+        own.headers = answer;
+        return Err(own);
+    }
+    Ok(cors.allowed_origin(headers).cloned())
+}
+
+async fn inject(rule: &Rule, exchange: &mut Exchange) -> Result<(), Box<Refused>> {
+    let Some(fault) = &rule.fault else { return Ok(()) };
+    let injected = fault.decide(fastrand::u64(..), fastrand::u64(..));
+    if let Some(delay) = injected.delay {
+        exchange.flag(Flags::DELAY_INJECTED);
+        tokio::time::sleep(delay).await;
+    }
+    let (status, grpc) = match injected.abort {
+        None => return Ok(()),
+        Some(Abort::Http(status)) => (status, None),
+        Some(Abort::Grpc(status)) => (StatusCode::OK, Some(status.into())),
+    };
+    let mut own = Refused::new(status, "fault filter abort", Flags::FAULT_INJECTED, "fault_filter_abort");
+    own.grpc = grpc;
+    if let Some(grpc) = grpc
+        && !exchange.is_grpc()
+    {
+        headers::put_grpc(&mut own.headers, grpc, "fault filter abort");
+        own.body = bytes::Bytes::new();
+    }
+    Err(own)
+}
+
+/// Answers where the rule does not forward.
+fn end_here(
+    downstream: &Downstream,
+    rule: &Rule,
+    message: &Message,
+    claims: Option<&serde_json::Map<String, serde_json::Value>>,
+    matched: Option<crate::routing::MatchedPath>,
+) -> Result<(), Box<Refused>> {
+    let mut own = match (&rule.action, matched) {
+        (Action::Forward(_), _) | (_, None) => return Ok(()),
+        (Action::Redirect(redirect), Some(path)) => {
+            redirected(redirect.status, redirect.location(&message.as_head(downstream, claims), path))
+        }
+        (Action::Respond(response), _) => {
+            Refused::new(response.status, response.body.clone(), Flags::default(), "direct_response")
+        }
+        (Action::Invalid(reason), _) => Refused::misconfigured(format!("{}: {reason}", rule.resource)),
+    };
+    rule.edit_response(None, &mut own.headers);
+    Err(own)
+}
+
+/// Changes path, host and headers as the rule says.
+fn rewrite(
+    rule: &Rule,
+    backend: Option<&WeightedBackend>,
+    message: &mut Message,
+    matched: crate::routing::MatchedPath,
+) -> Result<(), Box<Refused>> {
+    if let Some(rewrite) = rule.rewrite_for(backend) {
+        let target = rewrite.path(matched, message.path(), message.query()).map_err(unwritable)?;
+        if let Some(target) = target {
+            message.put_target(target);
+        }
+    }
+    if let Some(authority) = rule.authority_for(backend)
+        && let Ok(authority) = HeaderValue::from_str(authority.as_str())
+    {
+        message.authority = authority;
+    }
+    rule.edit_request(backend, &mut message.head.headers);
+    Ok(())
+}
+
+const fn switched(status: StatusCode, wanted: Option<&Switch>) -> bool {
+    match wanted {
+        Some(Switch::Upgrade(_)) => status.as_u16() == 101,
+        Some(Switch::Connect) => status.as_u16() / 100 == 2,
+        None => false,
+    }
+}
+
+fn edit_answer(answered: &mut Answered, edits: &Edits<'_>, switched: bool) {
+    let spent = u64::try_from(answered.spent.as_millis()).unwrap_or(u64::MAX);
+    let headers = answered.response.headers_mut();
+    let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| switched);
+    headers::strip_hop_by_hop(headers);
+    headers.insert(headers::X_UPSTREAM_SERVICE_TIME, HeaderValue::from(spent));
+    for cookie in &edits.cookies {
+        headers.append(header::SET_COOKIE, cookie.clone());
+    }
+    if let Some((rule, backend)) = edits.rule {
+        rule.edit_response(backend, headers);
+        if let (Some(cors), Some(origin)) = (&rule.cors, &edits.origin) {
+            cors.edit_response(origin, headers);
+        }
     }
     if let Some(upgrade) = upgrade {
-        head.headers.insert(header::UPGRADE, upgrade);
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, upgrade);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    let sender = lease.take();
-    let transport = match sender {
+}
+
+/// Takes the endpoint's transport, which is carried on as it is.
+async fn switch(answered: Answered) -> Result<Forwarded, Box<Refused>> {
+    let Answered { response, lease, .. } = answered;
+    let transport = match lease.take() {
         Some(sender) => sender.upgraded().await,
         None => None,
     };
     let transport =
-        transport.ok_or_else(|| Refused::terminated("the connection ended while it switched".to_owned()))?;
-    Ok(Forwarded::Switched(head, transport))
+        transport.ok_or_else(|| Refused::terminated("the connection ended while it switched"))?;
+    Ok(Forwarded::Switched(Box::new(response.into_parts().0), transport))
 }
 
-/// The host that a request names; HTTP/1.1 must name one, and only one (RFC 9112 §3.2).
-fn authority(head: &http::request::Parts) -> Result<HeaderValue, Refused> {
-    let bad = |details| Refused::new(StatusCode::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, details);
-    let mut hosts = head.headers.get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(bad("duplicate_host"));
-    }
-    let named = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
-    match (named, host) {
-        (Some(Ok(authority)), _) => Ok(authority),
-        (Some(Err(_)), _) => Err(bad("invalid_authority")),
-        (None, Some(host))
-            if host.is_empty() || host.to_str().is_ok_and(|h| h.parse::<Authority>().is_ok()) =>
-        {
-            Ok(host.clone())
-        }
-        (None, Some(_)) => Err(bad("invalid_authority")),
-        (None, None) if head.version == Version::HTTP_11 => Err(bad("missing_host_header")),
-        (None, None) => Ok(HeaderValue::from_static("")),
-    }
-}
-
-/// What a proxy does to every request: hop-by-hop headers go, what identifies the request is there.
-fn prepare(head: &mut http::request::Parts, exchange: &mut Exchange) {
-    headers::strip_hop_by_hop(&mut head.headers);
-    if !head.headers.contains_key(headers::X_FORWARDED_PROTO) {
-        let scheme = if head.uri.scheme_str() == Some("https") { "https" } else { "http" };
-        head.headers.insert(headers::X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    }
-    if !head.headers.contains_key(headers::X_REQUEST_ID) {
-        let id = headers::request_id();
-        exchange.log(|line| line.request_id = id.to_str().unwrap_or_default().to_owned());
-        head.headers.insert(headers::X_REQUEST_ID, id);
-    }
-}
-
-/// The request as the endpoint gets it, on try number `attempt`.
-fn outgoing(
-    head: &http::request::Parts,
-    authority: &HeaderValue,
-    upgrade: Option<&HeaderValue>,
-    http2: bool,
-    attempt: u32,
-    body: RequestBody,
-) -> Request<RequestBody> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method.clone();
-    *request.headers_mut() = head.headers.clone();
-    let path = head.uri.path_and_query().cloned();
-    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let named = authority.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
-    let headers = request.headers_mut();
-    headers.insert(headers::X_ATTEMPT_COUNT, HeaderValue::from(attempt));
-    if http2 {
-        headers.remove(header::HOST);
+/// The endpoint that a client's session names.
+fn session_of(session: &l7::SessionPersistence, headers: &HeaderMap) -> Option<u64> {
+    let value = if session.header {
+        headers.get(session.name.as_str())?.to_str().ok()?
     } else {
-        headers.insert(header::HOST, authority.clone());
+        let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
+        lines.flat_map(|line| line.split(';')).find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            (name.trim() == session.name).then(|| value.trim().trim_matches('"'))
+        })?
+    };
+    u64::from_str_radix(value, 16).ok()
+}
+
+/// Tells the client how to name its session.
+fn name_session(
+    session: &l7::SessionPersistence,
+    sticky: u64,
+    headers: &mut HeaderMap,
+    cookies: &mut Vec<HeaderValue>,
+) {
+    let value = format!("{sticky:016x}");
+    if session.header {
+        let name = HeaderName::try_from(session.name.as_str());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&value)) {
+            headers.insert(name, value);
+        }
+        return;
     }
-    if let Some(to) = upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, to.clone());
+    let mut text = format!("{}=\"{value}\"", session.name);
+    if let Some(lifetime) = session.lifetime.and_then(|lifetime| std::time::Duration::try_from(lifetime).ok()) {
+        text.push_str(&format!("; Max-Age={}", lifetime.as_secs()));
     }
-    *request.uri_mut() =
-        if head.method == Method::CONNECT { head.uri.clone() } else { headers::target(path, named, http2) };
-    *request.version_mut() = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    request
+    let path = if session.path.is_empty() { "/" } else { &session.path };
+    text.push_str(&format!("; Path={path}; HttpOnly"));
+    cookies.extend(HeaderValue::from_str(&text).ok());
 }
 
 /// The service that a connection was opened to.
@@ -317,64 +444,45 @@ fn service(snapshot: &Snapshot, addressed: &Addressed) -> Option<Arc<Service>> {
     }
 }
 
-/// Connects a stream to an endpoint.
+/// Connects a stream that is no HTTP to an endpoint, if policy lets it.
 ///
 /// # Errors
-/// Why there is none.
-pub async fn connect(downstream: &Rc<Downstream>) -> Result<(Chosen, EndpointIo), Refused> {
+/// Why not.
+pub async fn connect(downstream: &Rc<Downstream>) -> Result<(Chosen, EndpointIo), Box<Refused>> {
     let local = &downstream.worker;
     let snapshot = local.shared.snapshot.load_full();
-    let chosen = choose(downstream, &snapshot, false)?;
-    let opened = local.pool.transport(&local.shared, &chosen.to).await;
-    let (io, _) = opened.map_err(|error| Refused::unconnected(&error))?;
-    Ok((chosen, io))
-}
-
-/// Picks an endpoint of what the connection was opened to.
-fn choose(downstream: &Downstream, snapshot: &Snapshot, http2: bool) -> Result<Chosen, Refused> {
-    let shared = &downstream.worker.shared;
-    let (workload, service, port, declared) = match &downstream.addressed {
-        Addressed::Workload { workload, port } => {
-            // The newest version of it; one that is gone is as good as any.
-            let workload = snapshot.mesh.workload(&workload.uid).unwrap_or(workload);
-            (Arc::clone(workload), None, *port, downstream.protocol)
-        }
-        Addressed::Service { key, port } => {
-            let found = snapshot.mesh.service(key);
-            let found = found.ok_or_else(|| Refused::no_healthy_upstream("the service is gone"))?;
-            let mut rng = fastrand::Rng::new();
-            let picked = route::select(found, &shared.source, *port, Resolution::Standard, &[], &mut rng);
-            let picked = picked.map_err(|why| Refused::no_healthy_upstream(why.to_string()))?;
-            let declared = found.service.ports.get(port).map_or(AppProtocol::Unknown, |p| p.protocol);
-            let workload = Arc::clone(&picked.endpoint.workload);
-            (workload, Some(Arc::clone(&found.service)), picked.port, declared)
+    gate::pass_stream(downstream, &snapshot)?;
+    let rule = snapshot.routes.tcp(&downstream.addressed, &downstream.source, downstream.destination.ip());
+    let backend = match rule {
+        None => None,
+        Some(rule) => {
+            if let Some(reason) = &rule.invalid {
+                return Err(Refused::misconfigured(format!("{}: {reason}", rule.resource)));
+            }
+            let picked = rule.forward.pick_backend(fastrand::u64(..));
+            Some(picked.ok_or_else(|| Refused::misconfigured(format!("{}: no backend", rule.resource)))?)
         }
     };
-    let families = service.as_ref().map_or(IpFamilies::Automatic, |service| service.ip_families);
-    let address = address(&workload, families, downstream.destination);
-    let ip = address.ok_or_else(|| Refused::no_healthy_upstream("the endpoint has no address"))?;
-    let http2 = match declared {
-        AppProtocol::Http2 | AppProtocol::Grpc => true,
-        AppProtocol::Http11 => false,
-        // Undeclared: the endpoint is spoken to as the client speaks.
-        _ => http2,
+    let cluster = tries::cluster(downstream, &snapshot, backend.map(|backend| &backend.backend))?;
+    let permit = cluster.admit(Limit::Connection, Instant::now());
+    let permit = permit.map_err(|overflow| Refused::overflow(overflow.to_string()))?;
+    let context =
+        PickContext { original: Some(downstream.destination), ..PickContext::new(Instant::now()) };
+    let picked = cluster.pick(&context, &mut local.rng.borrow_mut());
+    let picked = picked.map_err(|none| Refused::no_healthy_upstream(none.to_string()))?;
+    let opened = async {
+        let to = tries::destination(local, &picked, cluster.policy(), false).await?;
+        let (io, _) = local.pool.transport(&local.shared, &to).await?;
+        Ok((to, io))
     };
-    let tunnel = workload.is_hbone().then(|| SocketAddr::new(ip.ip(), route::HBONE_PORT));
-    let to = Destination {
-        address: SocketAddr::new(ip.ip(), port),
-        workload,
-        service,
-        tunnel,
-        http2,
-        connect_timeout: dial::CONNECT_TIMEOUT,
-    };
-    Ok(Chosen { to })
-}
-
-/// An address of the workload, of the family that the client asked for if it has one.
-fn address(workload: &Workload, families: IpFamilies, asked: SocketAddr) -> Option<SocketAddr> {
-    let mut allowed = workload.addresses.iter().filter(|ip| families.allow(**ip));
-    let first = allowed.clone().next();
-    let ip = allowed.find(|ip| ip.is_ipv4() == asked.is_ipv4()).or(first)?;
-    Some(SocketAddr::new(*ip, 0))
+    match opened.await {
+        Ok((to, io)) => {
+            picked.report(Outcome::Connected, Instant::now());
+            Ok((Chosen { to, picked, _permit: permit }, io))
+        }
+        Err(error) => {
+            picked.report(Outcome::ConnectionFailed, Instant::now());
+            Err(Refused::unconnected(&error))
+        }
+    }
 }

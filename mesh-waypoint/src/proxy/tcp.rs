@@ -116,7 +116,9 @@ pub async fn serve(downstream: &Rc<Downstream>, io: ClientIo) {
         }
         Err(refused) => {
             let recorder = open(downstream, None, started);
-            recorder.finish(Some(Failure::new(Code::DialFailed, refused.text())));
+            let denied = refused.status == http::StatusCode::FORBIDDEN;
+            let code = if denied { Code::PolicyDenied } else { Code::DialFailed };
+            recorder.finish(Some(Failure::new(code, refused.text())));
         }
     }
 }
@@ -140,12 +142,12 @@ pub async fn copy(
 
 fn open(downstream: &Rc<Downstream>, chosen: Option<&Chosen>, started: Instant) -> Recorder {
     let (source, shared) = (&downstream.source, &downstream.worker.shared);
-    let service = chosen.and_then(|chosen| chosen.to.service.clone());
+    let service = chosen.and_then(|chosen| chosen.to.route.service.clone());
     let connection = Connection {
         reporter: Reporter::Waypoint,
         source: Peer::known(source.workload.as_ref()),
         source_identity: source.identity.clone(),
-        destination: Peer::known(chosen.map(|chosen| &chosen.to.workload)),
+        destination: Peer::known(chosen.and_then(Chosen::workload)),
         destination_identity: None,
         service: service.or_else(|| forward::addressed_service(downstream)),
         security: SecurityPolicy::MutualTls,
@@ -157,7 +159,7 @@ fn open(downstream: &Rc<Downstream>, chosen: Option<&Chosen>, started: Instant) 
         started,
         source: source.address,
         destination: downstream.destination,
-        hbone_target: chosen.map(|chosen| chosen.to.address.into()),
+        hbone_target: chosen.map(|chosen| chosen.to.address().into()),
         fast_path: false,
     };
     telemetry.open(&mut downstream.worker.connections.borrow_mut(), opened)

@@ -2,14 +2,17 @@
 //! (`SO_REUSEPORT`), so that the kernel spreads tunnels over them.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mesh_core::state::Str;
 use mesh_core::telemetry::{HandleCache, RequestCache};
+use mesh_core::xds::proto::l7;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
@@ -17,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::pool::Pool;
 use super::{Shared, inbound};
+use crate::routing::Rule;
+use crate::upstream::RetryPolicy;
 
 /// Turns of tasks after which a worker asks the kernel what else is ready.
 const TURNS: u32 = 16;
@@ -95,7 +100,24 @@ pub struct Local {
     pub requests: RefCell<RequestCache>,
     /// TCP metrics by pair of peers.
     pub connections: RefCell<HandleCache>,
+    /// For chances.
+    pub rng: RefCell<fastrand::Rng>,
+    /// Addresses of names, with when they were asked for.
+    pub names: RefCell<HashMap<Str, (Vec<IpAddr>, Instant)>>,
+    retries: RefCell<Retries>,
 }
+
+/// Retry policies of rules, ready to be used, under one version of the mesh's settings.
+#[derive(Default)]
+struct Retries {
+    settings: Arc<l7::Settings>,
+    default: Option<Rc<RetryPolicy>>,
+    /// By address in memory of what they were made from, which they keep.
+    by_rule: HashMap<usize, (Arc<l7::Retry>, Rc<RetryPolicy>)>,
+}
+
+/// Retry policies that a worker keeps; beyond, it starts over.
+const RETRY_POLICIES: usize = 4096;
 
 impl Local {
     /// A worker without connections.
@@ -106,7 +128,30 @@ impl Local {
             pool: Pool::default(),
             requests: RefCell::default(),
             connections: RefCell::default(),
+            rng: RefCell::new(fastrand::Rng::new()),
+            names: RefCell::default(),
+            retries: RefCell::default(),
         })
+    }
+}
+
+impl Local {
+    /// The retry policy of a rule, or without one the mesh's.
+    #[must_use]
+    pub fn retry_policy(&self, settings: &Arc<l7::Settings>, rule: Option<&Rule>) -> Rc<RetryPolicy> {
+        let mut kept = self.retries.borrow_mut();
+        if !Arc::ptr_eq(&kept.settings, settings) || kept.by_rule.len() >= RETRY_POLICIES {
+            *kept = Retries { settings: Arc::clone(settings), ..Retries::default() };
+        }
+        let Retries { settings, default, by_rule } = &mut *kept;
+        match rule.and_then(|rule| rule.retry.as_ref()) {
+            None => Rc::clone(default.get_or_insert_with(|| Rc::new(RetryPolicy::new(None, settings)))),
+            Some(wire) => {
+                let entry = by_rule.entry(Arc::as_ptr(wire).addr());
+                let made = || (Arc::clone(wire), Rc::new(RetryPolicy::new(Some(wire), settings)));
+                Rc::clone(&entry.or_insert_with(made).1)
+            }
+        }
     }
 }
 

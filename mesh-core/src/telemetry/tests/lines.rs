@@ -365,7 +365,7 @@ fn a_request_has_one_line_with_what_was_asked_and_how_it_ended() {
         protocol: "HTTP/1.1",
         code: 503,
         flags: Flags::NO_HEALTHY_UPSTREAM,
-        details: "no_healthy_upstream",
+        details: "no_healthy_upstream".into(),
         retries: 2,
         request_id: "id-1".into(),
         ..RequestRecord::default()
