@@ -36,9 +36,9 @@ pub mod pool;
 pub mod refused;
 pub mod target;
 pub mod tcp;
-pub mod tries;
 #[cfg(test)]
 mod tests;
+pub mod tries;
 pub mod worker;
 
 use std::sync::Arc;

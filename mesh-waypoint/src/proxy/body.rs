@@ -309,7 +309,7 @@ impl Cursor {
 
     fn size_hint(&self) -> SizeHint {
         let kept = self.kept.0.borrow();
-        if self.at == 0 { kept.hint.clone() } else { SizeHint::default() }
+        if self.at == 0 { kept.hint } else { SizeHint::default() }
     }
 }
 

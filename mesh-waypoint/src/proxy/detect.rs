@@ -35,12 +35,12 @@ pub fn sniff(bytes: &[u8]) -> Option<Spoken> {
     if method > LONGEST_METHOD {
         return Some(Spoken::Other);
     }
-    let Some(after) = line.get(method) else { return None };
+    let after = line.get(method)?;
     if method == 0 || *after != b' ' {
         return Some(Spoken::Other);
     }
     let target = &line[method + 1..];
-    let Some(first) = target.first() else { return None };
+    let first = target.first()?;
     // Origin form, asterisk form, or absolute and authority forms, which begin with a letter, digit or bracket.
     if !(matches!(first, b'/' | b'*' | b'[') || first.is_ascii_alphanumeric()) {
         return Some(Spoken::Other);

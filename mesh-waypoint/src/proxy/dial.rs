@@ -76,11 +76,10 @@ pub(super) async fn tunnel(
     let opened = tokio::time::timeout(timeout, opened).await.map_err(|_elapsed| DialError::Timeout)?;
     let (channel, peer) = opened?;
     let (connection, driver) = ClientConnection::handshake(channel, &Settings::client());
-    let identity = peer.identity.clone();
     drop(tokio::task::spawn_local(async move {
         if let Err(error) = driver.await {
             tracing::debug!(%to, %error, code = error.code().code(), "a tunnel ended");
         }
     }));
-    Ok(Opened { connection, peer: identity })
+    Ok(Opened { connection, peer: peer.identity })
 }

@@ -175,8 +175,8 @@ fn normalize(snapshot: &Snapshot, message: &mut Message) -> Result<(), Box<Refus
         return Ok(());
     }
     let normal = snapshot.policies.normalize(path);
-    let normal =
-        normal.map_err(|error| Refused::bad_request("path_normalization_failed").because(error.to_string()))?;
+    let normal = normal
+        .map_err(|error| Refused::bad_request("path_normalization_failed").because(error.to_string()))?;
     if normal == path {
         return Ok(());
     }
@@ -254,12 +254,8 @@ fn unwritable(error: RewriteError) -> Box<Refused> {
 fn limit_rate(downstream: &Downstream, rule: &Rule) -> Result<(), Box<Refused>> {
     let Some(limit) = &rule.rate_limit else { return Ok(()) };
     let per = prost_types::Duration::try_from(limit.per).ok();
-    let wire = l7::RateLimit {
-        tokens: limit.tokens,
-        per,
-        burst: limit.burst,
-        per_identity: limit.per_identity,
-    };
+    let wire =
+        l7::RateLimit { tokens: limit.tokens, per, burst: limit.burst, per_identity: limit.per_identity };
     let now = Instant::now();
     let name = format!("{}/{}", rule.resource, rule.name).into();
     let limiter = downstream.worker.shared.rates.get(&name, &wire, now);
@@ -388,8 +384,7 @@ async fn switch(answered: Answered) -> Result<Forwarded, Box<Refused>> {
         Some(sender) => sender.upgraded().await,
         None => None,
     };
-    let transport =
-        transport.ok_or_else(|| Refused::terminated("the connection ended while it switched"))?;
+    let transport = transport.ok_or_else(|| Refused::terminated("the connection ended while it switched"))?;
     Ok(Forwarded::Switched(Box::new(response.into_parts().0), transport))
 }
 
@@ -423,7 +418,8 @@ fn name_session(
         return;
     }
     let mut text = format!("{}=\"{value}\"", session.name);
-    if let Some(lifetime) = session.lifetime.and_then(|lifetime| std::time::Duration::try_from(lifetime).ok()) {
+    if let Some(lifetime) = session.lifetime.and_then(|lifetime| std::time::Duration::try_from(lifetime).ok())
+    {
         text.push_str(&format!("; Max-Age={}", lifetime.as_secs()));
     }
     let path = if session.path.is_empty() { "/" } else { &session.path };
@@ -466,8 +462,7 @@ pub async fn connect(downstream: &Rc<Downstream>) -> Result<(Chosen, EndpointIo)
     let cluster = tries::cluster(downstream, &snapshot, backend.map(|backend| &backend.backend))?;
     let permit = cluster.admit(Limit::Connection, Instant::now());
     let permit = permit.map_err(|overflow| Refused::overflow(overflow.to_string()))?;
-    let context =
-        PickContext { original: Some(downstream.destination), ..PickContext::new(Instant::now()) };
+    let context = PickContext { original: Some(downstream.destination), ..PickContext::new(Instant::now()) };
     let picked = cluster.pick(&context, &mut local.rng.borrow_mut());
     let picked = picked.map_err(|none| Refused::no_healthy_upstream(none.to_string()))?;
     let opened = async {

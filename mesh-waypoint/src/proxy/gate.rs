@@ -19,7 +19,9 @@ use super::tries;
 use crate::config::Snapshot;
 use crate::routing::Backend;
 use crate::security::authz::{Custom, Decision, Report, Stream, Verdict};
-use crate::security::ext_authz::{self, Answer, Asked, Body, BodyLimit, HeaderChange, Question, Reply, Transport};
+use crate::security::ext_authz::{
+    self, Answer, Asked, Body, BodyLimit, HeaderChange, Question, Reply, Transport,
+};
 
 /// The largest reply of an authorizer that is read, bytes.
 const LARGEST_REPLY: usize = 64 << 10;
@@ -61,8 +63,7 @@ pub(super) async fn pass(
         let now = SystemTime::now();
         let found = policies.authenticate(&message.as_head(downstream, None), now).await;
         let found = found.map_err(|refusal| {
-            let mut own =
-                Refused::new(refusal.status(), refusal.body(), Flags::default(), refusal.details());
+            let mut own = Refused::new(refusal.status(), refusal.body(), Flags::default(), refusal.details());
             own.headers.insert(header::WWW_AUTHENTICATE, refusal.www_authenticate());
             own
         })?;
@@ -73,7 +74,8 @@ pub(super) async fn pass(
         }
         passed.claims = found.claims;
     }
-    let Decision { verdict, reports } = policies.check(&message.as_head(downstream, passed.claims.as_deref()));
+    let Decision { verdict, reports } =
+        policies.check(&message.as_head(downstream, passed.claims.as_deref()));
     log(downstream, &reports);
     match verdict {
         Verdict::Allow => Ok(passed),
@@ -206,7 +208,8 @@ impl Carrier<'_> {
         let answered = tries::once(self.downstream, self.snapshot, &backend, Some(grpc), |_| request);
         let (response, lease) = answered.await.map_err(|refused| refused.text())?;
         let (head, body) = response.into_parts();
-        let collected = Limited::new(body, LARGEST_REPLY).collect().await.map_err(|error| error.to_string())?;
+        let collected =
+            Limited::new(body, LARGEST_REPLY).collect().await.map_err(|error| error.to_string())?;
         lease.give_back();
         let trailers = collected.trailers().cloned().unwrap_or_else(HeaderMap::new);
         let body: Bytes = collected.to_bytes();

@@ -79,7 +79,8 @@ impl Message {
             None => path.to_owned(),
         };
         let target = PathAndQuery::try_from(text);
-        let target = target.map_err(|error| Refused::bad_request("invalid_path").because(error.to_string()))?;
+        let target =
+            target.map_err(|error| Refused::bad_request("invalid_path").because(error.to_string()))?;
         self.put_target(target);
         Ok(())
     }

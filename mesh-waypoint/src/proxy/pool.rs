@@ -134,7 +134,7 @@ struct Life {
     made: Instant,
     requests: Cell<u32>,
     /// Keeps what the key's address stands for, and says how long it may live.
-    cluster: Arc<Cluster>,
+    _cluster: Arc<Cluster>,
     policy: Arc<Policy>,
 }
 
@@ -382,7 +382,8 @@ impl Pool {
         let (io, peer) = self.transport(shared, to).await?;
         let refused = |error: hyper::Error| DialError::Tunnel(error.to_string().into());
         let (cluster, policy) = (Arc::clone(&to.cluster), Arc::clone(&to.policy));
-        let life = Rc::new(Life { peer, made: Instant::now(), requests: Cell::new(0), cluster, policy });
+        let life =
+            Rc::new(Life { peer, made: Instant::now(), requests: Cell::new(0), _cluster: cluster, policy });
         if !to.http2 {
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(64 << 10)

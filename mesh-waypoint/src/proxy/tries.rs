@@ -231,8 +231,7 @@ impl Tries<'_> {
     async fn destination(&self, picked: &Picked) -> Result<Destination, DialError> {
         let policy = self.cluster.policy();
         let declared = declared(&self.snapshot.mesh, self.downstream, self.cluster.key());
-        let http2 =
-            self.message.switch.is_none() && speaks_http2(&policy, declared, self.downstream.http2);
+        let http2 = self.message.switch.is_none() && speaks_http2(&policy, declared, self.downstream.http2);
         destination(&self.downstream.worker, picked, policy, http2).await
     }
 
