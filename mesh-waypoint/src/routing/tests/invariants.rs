@@ -311,7 +311,7 @@ impl Cursor<'_> {
     }
 
     fn flag(&mut self) -> bool {
-        self.number() % 2 == 0
+        self.number().is_multiple_of(2)
     }
 
     fn duration(&mut self) -> Option<prost_types::Duration> {
