@@ -47,6 +47,7 @@ fn paths_match_whole_by_characters_by_segments_or_by_expression() {
         ("~/(a|b)/c", "/b/c", true),
         ("~/a|/b", "/b", true),
         ("~/a|/b", "/b/", false),
+        ("~/a[(]b|/c", "/c", true),
         (r"~/a\.b", "/a.b", true),
         (r"~/a\.b", "/axb", false),
         ("~/ab?", "/a", true),

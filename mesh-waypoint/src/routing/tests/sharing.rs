@@ -47,6 +47,9 @@ fn of_an_object_only_the_rules_that_changed_are_compiled_again() {
     let fourth = next(&["=/d"], &third);
     assert!(Arc::ptr_eq(&rule_of(&third, "/d"), &rule_of(&fourth, "/d")));
     assert_eq!(routed(&fourth, &get("/a")), "404");
+    let twice = next(&["=/d", "=/d"], &fourth);
+    assert!(Arc::ptr_eq(&rule_of(&fourth, "/d"), &rule_of(&twice, "/d")));
+    assert_eq!(routed(&next(&["=/d"], &twice), &get("/d")), "=/d");
 }
 
 #[test]
@@ -69,7 +72,7 @@ fn services_that_no_change_touches_keep_their_index() {
 
 #[test]
 fn a_change_of_the_objects_kind_is_seen() {
-    let rules = || [rule("prefix", [path("/")]), rule("exact", [path("=/a")])];
+    let rules = || [rule("any", []), rule("exact", [path("=/a")])];
     let mesh = mesh();
     let build = |kind, previous: &Routes| {
         let resources = Resources {
@@ -80,8 +83,11 @@ fn a_change_of_the_objects_kind_is_seen() {
     };
     let first = build("VirtualService", &Routes::default());
     let second = build("HTTPRoute", &first);
-    assert_eq!(routed(&first, &get("/a")), "prefix");
+    assert_eq!(routed(&first, &get("/a")), "any");
     assert_eq!(routed(&second, &get("/a")), "exact");
+    let path_of = |routes| matched(routes, &get("/b")).path;
+    assert_eq!(path_of(&first), crate::routing::MatchedPath::Characters(1));
+    assert_eq!(path_of(&second), crate::routing::MatchedPath::Segments(0));
 }
 
 #[test]
