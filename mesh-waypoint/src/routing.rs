@@ -34,6 +34,8 @@ mod rewrite;
 mod rule;
 mod table;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 use compiled::CompiledRoute;
 pub use cors::Cors;

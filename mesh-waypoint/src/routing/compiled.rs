@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_core::state::Str;
 use mesh_core::xds::proto::l7;
 
-use super::matching::Match;
+use super::matching::{Match, PathTest, Text};
 use super::pattern::Patterns;
 use super::problem::{Invalid, Problem};
 use super::rule::{Action, Compiler, Rule};
@@ -92,7 +92,14 @@ impl CompiledRoute {
             return previous.clone();
         }
         let resource = Str::from(resource);
-        let http = compile_rules(&resource, &source.http, patterns, previous.map(Arc::as_ref));
+        let family = match source.origin.as_ref().map_or("", |origin| origin.kind.as_str()) {
+            "HTTPRoute" | "GRPCRoute" => Family::GatewayHttp,
+            "TCPRoute" => Family::GatewayTcp,
+            "TLSRoute" => Family::GatewayTls,
+            _ => Family::VirtualService,
+        };
+        let previous = previous.map(Arc::as_ref).filter(|previous| previous.family == family);
+        let http = compile_rules(&resource, source, family, patterns, previous);
         let mut problems = Vec::new();
         for (at, parent) in source.parents.iter().enumerate() {
             if parent.port > u32::from(u16::MAX) {
@@ -107,12 +114,6 @@ impl CompiledRoute {
             Arc::new(entry)
         });
         let tcp = tcp.collect();
-        let family = match source.origin.as_ref().map_or("", |origin| origin.kind.as_str()) {
-            "HTTPRoute" | "GRPCRoute" => Family::GatewayHttp,
-            "TCPRoute" => Family::GatewayTcp,
-            "TLSRoute" => Family::GatewayTls,
-            _ => Family::VirtualService,
-        };
         Arc::new(Self { source: source.clone(), resource, family, http, tcp, problems })
     }
 
@@ -132,10 +133,12 @@ impl CompiledRoute {
 /// what that rule costs.
 fn compile_rules(
     resource: &Str,
-    rules: &[l7::HttpRule],
+    source: &l7::Route,
+    family: Family,
     patterns: &Patterns,
     previous: Option<&CompiledRoute>,
 ) -> Vec<Arc<CompiledRule>> {
+    let rules = &source.http;
     let (old, old_compiled) = previous.map_or((&[][..], &[][..]), |p| (&p.source.http, &p.http));
     let same = rules.iter().zip(old).take_while(|(new, old)| new == old).count();
     let shorter = rules.len().min(old.len());
@@ -149,27 +152,27 @@ fn compile_rules(
     let middle = &rules[same..rules.len() - same_end];
     let mut compiled = Vec::with_capacity(rules.len());
     compiled.extend_from_slice(&old_compiled[..same]);
-    compiled.extend(middle.iter().map(|rule| Arc::new(CompiledRule::compile(resource, rule, patterns))));
+    compiled
+        .extend(middle.iter().map(|rule| Arc::new(CompiledRule::compile(resource, rule, family, patterns))));
     compiled.extend_from_slice(&old_compiled[old_compiled.len() - same_end..]);
     compiled
 }
 
 impl CompiledRule {
-    fn compile(resource: &Str, msg: &l7::HttpRule, patterns: &Patterns) -> Self {
+    fn compile(resource: &Str, msg: &l7::HttpRule, family: Family, patterns: &Patterns) -> Self {
         let mut errors = Vec::new();
-        let mut matches: Vec<_> = msg
-            .matches
-            .iter()
-            .enumerate()
-            .map(|(at, matching)| {
-                let mut invalid = Vec::new();
-                let compiled = Match::compile(matching, patterns, &mut invalid);
-                errors.extend(invalid.into_iter().map(|e| e.within(format!("matches[{at}]"))));
-                (compiled, Specificity::of(matching))
-            })
-            .collect();
-        if matches.is_empty() {
-            matches.push((Match::everything(), Specificity::of(&l7::HttpMatch::default())));
+        let everything = [l7::HttpMatch::default()];
+        let matches = if msg.matches.is_empty() { &everything[..] } else { &msg.matches };
+        let mut compiled = Vec::with_capacity(matches.len());
+        for (at, matching) in matches.iter().enumerate() {
+            let mut invalid = Vec::new();
+            let mut this = Match::compile(matching, patterns, &mut invalid);
+            errors.extend(invalid.into_iter().map(|e| e.within(format!("matches[{at}]"))));
+            if family == Family::GatewayHttp && matches!(this.path, PathTest::Any) {
+                // No path is the prefix `/`, of segments: what a prefix is replaced in.
+                this.path = PathTest::Segments(Text::new("", false));
+            }
+            compiled.push((this, Specificity::of(matching)));
         }
         let mut cx = Compiler { patterns, without_effect: Vec::new() };
         let mut rule = cx.rule(resource, msg, &mut errors);
@@ -181,7 +184,7 @@ impl CompiledRule {
         }
         let rule = Arc::new(rule);
         let entry = |(matching, specificity)| Arc::new(Entry { matching, specificity, rule: rule.clone() });
-        Self { entries: matches.into_iter().map(entry).collect(), problems }
+        Self { entries: compiled.into_iter().map(entry).collect(), problems }
     }
 }
 

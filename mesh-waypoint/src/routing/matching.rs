@@ -1,14 +1,12 @@
 //! What a rule asks of a request.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use http::HeaderName;
 use mesh_core::xds::proto::l7;
-use regex::bytes::Regex;
 use serde_json::{Map, Value};
 
-use super::pattern::Patterns;
+use super::pattern::{Pattern, Patterns};
 use super::problem::Invalid;
 use crate::request::Head;
 
@@ -21,7 +19,7 @@ pub(super) enum PathTest {
     Prefix(Text),
     /// Whole segments; without a slash at the end, so that `/` is empty.
     Segments(Text),
-    Regex(Arc<Regex>),
+    Regex(Pattern),
     /// Cannot be evaluated: holds for every request, so that none is taken past the rule.
     Broken,
 }
@@ -64,7 +62,7 @@ pub(super) enum ValueTest {
     Exact(Text),
     Prefix(Text),
     Suffix(Text),
-    Regex(Arc<Regex>),
+    Regex(Pattern),
     Present,
     /// As [`PathTest::Broken`].
     Broken,
@@ -89,11 +87,6 @@ pub(super) struct Match {
 }
 
 impl Match {
-    /// A match without conditions.
-    pub(super) fn everything() -> Self {
-        Self { name: "".into(), path: PathTest::Any, conditions: Vec::new(), port: 0 }
-    }
-
     /// Compiles a match. What is wrong in it goes to `invalid`; that condition holds then.
     pub(super) fn compile(msg: &l7::HttpMatch, patterns: &Patterns, invalid: &mut Vec<Invalid>) -> Self {
         let mut note = |field: String, test: Result<ValueTest, String>| {
@@ -199,7 +192,8 @@ impl PathTest {
             }
             Self::Segments(text) => {
                 let length = text.text.len();
-                let ends = matches!(path.as_bytes().get(length), None | Some(b'/'));
+                // The prefix `/` is everything.
+                let ends = length == 0 || matches!(path.as_bytes().get(length), None | Some(b'/'));
                 (ends && text.begins(path.as_bytes())).then_some(MatchedPath::Segments(length))
             }
             Self::Regex(regex) => regex.is_match(path.as_bytes()).then_some(MatchedPath::Whole),
@@ -313,7 +307,8 @@ impl Condition {
     }
 }
 
-fn header_value<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+/// All values of a header, with commas between.
+pub(super) fn header_value<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?.as_bytes();
     let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
@@ -326,7 +321,7 @@ fn header_value<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Option<C
 }
 
 /// The first value of a parameter, as it is written; that of `a` in `a&b=1` is empty.
-fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then_some(value)

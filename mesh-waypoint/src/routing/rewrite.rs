@@ -143,7 +143,8 @@ impl Redirect {
             text => Some(compile_authority(text).map_err(|r| Invalid::new("authority", r))?),
         };
         let scheme = msg.scheme.to_ascii_lowercase();
-        if !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) {
+        let known = |b: u8| b.is_ascii_alphanumeric() || b"+-.".contains(&b);
+        if !scheme.bytes().all(known) || scheme.starts_with(|c: char| !c.is_ascii_alphabetic()) {
             return Err(Invalid::new("scheme", format!("{scheme:?} is no scheme; `http` or `https` is one")));
         }
         let port = match u16::try_from(msg.port) {
