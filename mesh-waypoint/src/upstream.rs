@@ -13,6 +13,7 @@
 //! built: for a new backend, a change of configuration or endpoints, and an ejection.
 
 mod choose;
+mod cluster;
 mod clusters;
 mod destinations;
 mod dump;
@@ -31,7 +32,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use clusters::{Cluster, ClusterKey, Clusters, PickContext, Picked, Target, Tried, UnknownCluster, View};
+pub use cluster::{Cluster, PickContext, Picked, Tried};
+pub use clusters::{ClusterKey, Clusters, Target, UnknownCluster, View};
 pub use destinations::Destinations;
 pub use endpoint::{Endpoint, LeftOut, NoEndpoint};
 pub use hash::{HashKey, Hashed};

@@ -75,9 +75,26 @@ impl Live {
         }
         let first = self.warm(chance, |chance| pool.any(chance));
         let second = self.warm(chance, |chance| pool.any_but(first, chance));
-        let load = |at: usize| u64::from(self.members.endpoints[at].active());
-        let weight = |at: usize| u64::from(self.members.endpoints[at].weight);
-        if load(first) * weight(second) <= load(second) * weight(first) { first } else { second }
+        let load = |at: usize| f64::from(self.members.endpoints[at].active());
+        let (of_first, of_second) = (self.weight(first, chance.now), self.weight(second, chance.now));
+        if load(first) * of_second <= load(second) * of_first { first } else { second }
+    }
+
+    /// What an endpoint may carry at this time in proportion to others.
+    fn weight(&self, at: usize, now: u64) -> f64 {
+        let endpoint = &self.members.endpoints[at];
+        f64::from(endpoint.weight) * self.warmth(at, now)
+    }
+
+    /// The part of its weight that an endpoint has reached; 1 unless it is new.
+    fn warmth(&self, at: usize, now: u64) -> f64 {
+        let added = self.members.endpoints[at].state.added;
+        match &self.members.policy.balancer.warmup {
+            Some(warmup) if added > 0 && now < self.members.warm_at => {
+                warmup.factor(Duration::from_millis(now.saturating_sub(added)))
+            }
+            _ => 1.0,
+        }
     }
 
     /// Draws until an endpoint is taken: one that is new is passed over as often as it lacks of its full share.
@@ -86,14 +103,8 @@ impl Live {
         if chance.now >= self.members.warm_at {
             return drawn;
         }
-        let Some(warmup) = self.members.policy.balancer.warmup else { return drawn };
         for _ in 0..WARM_TRIES {
-            let added = self.members.endpoints[drawn].state.added;
-            if added == 0 {
-                break;
-            }
-            let age = Duration::from_millis(chance.now.saturating_sub(added));
-            if chance.rng.f64() < warmup.factor(age) {
+            if chance.rng.f64() < self.warmth(drawn, chance.now) {
                 break;
             }
             drawn = draw(chance);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::clusters::Cluster;
+use super::cluster::Cluster;
 use super::endpoint::Endpoint;
 use super::limits::Limit;
 use super::live::Live;

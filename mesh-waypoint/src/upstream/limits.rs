@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::clusters::Cluster;
+use super::cluster::Cluster;
 use super::policy::{Limits, RetryBudget};
 
 /// What is limited.

@@ -15,6 +15,8 @@ const OVERPROVISIONING: usize = 140;
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) members: Arc<Members>,
+    /// Millisecond that this holds from.
+    pub(super) from: u64,
     /// Millisecond at which this is to be built anew, because an ejection ends.
     pub(super) until: u64,
     pub(super) levels: Vec<LiveLevel>,
@@ -55,11 +57,17 @@ impl Live {
             let usable = |at: &u32| panic || !is_out(&members.endpoints[*at as usize]);
             LiveLevel { below, panic, pools: pools(members, level, usable) }
         });
-        Self { levels: levels.collect(), until: until.unwrap_or(u64::MAX), members: members.clone() }
+        Self {
+            from: now,
+            levels: levels.collect(),
+            until: until.unwrap_or(u64::MAX),
+            members: members.clone(),
+        }
     }
 
     /// Whether an endpoint takes requests.
     pub(super) fn takes(&self, at: usize, now: u64) -> bool {
+        let now = now.max(self.from);
         let endpoint = &self.members.endpoints[at];
         let panic = self.levels.get(endpoint.level).is_some_and(|level| level.panic);
         panic || self.members.policy.outlier.is_none() || !endpoint.state.record.is_ejected(now)
