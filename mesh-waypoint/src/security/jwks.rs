@@ -141,6 +141,11 @@ impl KeySource {
         self.attempts.borrow().error.clone()
     }
 
+    /// Whether these are the keys in force.
+    pub(in crate::security) fn has(&self, keys: &Arc<KeySet>) -> bool {
+        self.keys.load().as_ref().is_some_and(|own| Arc::ptr_eq(own, keys))
+    }
+
     /// The keys; waits for the first fetch while it is under way. None when it failed, or takes longer than the timeout.
     pub(in crate::security) async fn keys(&self) -> Option<Arc<KeySet>> {
         if let Some(keys) = self.keys.load_full() {
@@ -177,6 +182,12 @@ impl KeySource {
         let wait = attempts.wait_for(|attempts| attempts.count > count);
         // Too late is as good as a failure: the caller looks at the keys.
         drop(tokio::time::timeout(self.timeout, wait).await);
+    }
+
+    /// As if these had been fetched.
+    #[cfg(test)]
+    pub(in crate::security) fn publish(&self, document: &str) {
+        self.fetched(Ok(KeySet::read(document.as_bytes()).unwrap()));
     }
 
     fn fetched(&self, result: Result<KeySet, FetchError>) {

@@ -1,5 +1,6 @@
 //! Tokens in requests. The signatures of `openssl.json` are OpenSSL's; tokens with other contents are signed here.
 
+mod cached;
 mod outputs;
 
 use std::time::{Duration, SystemTime};
