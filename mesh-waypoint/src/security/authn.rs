@@ -4,11 +4,13 @@
 //! the tokens in the places of one rule hold for this rule; all of them have to, as the application may read any of them.
 //! Otherwise it is refused. What a rule gives out in headers is always taken out of what clients send.
 
+mod cache;
 mod locations;
 #[cfg(test)]
 mod tests;
 mod token;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,9 +23,10 @@ use serde_json::{Map, Value};
 use super::jwks::{KeySet, KeySource, KeyStore, SignatureError};
 use super::{Problem, object_name};
 use crate::request::Head;
+use cache::RuleId;
 use locations::{Locations, Removal};
-use token::Token;
 pub use token::TokenError;
+use token::{Times, Token};
 
 /// Of fetching keys (Istio's default).
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -137,6 +140,7 @@ pub(super) struct Rules {
 
 #[derive(Debug)]
 struct Rule {
+    id: RuleId,
     issuer: String,
     audiences: Vec<String>,
     locations: Locations,
@@ -149,10 +153,21 @@ struct Rule {
 
 #[derive(Debug)]
 enum Keys {
-    Inline(KeySet),
+    Inline(Arc<KeySet>),
     Remote(Arc<KeySource>),
     /// None can be had: no token holds.
     Absent,
+}
+
+/// What a token that holds says.
+#[derive(Debug)]
+struct Held {
+    times: Times,
+    /// It was verified with these.
+    keys: Arc<KeySet>,
+    claims: Arc<Map<String, Value>>,
+    /// What the rule gives out of it.
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Rules {
@@ -189,9 +204,16 @@ impl Rules {
         let mut worst: Option<TokenError> = None;
         for rule in &self.rules {
             let tokens = rule.locations.tokens(head);
-            let Some(first) = tokens.first() else { continue };
+            if tokens.is_empty() {
+                continue;
+            }
             match rule.verify_all(&tokens, now).await {
-                Ok(claims) => return Ok(self.passed(rule, claims, first, head)),
+                Ok(held) => {
+                    let removal =
+                        if rule.forward { Removal::default() } else { rule.locations.removal(head) };
+                    let edits = Edits { strip: Arc::clone(&self.strip), removal, set: held.headers.clone() };
+                    return Ok(Authenticated { claims: Some(Arc::clone(&held.claims)), edits });
+                }
                 // That another rule is for another issuer says nothing.
                 Err(error) if worst.is_none_or(|worst| worst == TokenError::UnknownIssuer) => {
                     worst = Some(error)
@@ -206,33 +228,6 @@ impl Rules {
                 Ok(Authenticated { claims: None, edits })
             }
         }
-    }
-
-    fn passed(
-        &self,
-        rule: &Rule,
-        mut claims: Map<String, Value>,
-        token: &str,
-        head: &Head<'_>,
-    ) -> Authenticated {
-        let mut set = Vec::new();
-        if let Some(name) = &rule.payload_header {
-            let payload = token.split('.').nth(1).unwrap_or("");
-            set.extend(HeaderValue::from_str(payload).ok().map(|value| (name.clone(), value)));
-        }
-        for (name, claim) in &rule.claim_headers {
-            set.extend(claim_header(&claims, claim).map(|value| (name.clone(), value)));
-        }
-        let removal = if rule.forward { Removal::default() } else { rule.locations.removal(head) };
-        for name in &rule.space_delimited {
-            if let Some(value) = claims.get_mut(name)
-                && let Some(text) = value.as_str()
-            {
-                *value = text.split(' ').filter(|word| !word.is_empty()).collect();
-            }
-        }
-        let edits = Edits { strip: Arc::clone(&self.strip), removal, set };
-        Authenticated { claims: Some(Arc::new(claims)), edits }
     }
 }
 
@@ -252,7 +247,7 @@ impl Rule {
                     for why in keys.skipped() {
                         report("jwks", format!("{why}; tokens that need this key are refused"));
                     }
-                    Keys::Inline(keys)
+                    Keys::Inline(Arc::new(keys))
                 }
                 Err(error) => {
                     report("jwks", format!("{error}; {REFUSED}"));
@@ -289,6 +284,7 @@ impl Rule {
             .filter_map(|out| Some((header("outputClaimToHeaders", &out.header)?, out.claim.clone())));
         let extra = rule.space_delimited_claims.iter().map(String::as_str);
         Self {
+            id: RuleId::new(),
             issuer: rule.issuer.clone(),
             audiences: rule.audiences.iter().map(|text| token::plain_audience(text).to_owned()).collect(),
             claim_headers: claim_headers.collect(),
@@ -300,44 +296,89 @@ impl Rule {
         }
     }
 
-    /// The claims of the first token, if all hold.
-    async fn verify_all(
-        &self,
-        tokens: &[std::borrow::Cow<'_, str>],
-        now: SystemTime,
-    ) -> Result<Map<String, Value>, TokenError> {
+    /// What the first token says, if all hold.
+    async fn verify_all(&self, tokens: &[Cow<'_, str>], now: SystemTime) -> Result<Arc<Held>, TokenError> {
         let mut first = None;
         for token in tokens {
-            let claims = self.verify(token, now).await?;
-            first.get_or_insert(claims);
+            let held = self.verify(token, now).await?;
+            first.get_or_insert(held);
         }
         first.ok_or(TokenError::BadFormat)
     }
 
-    async fn verify(&self, text: &str, now: SystemTime) -> Result<Map<String, Value>, TokenError> {
+    async fn verify(&self, text: &str, now: SystemTime) -> Result<Arc<Held>, TokenError> {
+        if let Some(held) = cache::get(self.id, text)
+            && self.keys.are(&held.keys)
+        {
+            held.times.check(now)?;
+            return Ok(held);
+        }
         let token = Token::read(text)?;
         if token.issuer() != self.issuer {
             return Err(TokenError::UnknownIssuer);
         }
-        token.check_time(now)?;
+        let times = token.times();
+        times.check(now)?;
         token.check_audience(&self.audiences)?;
-        match &self.keys {
-            Keys::Absent => return Err(TokenError::JwksFetch),
-            Keys::Inline(keys) => check_signature(&token, keys)?,
-            Keys::Remote(source) => {
-                let keys = source.keys().await.ok_or(TokenError::JwksFetch)?;
-                if let Err(error) = check_signature(&token, &keys) {
-                    if error != TokenError::NoKey {
-                        return Err(error);
-                    }
-                    // The issuer may have a new key.
-                    source.refresh().await;
-                    let keys = source.keys().await.ok_or(TokenError::JwksFetch)?;
-                    check_signature(&token, &keys)?;
-                }
+        let keys = self.keys.verify(&token).await?;
+        let headers = self.headers(text, &token.claims);
+        let held = Arc::new(Held { times, keys, headers, claims: Arc::new(self.with_lists(token.claims)) });
+        cache::put(self.id, text, &held);
+        Ok(held)
+    }
+
+    fn headers(&self, text: &str, claims: &Map<String, Value>) -> Vec<(HeaderName, HeaderValue)> {
+        let payload = self.payload_header.as_ref().and_then(|name| {
+            let payload = text.split('.').nth(1).unwrap_or("");
+            Some((name.clone(), HeaderValue::from_str(payload).ok()?))
+        });
+        let claims = self
+            .claim_headers
+            .iter()
+            .filter_map(|(name, claim)| Some((name.clone(), claim_header(claims, claim)?)));
+        payload.into_iter().chain(claims).collect()
+    }
+
+    fn with_lists(&self, mut claims: Map<String, Value>) -> Map<String, Value> {
+        for name in &self.space_delimited {
+            if let Some(value) = claims.get_mut(name)
+                && let Some(text) = value.as_str()
+            {
+                *value = text.split(' ').filter(|word| !word.is_empty()).collect();
             }
         }
-        Ok(token.claims)
+        claims
+    }
+}
+
+impl Keys {
+    /// Whether these are the keys in force.
+    fn are(&self, keys: &Arc<KeySet>) -> bool {
+        match self {
+            Self::Inline(own) => Arc::ptr_eq(own, keys),
+            Self::Remote(source) => source.has(keys),
+            Self::Absent => false,
+        }
+    }
+
+    /// The keys with one of which the token was signed.
+    async fn verify(&self, token: &Token<'_>) -> Result<Arc<KeySet>, TokenError> {
+        let source = match self {
+            Self::Absent => return Err(TokenError::JwksFetch),
+            Self::Inline(keys) => return check_signature(token, keys).map(|()| Arc::clone(keys)),
+            Self::Remote(source) => source,
+        };
+        let keys = source.keys().await.ok_or(TokenError::JwksFetch)?;
+        match check_signature(token, &keys) {
+            Ok(()) => Ok(keys),
+            Err(TokenError::NoKey) => {
+                // The issuer may have a new key.
+                source.refresh().await;
+                let keys = source.keys().await.ok_or(TokenError::JwksFetch)?;
+                check_signature(token, &keys).map(|()| keys)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

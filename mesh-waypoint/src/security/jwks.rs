@@ -22,14 +22,33 @@ pub use fetch::{FetchError, Fetcher, Roots};
 pub(in crate::security) use keys::{Algorithm, SignatureError};
 pub use keys::{KeySet, KeySetError};
 
-/// How long keys are used before they are fetched again (Istio's default).
-const REFRESH: Duration = Duration::from_secs(20 * 60);
-/// Time between two fetches of one URI, whoever wants them: a client with invented key ids must not make us flood an
-/// issuer.
-const LEAST_INTERVAL: Duration = Duration::from_secs(5);
-/// Backoff after failures, doubled each time.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// When keys are fetched.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    /// How long keys are used before they are fetched again.
+    refresh: Duration,
+    /// Time between two fetches of one URI, whoever wants them: a client with invented key ids must not make us flood an
+    /// issuer.
+    least: Duration,
+    /// Backoff after failures, doubled each time.
+    first_retry: Duration,
+    longest_retry: Duration,
+}
+
+impl Timing {
+    /// The refresh is Istio's default.
+    const USUAL: Self = Self {
+        refresh: Duration::from_secs(20 * 60),
+        least: Duration::from_secs(5),
+        first_retry: Duration::from_secs(1),
+        longest_retry: Duration::from_secs(60),
+    };
+
+    fn retry_after(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(10);
+        (self.first_retry * 2_u32.pow(doublings)).min(self.longest_retry)
+    }
+}
 
 /// Where rules find the keys of their issuers. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,6 +58,7 @@ pub struct KeyStore(Arc<Store>);
 struct Store {
     sources: Mutex<HashMap<Box<str>, Weak<KeySource>>>,
     new: mpsc::UnboundedSender<Weak<KeySource>>,
+    timing: Timing,
 }
 
 /// The keys at one URI.
@@ -46,6 +66,8 @@ struct Store {
 pub struct KeySource {
     uri: Box<str>,
     timeout: Duration,
+    /// Has it fetched as long as somebody holds this.
+    store: Arc<Store>,
     keys: ArcSwapOption<KeySet>,
     /// Fetches that have ended, and the last of them.
     attempts: watch::Sender<Attempts>,
@@ -64,8 +86,12 @@ impl KeyStore {
     /// An empty store, and what fetches for it: [`Fetcher::run`] is to be spawned on the control runtime.
     #[must_use]
     pub fn new(roots: Roots) -> (Self, Fetcher) {
+        Self::with_timing(roots, Timing::USUAL)
+    }
+
+    fn with_timing(roots: Roots, timing: Timing) -> (Self, Fetcher) {
         let (new, sources) = mpsc::unbounded_channel();
-        let store = Self(Arc::new(Store { sources: Mutex::default(), new }));
+        let store = Self(Arc::new(Store { sources: Mutex::default(), new, timing }));
         (store, Fetcher::new(sources, roots))
     }
 
@@ -81,6 +107,7 @@ impl KeyStore {
         let source = Arc::new(KeySource {
             uri: uri.into(),
             timeout,
+            store: Arc::clone(&self.0),
             keys: ArcSwapOption::empty(),
             attempts: watch::Sender::new(Attempts::default()),
             wanted: Arc::new(Notify::new()),
@@ -114,6 +141,11 @@ impl KeySource {
         self.attempts.borrow().error.clone()
     }
 
+    /// Whether these are the keys in force.
+    pub(in crate::security) fn has(&self, keys: &Arc<KeySet>) -> bool {
+        self.keys.load().as_ref().is_some_and(|own| Arc::ptr_eq(own, keys))
+    }
+
     /// The keys; waits for the first fetch while it is under way. None when it failed, or takes longer than the timeout.
     pub(in crate::security) async fn keys(&self) -> Option<Arc<KeySet>> {
         if let Some(keys) = self.keys.load_full() {
@@ -142,7 +174,7 @@ impl KeySource {
 
     fn least_interval(&self) -> Duration {
         let failures = self.attempts.borrow().failures;
-        if failures == 0 { LEAST_INTERVAL } else { retry_after(failures) }
+        if failures == 0 { self.store.timing.least } else { self.store.timing.retry_after(failures) }
     }
 
     async fn attempt_after(&self, count: u64) {
@@ -150,6 +182,12 @@ impl KeySource {
         let wait = attempts.wait_for(|attempts| attempts.count > count);
         // Too late is as good as a failure: the caller looks at the keys.
         drop(tokio::time::timeout(self.timeout, wait).await);
+    }
+
+    /// As if these had been fetched.
+    #[cfg(test)]
+    pub(in crate::security) fn publish(&self, document: &str) {
+        self.fetched(Ok(KeySet::read(document.as_bytes()).unwrap()));
     }
 
     fn fetched(&self, result: Result<KeySet, FetchError>) {
@@ -178,13 +216,8 @@ impl KeySource {
     /// Until the next fetch that nobody asks for.
     fn next(&self) -> Duration {
         match self.attempts.borrow().failures {
-            0 => REFRESH,
-            failures => retry_after(failures),
+            0 => self.store.timing.refresh,
+            failures => self.store.timing.retry_after(failures),
         }
     }
-}
-
-fn retry_after(failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(10);
-    (FIRST_RETRY * 2_u32.pow(doublings)).min(LONGEST_RETRY)
 }

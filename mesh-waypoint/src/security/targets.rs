@@ -117,15 +117,17 @@ fn attach(
         );
         attachment.everything = true;
     }
+    let own_namespace = origin.map_or("", |origin| origin.namespace.as_str());
     for (i, target) in targets.iter().enumerate() {
+        // A target without a namespace is in that of the policy.
+        let namespace = if target.namespace.is_empty() { own_namespace } else { &target.namespace };
         match l7::target::Kind::try_from(target.kind) {
             Ok(l7::target::Kind::Gateway) => {
-                attachment.everything |= target.name == own.gateway && target.namespace == own.namespace;
+                attachment.everything |= target.name == own.gateway && namespace == own.namespace;
             }
             Ok(l7::target::Kind::GatewayClass) if target.name != own.class => {}
             Ok(l7::target::Kind::GatewayClass) => {
-                let namespace = origin.map_or("", |origin| origin.namespace.as_str());
-                if namespace == root {
+                if own_namespace == root {
                     attachment.everything = true;
                 } else {
                     // As in Istio: whoever may write into any namespace must not write policies for the whole mesh.
@@ -139,9 +141,12 @@ fn attach(
                 if target.hostnames.is_empty() {
                     report(format!("targetRefs[{i}]"), "has no hostname, so that no service is meant by it");
                 }
-                attachment.services.extend(target.hostnames.iter().map(|hostname| {
-                    Str::from(format!("{}/{}", target.namespace, hostname.to_ascii_lowercase()))
-                }));
+                attachment.services.extend(
+                    target
+                        .hostnames
+                        .iter()
+                        .map(|hostname| Str::from(format!("{namespace}/{}", hostname.to_ascii_lowercase()))),
+                );
             }
             Err(_) => {
                 report(

@@ -47,8 +47,8 @@ impl Locations {
             return Ok(Self::usual());
         }
         let headers = rule.from_headers.iter().map(|from| {
-            let name = HeaderName::try_from(from.name.as_str())
-                .map_err(|_: http::header::InvalidHeaderName| ("fromHeaders", from.name.clone()))?;
+            let name = HeaderName::try_from(from.name.as_str()).ok();
+            let name = name.ok_or_else(|| ("fromHeaders", from.name.clone()))?;
             Ok(TokenHeader { name, prefix: from.prefix.clone(), ignore_case: false })
         });
         Ok(Self {
@@ -100,20 +100,17 @@ impl Locations {
 }
 
 impl TokenHeader {
-    /// What follows the prefix, wherever that is. Bytes that are no text make a token that is none.
+    /// What follows the prefix, wherever that is. Bytes that are no text make a token that does not hold.
     fn token<'h>(&self, value: &'h HeaderValue) -> Option<&'h str> {
-        let text = std::str::from_utf8(value.as_bytes()).unwrap_or("?");
-        if self.prefix.is_empty() {
-            return Some(text.trim());
-        }
-        let found = if self.ignore_case {
-            let prefix = self.prefix.as_bytes();
-            text.as_bytes().windows(prefix.len()).position(|window| window.eq_ignore_ascii_case(prefix))
-        } else {
-            text.find(&self.prefix)
+        let (value, prefix) = (value.as_bytes(), self.prefix.as_bytes());
+        let is_prefix = |window: &[u8]| {
+            if self.ignore_case { window.eq_ignore_ascii_case(prefix) } else { window == prefix }
         };
-        // Both ends are those of whole characters: the prefix has been found as a whole.
-        text.get(found? + self.prefix.len()..).map(str::trim)
+        let start = match prefix.len() {
+            0 => 0,
+            length => value.windows(length).position(is_prefix)? + length,
+        };
+        Some(std::str::from_utf8(&value[start..]).unwrap_or("no text").trim())
     }
 }
 

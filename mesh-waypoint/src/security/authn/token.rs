@@ -130,18 +130,9 @@ impl<'t> Token<'t> {
         self.claims.get("iss").and_then(Value::as_str).unwrap_or("")
     }
 
-    /// Whether the token holds now; one without `exp` holds for ever.
-    pub(super) fn check_time(&self, now: SystemTime) -> Result<(), TokenError> {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let skew = CLOCK_SKEW.as_secs_f64();
+    pub(super) fn times(&self) -> Times {
         let time = |name| self.claims.get(name).and_then(Value::as_f64);
-        if time("nbf").is_some_and(|nbf| nbf > now + skew) {
-            return Err(TokenError::NotYetValid);
-        }
-        if time("exp").is_some_and(|exp| now > exp + skew) {
-            return Err(TokenError::Expired);
-        }
-        Ok(())
+        Times { not_before: time("nbf"), expires: time("exp") }
     }
 
     /// Whether the token is meant for one of these (each without scheme and last slash); for anyone if there are none.
@@ -155,6 +146,28 @@ impl<'t> Token<'t> {
             None => false,
         };
         if found || allowed.is_empty() { Ok(()) } else { Err(TokenError::AudienceNotAllowed) }
+    }
+}
+
+/// When a token holds, in seconds since the epoch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    not_before: Option<f64>,
+    /// Without it a token holds for ever.
+    expires: Option<f64>,
+}
+
+impl Times {
+    pub(super) fn check(&self, now: SystemTime) -> Result<(), TokenError> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let skew = CLOCK_SKEW.as_secs_f64();
+        if self.not_before.is_some_and(|not_before| not_before > now + skew) {
+            return Err(TokenError::NotYetValid);
+        }
+        if self.expires.is_some_and(|expires| now > expires + skew) {
+            return Err(TokenError::Expired);
+        }
+        Ok(())
     }
 }
 

@@ -87,7 +87,7 @@ impl Fetcher {
         Self { sources, tls: Arc::new(Tls { roots, config: OnceLock::new() }) }
     }
 
-    /// Fetches until the store is dropped.
+    /// Fetches until the store and all of its sources are dropped.
     pub async fn run(mut self) {
         let mut tasks = JoinSet::new();
         loop {
@@ -126,7 +126,7 @@ async fn keep(source: Weak<KeySource>, tls: Arc<Tls>) {
 }
 
 async fn fetch(uri: &str, tls: &Tls) -> Result<KeySet, FetchError> {
-    let mut uri: Uri = uri.parse().map_err(|_: http::uri::InvalidUri| FetchError::Uri(uri.to_owned()))?;
+    let mut uri: Uri = uri.parse().ok().ok_or_else(|| FetchError::Uri(uri.to_owned()))?;
     for _ in 0..=MAX_REDIRECTS {
         match get(&uri, tls).await? {
             Answer::Document(document) => return Ok(KeySet::read(&document)?),
@@ -175,10 +175,9 @@ async fn get(uri: &Uri, tls: &Tls) -> Result<Answer, FetchError> {
         .header(header::ACCEPT, "application/jwk-set+json, application/json")
         .header(header::USER_AGENT, concat!("undermesh/", env!("CARGO_PKG_VERSION")))
         .body(Empty::new());
-    let request = request.map_err(|_: http::Error| wrong())?;
+    let request = request.ok().ok_or_else(wrong)?;
     if secure {
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_: rustls_pki_types::InvalidDnsNameError| wrong())?;
+        let name = ServerName::try_from(host.to_owned()).ok().ok_or_else(wrong)?;
         let config = tls.config().await?;
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
         exchange(TokioIo::new(stream), request).await
@@ -218,7 +217,7 @@ where
 }
 
 impl Tls {
-    async fn config(self: &Tls) -> Result<Arc<ClientConfig>, FetchError> {
+    async fn config(&self) -> Result<Arc<ClientConfig>, FetchError> {
         if self.config.get().is_none() {
             let roots = self.roots.clone();
             // Reads and parses a few hundred KiB.
@@ -258,4 +257,20 @@ fn client_config(roots: Roots) -> Result<Arc<ClientConfig>, String> {
         .with_root_certificates(store)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_never_leads_from_https_to_http() {
+        let follow = |from: &str, to: &str| follow(&from.parse().unwrap(), to).map(|uri| uri.to_string());
+        assert_eq!(follow("https://a/x", "https://b/y").as_deref(), Some("https://b/y"));
+        assert_eq!(follow("http://a/x", "https://b/y").as_deref(), Some("https://b/y"));
+        assert_eq!(follow("https://a/x", "/y?z").as_deref(), Some("https://a/y?z"));
+        assert_eq!(follow("https://a/x", "http://b/y"), None);
+        assert_eq!(follow("https://a/x", "http://a/x"), None);
+        assert_eq!(follow("https://a/x", "\u{7f}"), None);
+    }
 }

@@ -228,6 +228,8 @@ fn a_policy_applies_to_what_it_targets() {
     assert_eq!(of(targeting("shop", wildcard)), [false, false, false, true, false]);
     assert_eq!(of(targeting("shop", gateway_target("shop", "waypoint"))), [true; 5]);
     assert_eq!(of(targeting("shop", gateway_target("shop", "other"))), [false; 5]);
+    assert_eq!(of(targeting("shop", gateway_target("", "waypoint"))), [true; 5]);
+    assert_eq!(of(targeting("x", gateway_target("", "waypoint"))), [false; 5]);
     assert_eq!(of(targeting("other", gateway_target("other", "waypoint"))), [false; 5]);
     assert_eq!(of(targeting("root", class_target("istio-waypoint"))), [true; 5]);
     assert_eq!(of(targeting("root", class_target("istio"))), [false; 5]);
