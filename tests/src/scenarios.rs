@@ -24,6 +24,7 @@ pub(crate) mod shop;
 mod soak;
 mod time;
 mod upgrades;
+mod waypoint;
 mod waypoints;
 mod wire;
 
@@ -93,6 +94,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         hostile::SCENARIOS,
         peers::SCENARIOS,
         waypoints::SCENARIOS,
+        waypoint::SCENARIOS,
         time::SCENARIOS,
         control::SCENARIOS,
         gateways::SCENARIOS,
