@@ -183,6 +183,13 @@ impl ServiceEndpoints {
         self.endpoints.get(workload_uid)
     }
 
+    /// Whether both are one version of one service with one set of endpoints. Costs two comparisons of pointers, and may
+    /// say no of equal ones.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.service, &other.service) && Arc::ptr_eq(&self.endpoints, &other.endpoints)
+    }
+
     /// Whether the health policy lets this endpoint take traffic.
     #[must_use]
     pub fn takes_traffic(&self, endpoint: &Endpoint) -> bool {

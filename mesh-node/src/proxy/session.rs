@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use mesh_core::error::Code;
-use mesh_core::hbone::copy::{self, Ended};
+use mesh_core::hbone::copy::{self, Ended, Meter as _};
 use mesh_core::hbone::{Baggage, BaggageHeader, Error as TunnelError, HboneStream};
 use mesh_core::identity::SpiffeId;
 use mesh_core::state::{Workload, WorkloadType};
@@ -76,6 +76,13 @@ impl Session {
         self.end(&ended, denied.take());
     }
 
+    /// Counts bytes that went to the peer while the connection was made.
+    pub(super) fn count_sent(&self, bytes: usize) {
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| bytes > 0) {
+            recorder.forward(bytes as u64);
+        }
+    }
+
     /// The connection could not be made, or was refused.
     pub(super) fn fail(mut self, failed: &Failed) {
         self.finish(Some(failed));
@@ -120,7 +127,7 @@ fn pod_gone() -> Failed {
 fn direction(reporter: Reporter) -> Direction {
     match reporter {
         Reporter::Source => Direction::Outbound,
-        Reporter::Destination => Direction::Inbound,
+        Reporter::Destination | Reporter::Waypoint => Direction::Inbound,
     }
 }
 
@@ -152,6 +159,7 @@ pub(super) fn report_early(
         duration: Duration::ZERO,
         failure: Some(failed.to_log()),
         fast_path: false,
+        request: None,
     });
     remember(proxy, direction, Some(src), None, dst, failed);
 }
