@@ -218,7 +218,7 @@ fn every_action_is_carried_over() {
     assert_eq!(cors.allow_origins[0].kind, Some(Kind::Present(true)), "* is any origin");
     assert!(!cors.forward_unmatched_preflights && cors.allow_credentials);
     assert_eq!(cors.max_age.unwrap().seconds, 86_400);
-    let fault = rule.fault.clone().unwrap();
+    let fault = rule.fault.unwrap();
     assert_eq!(fault.delay.unwrap().parts_per_million, 100_000);
     let abort = fault.abort.unwrap();
     assert_eq!(
@@ -337,7 +337,7 @@ fn what_has_no_effect_is_named() {
     ] {
         assert!(condition.message.contains(part), "{part}: {}", condition.message);
     }
-    let only = super::super::super::testing::resources(&named(
+    let only = resources(&named(
         "web",
         "  hosts: [web]\n  gateways: [ingress]\n  http: [{route: [{destination: {host: web}}]}]\n",
     ));
