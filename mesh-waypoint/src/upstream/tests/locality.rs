@@ -332,6 +332,7 @@ fn a_retry_may_leave_its_locality() {
     assert_ne!(world.pick_with(&cluster, &stay), "web-2");
     let leave = PickContext { leave_localities: true, ..stay };
     assert_eq!(world.pick_with(&cluster, &leave), "web-2");
+    assert_eq!(world.pick_with(&cluster, &PickContext { avoid_tried: false, ..leave }), "web-2");
     world.remove(2);
     world.apply(1);
     assert_ne!(world.pick_with(&cluster, &leave), name(&first), "nothing elsewhere: the other one here");
