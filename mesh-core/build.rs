@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/istio/authorization.proto",
         "proto/istio/ca.proto",
         "proto/envoy/discovery.proto",
+        "proto/envoy/ext_authz.proto",
         "proto/undermesh/node.proto",
         "proto/undermesh/l7.proto",
     ];

@@ -150,7 +150,7 @@ impl AggregatedDiscoveryService for AdsServer {
 /// One stream.
 struct Stream<'a> {
     server: &'a AdsServer,
-    subscriptions: [Subscription; 2],
+    subscriptions: [Subscription; ResourceType::ALL.len()],
     status: Arc<Mutex<ClientStatus>>,
     node: String,
     /// Something may have to be sent.
@@ -236,7 +236,7 @@ impl Stream<'_> {
             return Err(Status::invalid_argument(format!(
                 "type {:?} is not served; this server has {}",
                 request.type_url,
-                ResourceType::ALL.map(ResourceType::url).join(" and ")
+                ResourceType::ALL.map(ResourceType::url).join(", ")
             )));
         };
         let reply = self.subscriptions[kind as usize].request(request, &self.node);

@@ -8,6 +8,7 @@ mod datagrams;
 mod endpoints;
 mod enrol;
 mod entry;
+mod l7;
 mod peer;
 mod policy;
 mod service;
@@ -16,8 +17,11 @@ mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_core::xds::proto::l7::WorkloadLabels;
 use mesh_core::xds::proto::security::Authorization;
-use mesh_core::xds::proto::workload::{Address, address};
+use mesh_core::xds::proto::workload::{Address, Workload, address};
+
+pub use l7::L7;
 
 use crate::model::mesh::Undermesh;
 use crate::model::{Condition, Key, Kind, ObjectRef, Objects};
@@ -89,13 +93,15 @@ pub struct AddressResource {
     pub aliases: Vec<String>,
 }
 
-/// Everything that nodes are told, by resource name, and what there is to say about the objects.
+/// Everything that nodes and waypoints are told, by resource name, and what there is to say about the objects.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Resources {
     /// Workloads and services.
     pub addresses: BTreeMap<String, AddressResource>,
     /// L4 policies.
     pub authorizations: BTreeMap<String, Authorization>,
+    /// What only waypoints are told.
+    pub l7: L7,
     /// Status conditions, sorted by object.
     pub conditions: Vec<Condition>,
 }
@@ -109,6 +115,8 @@ struct Context<'a> {
     peers: peer::PeerPolicies,
     policies: policy::SelectorPolicies,
     services: entry::ServiceIndex<'a>,
+    /// Service (`namespace/hostname`) to the waypoint that it asks for.
+    asked: BTreeMap<String, Key>,
     /// Network id of this cluster.
     network: String,
     conditions: Vec<Condition>,
@@ -151,11 +159,13 @@ pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources
         .to_owned();
     let waypoints = waypoint::Waypoints::new(objects, mesh, &network, &mut conditions);
     let services = entry::ServiceIndex::new(objects, mesh, &mut conditions);
+    let asked = BTreeMap::new();
     let mut context =
-        Context { objects, mesh, captured, waypoints, peers, policies, services, network, conditions };
+        Context { objects, mesh, captured, waypoints, peers, policies, services, asked, network, conditions };
     service::convert(&mut context, &mut resources);
     workload::convert(&mut context, &mut resources);
     entry::convert(&mut context, &mut resources);
+    l7::convert(&mut context, &mut resources);
     resources.conditions = context.conditions;
     resources.conditions.sort();
     resources.conditions.dedup();
@@ -170,12 +180,22 @@ fn settings_conditions(objects: &Objects, mesh: &Mesh, conditions: &mut Vec<Cond
             "Accepted",
             true,
             "UnsupportedValue",
-            format!("MeshConfig field {field} has no effect on the node's part of the mesh"),
+            format!("MeshConfig field {field} has no effect here"),
         ));
     }
 }
 
 impl Resources {
+    /// A workload, and its labels for waypoints.
+    fn add_workload(&mut self, workload: Workload, labels: &BTreeMap<String, String>, aliases: Vec<String>) {
+        let uid = workload.uid.clone();
+        if !labels.is_empty() {
+            let labels = WorkloadLabels { workload_uid: uid.clone(), labels: labels.clone() };
+            self.l7.labels.insert(uid.clone(), labels);
+        }
+        self.add(uid, address::Type::Workload(workload), aliases);
+    }
+
     fn add(&mut self, name: String, address: address::Type, aliases: Vec<String>) {
         let address = Address { r#type: Some(address) };
         self.addresses.insert(name, AddressResource { address, aliases });

@@ -145,6 +145,8 @@ impl Hub {
             snapshot = number,
             addresses = resources.addresses.len(),
             policies = resources.authorizations.len(),
+            routes = resources.l7.routes.len(),
+            destinations = resources.l7.destinations.len(),
             took_ms = started.elapsed().as_millis() as u64,
             "published"
         );

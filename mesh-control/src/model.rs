@@ -5,6 +5,7 @@
 
 pub mod istio;
 pub mod kube;
+pub mod l7;
 pub mod mesh;
 pub mod read;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 pub use istio::*;
 pub use kube::*;
+pub use l7::{DestinationRule, GatewayRoute, ReferenceGrant, RequestAuthentication, VirtualService};
 pub use mesh::MeshSettings;
 
 /// A kind that the control plane reads.
@@ -34,6 +36,14 @@ pub enum Kind {
     ServiceEntry,
     WorkloadEntry,
     Gateway,
+    VirtualService,
+    DestinationRule,
+    HTTPRoute,
+    GRPCRoute,
+    TCPRoute,
+    TLSRoute,
+    ReferenceGrant,
+    RequestAuthentication,
 }
 
 impl fmt::Display for Kind {
@@ -157,6 +167,12 @@ pub enum Object {
     ServiceEntry(Arc<ServiceEntry>),
     WorkloadEntry(Arc<WorkloadEntry>),
     Gateway(Arc<Gateway>),
+    VirtualService(Arc<VirtualService>),
+    DestinationRule(Arc<DestinationRule>),
+    /// HTTPRoute, GRPCRoute, TCPRoute or TLSRoute.
+    Route(Kind, Arc<GatewayRoute>),
+    ReferenceGrant(Arc<ReferenceGrant>),
+    RequestAuthentication(Arc<RequestAuthentication>),
     /// Valid, and without meaning to the mesh.
     Ignored(Arc<Meta>),
 }
@@ -176,6 +192,12 @@ pub struct Objects {
     pub service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
     pub workload_entries: BTreeMap<Key, Arc<WorkloadEntry>>,
     pub gateways: BTreeMap<Key, Arc<Gateway>>,
+    pub virtual_services: BTreeMap<Key, Arc<VirtualService>>,
+    pub destination_rules: BTreeMap<Key, Arc<DestinationRule>>,
+    /// HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes.
+    pub routes: BTreeMap<ObjectRef, Arc<GatewayRoute>>,
+    pub reference_grants: BTreeMap<Key, Arc<ReferenceGrant>>,
+    pub request_authentications: BTreeMap<Key, Arc<RequestAuthentication>>,
     /// The one ConfigMap `istio` of the root namespace.
     pub settings: Option<Arc<MeshSettings>>,
 }
@@ -196,6 +218,11 @@ impl Objects {
             Object::ServiceEntry(o) => drop(self.service_entries.insert(o.meta.key(), o)),
             Object::WorkloadEntry(o) => drop(self.workload_entries.insert(o.meta.key(), o)),
             Object::Gateway(o) => drop(self.gateways.insert(o.meta.key(), o)),
+            Object::VirtualService(o) => drop(self.virtual_services.insert(o.meta.key(), o)),
+            Object::DestinationRule(o) => drop(self.destination_rules.insert(o.meta.key(), o)),
+            Object::Route(kind, o) => drop(self.routes.insert(ObjectRef::of(kind, &o.meta), o)),
+            Object::ReferenceGrant(o) => drop(self.reference_grants.insert(o.meta.key(), o)),
+            Object::RequestAuthentication(o) => drop(self.request_authentications.insert(o.meta.key(), o)),
             Object::Ignored(_) => {}
         }
     }
@@ -209,7 +236,16 @@ impl Objects {
     /// Number of objects by kind, for people.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        let routes = |kind| self.routes.keys().filter(|o| o.kind == kind).count();
         BTreeMap::from([
+            ("VirtualService", self.virtual_services.len()),
+            ("DestinationRule", self.destination_rules.len()),
+            ("HTTPRoute", routes(Kind::HTTPRoute)),
+            ("GRPCRoute", routes(Kind::GRPCRoute)),
+            ("TCPRoute", routes(Kind::TCPRoute)),
+            ("TLSRoute", routes(Kind::TLSRoute)),
+            ("ReferenceGrant", self.reference_grants.len()),
+            ("RequestAuthentication", self.request_authentications.len()),
             ("Namespace", self.namespaces.len()),
             ("Node", self.nodes.len()),
             ("ServiceAccount", self.service_accounts.len()),

@@ -14,6 +14,7 @@
 //! | `log_queue` | the thread that writes them |
 //! | `node` | every other metric of the node agent |
 //! | `exposition` | the text of a scrape |
+//! | `request` | `istio_requests_total` and histograms: what a waypoint says of each request |
 //! | `process` | `process_*` from `/proc/self` |
 
 mod access_log;
@@ -25,6 +26,7 @@ mod log_queue;
 mod logging;
 mod node;
 mod process;
+mod request;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +40,9 @@ pub use node::{
     ReporterLabels, TerminationReason, UrlLabels, register_build,
 };
 pub use process::ProcessCollector;
+pub use request::{
+    Flags, Outcome, RequestCache, RequestLabels, RequestMetrics, RequestProtocol, RequestRecord,
+};
 
 /// What a label says when nothing is known.
 pub const UNKNOWN: &str = "unknown";

@@ -4,18 +4,18 @@
 
 mod dump;
 pub mod figures;
-pub(crate) mod http;
-pub mod readiness;
 mod status;
 
 use std::future::ready;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ::http::{Method, StatusCode};
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
+use http::{Method, StatusCode};
 use mesh_core::admin::Pod;
+use mesh_core::admin::http::{Ask, Handler, Reply, json, reply, text};
+use mesh_core::admin::readiness::Readiness;
 use mesh_core::telemetry::{Logging, scrape};
 use mesh_core::why::{self, Question};
 use mesh_core::xds::client::Status;
@@ -28,8 +28,6 @@ use crate::control::authority::CaStatus;
 use crate::pods::DirectorySource;
 use crate::proxy::Shared;
 use crate::proxy::worker::Worker;
-use http::{Ask, Handler, Reply, json, reply, text};
-use readiness::Readiness;
 
 /// What the endpoints read.
 pub struct Admin {
@@ -195,22 +193,6 @@ pub(crate) fn metrics(admin: Rc<Admin>) -> Handler {
                 Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "a metric cannot be written as text\n"),
             },
             _ => text(StatusCode::NOT_FOUND, "metrics are at /metrics and /stats/prometheus\n"),
-        };
-        ready(answer).boxed_local()
-    })
-}
-
-/// Answers the readiness port.
-pub(crate) fn readiness(readiness: Arc<Readiness>) -> Handler {
-    Rc::new(move |ask| {
-        let pending = readiness.list();
-        let answer = match ask.path.as_str() {
-            "/healthz/ready" if pending.is_empty() => text(StatusCode::OK, "ready\n"),
-            "/healthz/ready" => {
-                let list = pending.join("\n");
-                text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, waiting for:\n{list}\n"))
-            }
-            _ => text(StatusCode::NOT_FOUND, "readiness is at /healthz/ready\n"),
         };
         ready(answer).boxed_local()
     })

@@ -25,13 +25,13 @@ use std::sync::Arc;
 use mesh_core::policy::UnknownPolicy;
 use mesh_core::state::{MeshOptions, MeshState, StateIndex};
 use mesh_core::xds::channel::ControlPlane;
-use mesh_core::xds::client::{self, Feed, NodeDescription, Status};
+use mesh_core::xds::client::{self, Feed, NodeDescription, NodeKind, Status};
 use tokio::sync::watch;
 
-use crate::admin::readiness::Readiness;
 use crate::config::{Config, Upstream};
 use crate::proxy::Shared;
 use crate::proxy::worker::{Command, Worker};
+use mesh_core::admin::readiness::Readiness;
 
 /// Name in the list of what readiness waits for.
 pub const READY: &str = "workloads and policies";
@@ -80,6 +80,7 @@ pub async fn follow(
     .map(|(key, value)| (key.to_owned(), value.clone()))
     .collect();
     let node = NodeDescription {
+        kind: NodeKind::Agent,
         ip: String::new(),
         name: format!("mesh-node-{}", config.node.name),
         namespace: config.node.namespace.clone(),

@@ -23,9 +23,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::figures::Figures;
-use crate::admin::readiness::Readiness;
 use crate::admin::{self, Admin};
 use crate::capture::{Capture, CaptureConfig, ObjectSource};
+use crate::certs;
 use crate::config::Config;
 use crate::control::authority::GrpcAuthority;
 use crate::control::enrol::{Enroller, Parts};
@@ -39,7 +39,8 @@ use crate::proxy::Shared;
 use crate::proxy::failures::{Failures, now_ms};
 use crate::proxy::limits::{Gauge, Limits, connections_for_files, raise_open_files};
 use crate::proxy::worker::Worker;
-use crate::{admin::http, certs};
+use mesh_core::admin::http;
+use mesh_core::admin::readiness::{self, Readiness};
 
 /// The agent's own resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -397,7 +398,7 @@ impl Ports {
         for (listener, handler) in [
             (bind(settings.address, "admin")?, Rc::clone(&handler)),
             (bind(settings.metrics, "metrics")?, admin::metrics(Rc::clone(admin))),
-            (bind(settings.readiness, "readiness")?, admin::readiness(Arc::clone(&tasks.readiness))),
+            (bind(settings.readiness, "readiness")?, readiness::handler(Arc::clone(&tasks.readiness))),
         ] {
             tokio::task::spawn_local(http::serve_tcp(listener, handler, stop.clone()));
         }

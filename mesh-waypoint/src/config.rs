@@ -8,6 +8,7 @@ use mesh_core::xds::proto::l7;
 
 use crate::routing::Routes;
 use crate::security::Policies;
+use crate::security::jwks::KeyStore;
 use crate::upstream::Destinations;
 
 /// Labels of a workload.
@@ -22,6 +23,8 @@ pub struct Own {
     pub gateway: String,
     /// Class of the Gateway.
     pub class: String,
+    /// Hostname by which services and workloads name it as theirs.
+    pub hostname: String,
     /// Network of this process.
     pub network: String,
     /// Where this process runs.
@@ -42,9 +45,28 @@ pub struct Resources {
     /// Token rules with targets.
     pub authentications: BTreeMap<String, Arc<l7::Authentication>>,
     /// Labels by workload uid.
-    pub labels: HashMap<Str, Arc<Labels>>,
+    pub labels: Arc<HashMap<Str, Arc<Labels>>>,
     /// Mesh settings.
     pub settings: Arc<l7::Settings>,
+}
+
+/// Which families of resources differ from the last snapshot: the others are taken from it as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "a set of families, each of which is asked for by name")]
+pub struct Changed {
+    /// Routes.
+    pub routes: bool,
+    /// Destinations.
+    pub destinations: bool,
+    /// Authorizations and authentications.
+    pub policies: bool,
+    /// Services: their names and ports, not their endpoints.
+    pub services: bool,
+}
+
+impl Changed {
+    /// Everything.
+    pub const ALL: Self = Self { routes: true, destinations: true, policies: true, services: true };
 }
 
 /// Everything a request is decided by, at one moment.
@@ -63,5 +85,43 @@ pub struct Snapshot {
     /// Policies of destinations.
     pub destinations: Destinations,
     /// Policies of requests.
-    pub policies: Policies,
+    pub policies: Arc<Policies>,
+}
+
+impl Snapshot {
+    /// Puts the resources together; families that have not `changed` come from `last`. Rules with a `jwksUri` find their
+    /// keys in `keys`.
+    #[must_use]
+    pub fn compile(
+        own: &Arc<Own>,
+        mesh: Arc<MeshState>,
+        resources: &Resources,
+        changed: Changed,
+        last: Option<&Self>,
+        keys: &KeyStore,
+    ) -> Self {
+        let kept = |changed: bool| last.filter(|_| !changed);
+        let routes = kept(changed.routes || changed.services).map_or_else(
+            || {
+                let none = Routes::default();
+                Routes::build(resources, &mesh, own, last.map_or(&none, |last| &last.routes))
+            },
+            |last| last.routes.clone(),
+        );
+        let destinations = kept(changed.destinations)
+            .map_or_else(|| Destinations::build(resources, own), |last| last.destinations.clone());
+        let policies = kept(changed.policies).map_or_else(
+            || Arc::new(Policies::build(resources, own, keys)),
+            |last| Arc::clone(&last.policies),
+        );
+        Self {
+            own: Arc::clone(own),
+            mesh,
+            labels: Arc::clone(&resources.labels),
+            settings: Arc::clone(&resources.settings),
+            routes,
+            destinations,
+            policies,
+        }
+    }
 }

@@ -3,6 +3,12 @@
 //!
 //! | module | for |
 //! |---|---|
+//! | [`cli`] | flags |
+//! | [`runtime`] | from flags to a running process, and from a signal to its end |
+//! | [`certificate`] | the waypoint's own certificate |
+//! | [`feed`] | from the control plane's resources to a snapshot |
+//! | [`admin`] | metrics, readiness, dumps |
+//! | [`telemetry`] | one record per request |
 //! | [`config`] | what the control plane says, as one immutable snapshot |
 //! | [`request`] | what is known of a request before it is sent on |
 //! | [`routing`] | which rule a request falls under, and what the rule does to it; no I/O |
@@ -11,9 +17,15 @@
 //! | [`proxy`] | sockets: HBONE and HTTP on both sides |
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod certificate;
+pub mod cli;
 pub mod config;
+pub mod feed;
 pub mod proxy;
 pub mod request;
 pub mod routing;
+pub mod runtime;
 pub mod security;
+pub mod telemetry;
 pub mod upstream;

@@ -5,25 +5,49 @@ use std::sync::Arc;
 
 use mesh_core::xds::proto::discovery::Resource;
 use mesh_core::xds::proto::workload::address;
-use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, l7};
 use prost::Message;
 use prost_types::Any;
 use twox_hash::XxHash64;
 
 use crate::convert::Resources;
 
-/// A kind of resource that is served.
+/// A kind of resource that is served. Nodes ask for the first two, waypoints for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResourceType {
     /// `istio.workload.Address`
     Address,
     /// `istio.security.Authorization`
     Authorization,
+    /// `undermesh.l7.v1.Route`
+    Route,
+    /// `undermesh.l7.v1.Destination`
+    Destination,
+    /// `undermesh.l7.v1.Authorization`
+    RequestAuthorization,
+    /// `undermesh.l7.v1.Authentication`
+    RequestAuthentication,
+    /// `undermesh.l7.v1.WorkloadLabels`
+    Labels,
+    /// `undermesh.l7.v1.Settings`
+    Settings,
 }
+
+/// How many kinds there are.
+const KINDS: usize = 8;
 
 impl ResourceType {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+    pub const ALL: [Self; KINDS] = [
+        Self::Address,
+        Self::Authorization,
+        Self::Route,
+        Self::Destination,
+        Self::RequestAuthorization,
+        Self::RequestAuthentication,
+        Self::Labels,
+        Self::Settings,
+    ];
 
     /// From a type URL.
     #[must_use]
@@ -37,15 +61,27 @@ impl ResourceType {
         match self {
             Self::Address => ADDRESS_TYPE,
             Self::Authorization => AUTHORIZATION_TYPE,
+            Self::Route => l7::ROUTE_TYPE,
+            Self::Destination => l7::DESTINATION_TYPE,
+            Self::RequestAuthorization => l7::AUTHORIZATION_TYPE,
+            Self::RequestAuthentication => l7::AUTHENTICATION_TYPE,
+            Self::Labels => l7::LABELS_TYPE,
+            Self::Settings => l7::SETTINGS_TYPE,
         }
     }
 
-    /// Istio's short name, a metric label.
+    /// A short name, a metric label: Istio's where it has one.
     #[must_use]
     pub fn short(self) -> &'static str {
         match self {
             Self::Address => "wds",
             Self::Authorization => "wads",
+            Self::Route => "um-route",
+            Self::Destination => "um-dest",
+            Self::RequestAuthorization => "um-authz",
+            Self::RequestAuthentication => "um-authn",
+            Self::Labels => "um-labels",
+            Self::Settings => "um-settings",
         }
     }
 }
@@ -69,8 +105,8 @@ pub type Entries = BTreeMap<Arc<str>, Arc<Entry>>;
 pub struct Snapshot {
     /// Counts up; 0 is the snapshot before the source was read, which is never pushed.
     pub number: u64,
-    addresses: Entries,
-    authorizations: Entries,
+    /// By kind.
+    entries: [Entries; KINDS],
     /// Alias to name.
     aliases: BTreeMap<String, Arc<str>>,
     /// Service to its workloads, node to its workloads.
@@ -96,38 +132,54 @@ impl Snapshot {
             for alias in &resource.aliases {
                 out.aliases.entry(alias.clone()).or_insert_with(|| name.clone());
             }
-            let entry =
-                entry(resource.address.encode_to_vec(), &resource.aliases, previous.addresses.get(&name));
-            out.addresses.insert(name, entry);
+            out.add(ResourceType::Address, name, &resource.address, &resource.aliases, previous);
         }
-        for (name, authorization) in &resources.authorizations {
-            let name: Arc<str> = name.as_str().into();
-            let entry = entry(authorization.encode_to_vec(), &[], previous.authorizations.get(&name));
-            out.authorizations.insert(name, entry);
-        }
+        out.add_all(ResourceType::Authorization, &resources.authorizations, previous);
+        let l7 = &resources.l7;
+        out.add_all(ResourceType::Route, &l7.routes, previous);
+        out.add_all(ResourceType::Destination, &l7.destinations, previous);
+        out.add_all(ResourceType::RequestAuthorization, &l7.authorizations, previous);
+        out.add_all(ResourceType::RequestAuthentication, &l7.authentications, previous);
+        out.add_all(ResourceType::Labels, &l7.labels, previous);
+        out.add_all(ResourceType::Settings, &l7.settings, previous);
         out
+    }
+
+    fn add_all<M: Message>(&mut self, kind: ResourceType, given: &BTreeMap<String, M>, previous: &Self) {
+        for (name, message) in given {
+            self.add(kind, name.as_str().into(), message, &[], previous);
+        }
+    }
+
+    fn add<M: Message>(
+        &mut self,
+        kind: ResourceType,
+        name: Arc<str>,
+        message: &M,
+        aliases: &[String],
+        previous: &Self,
+    ) {
+        let entry = entry(message.encode_to_vec(), aliases, previous.entries(kind).get(&name));
+        self.entries[kind as usize].insert(name, entry);
     }
 
     /// Resources of one type.
     #[must_use]
     pub fn entries(&self, kind: ResourceType) -> &Entries {
-        match kind {
-            ResourceType::Address => &self.addresses,
-            ResourceType::Authorization => &self.authorizations,
-        }
+        &self.entries[kind as usize]
     }
 
     /// True when a client that has `other` needs nothing.
     #[must_use]
     pub fn same_content(&self, other: &Self) -> bool {
-        self.addresses == other.addresses && self.authorizations == other.authorizations
+        self.entries == other.entries
     }
 
     /// What an on-demand client that asks for `key` (a name, or `<network>/<ip>`) gets: the workload, or the
     /// service and its workloads. Empty when there is no such thing.
     #[must_use]
     pub fn resolve(&self, key: &str) -> Vec<Arc<str>> {
-        let name = match self.addresses.get_key_value(key) {
+        let name = match self.entries(ResourceType::Address).get_key_value(key) {
             Some((name, _)) => name,
             None => match self.aliases.get(key) {
                 Some(name) => name,

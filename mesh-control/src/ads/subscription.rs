@@ -175,9 +175,7 @@ impl Subscription {
     fn names(&self, snapshot: &Snapshot, key: &str) -> Vec<Arc<str>> {
         match self.kind {
             ResourceType::Address => snapshot.resolve(key),
-            ResourceType::Authorization => {
-                snapshot.entries(self.kind).get_key_value(key).map(|(n, _)| n.clone()).into_iter().collect()
-            }
+            _ => snapshot.entries(self.kind).get_key_value(key).map(|(n, _)| n.clone()).into_iter().collect(),
         }
     }
 

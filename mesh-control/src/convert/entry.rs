@@ -221,7 +221,9 @@ fn entry_service(context: &mut Context<'_>, host: &Host<'_>, resources: &mut Res
         weighted_waypoints: binding.weighted,
         visibility: Visibility::Public.into(),
     };
-    resources.add(format!("{}/{}", entry.meta.namespace, host.host), address::Type::Service(wire), aliases);
+    let name = format!("{}/{}", entry.meta.namespace, host.host);
+    context.asked.extend(binding.asked.map(|gateway| (name.clone(), gateway)));
+    resources.add(name, address::Type::Service(wire), aliases);
 }
 
 /// Inline endpoints; an entry that is resolved by DNS and has none has one per host.
@@ -325,7 +327,7 @@ fn workload_entry(context: &mut Context<'_>, entry: &WorkloadEntry, resources: &
     if entry.unhealthy {
         workload.status = WorkloadStatus::Unhealthy.into();
     }
-    resources.add(uid, address::Type::Workload(workload), aliases);
+    resources.add_workload(workload, &entry.spec.labels, aliases);
 }
 
 #[allow(
@@ -344,7 +346,7 @@ fn add_endpoint(
 ) {
     let (mut workload, aliases) = endpoint_workload(context, uid, namespace, name, endpoint, internal);
     workload.services = services;
-    resources.add(uid.to_owned(), address::Type::Workload(workload), aliases);
+    resources.add_workload(workload, &endpoint.labels, aliases);
 }
 
 fn endpoint_workload(

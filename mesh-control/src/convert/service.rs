@@ -48,6 +48,7 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
             visibility: Visibility::Public.into(),
         };
         let name = format!("{}/{hostname}", service.meta.namespace);
+        context.asked.extend(binding.asked.map(|gateway| (name.clone(), gateway)));
         resources.add(name, address::Type::Service(wire), aliases);
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Waypoints {
 pub(super) struct Binding {
     pub(super) waypoint: Option<GatewayAddress>,
     pub(super) weighted: Vec<WeightedWaypoint>,
+    /// The Gateway that a label names, whether the object could be bound to it or not.
+    pub(super) asked: Option<Key>,
 }
 
 impl Waypoints {
@@ -185,7 +187,7 @@ pub(super) fn bind(context: &mut Context<'_>, object: &ObjectRef, meta: &Meta, t
     let Some(key) = reference(holder, "istio.io/use-waypoint", &meta.namespace) else {
         return Binding::default();
     };
-    let mut binding = Binding::default();
+    let mut binding = Binding { asked: Some(key.clone()), ..Binding::default() };
     let (status, reason, mut message) = match attach(context, &key, meta, traffic, on_object) {
         Outcome::Bound(address) => {
             binding.waypoint = Some(address);

@@ -53,7 +53,7 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
         } else {
             pod.ips.iter().map(|ip| format!("{}/{ip}", workload.network)).collect()
         };
-        resources.add(workload.uid.clone(), address::Type::Workload(workload), aliases);
+        resources.add_workload(workload, &pod.meta.labels, aliases);
     }
     foreign_endpoints(context, &slices, resources);
 }

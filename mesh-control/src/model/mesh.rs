@@ -1,15 +1,15 @@
 //! Mesh-wide settings: the ConfigMap `istio` of the root namespace.
 //!
 //! Key `mesh` is Istio's MeshConfig, of which `rootNamespace`, `trustDomain` and `trustDomainAliases` are
-//! honoured; its other fields are known, have no effect here and get a condition. Key `undermesh` holds what
-//! Istio has no word for; see [`Undermesh`].
+//! honoured everywhere, and by waypoints what [`MeshSettings::waypoints`] holds; its other fields are known, have no
+//! effect here and get a condition. Key `undermesh` holds what Istio has no word for; see [`Undermesh`].
 
 use ipnet::IpNet;
+use mesh_core::xds::proto::l7;
 use serde::{Deserialize, Serialize};
 
 /// What the ConfigMap says. Absent values are `None`, so that command-line defaults can fill them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct MeshSettings {
     /// Namespace of mesh-wide policies.
     pub root_namespace: Option<String>,
@@ -19,6 +19,8 @@ pub struct MeshSettings {
     pub trust_domain_aliases: Vec<String>,
     /// MeshConfig fields that are set and have no effect here.
     pub unsupported: Vec<String>,
+    /// What MeshConfig says to waypoints; the fields that are honoured everywhere are not set in it.
+    pub waypoints: l7::Settings,
     /// Key `undermesh`.
     pub undermesh: Undermesh,
 }
@@ -87,13 +89,10 @@ pub(crate) const MESH_CONFIG_FIELDS: &[&str] = &[
     "caCertificates",
     "certificates",
     "configSources",
-    "connectTimeout",
     "defaultConfig",
     "defaultDestinationRuleExportTo",
-    "defaultHttpRetryPolicy",
     "defaultProviders",
     "defaultServiceExportTo",
-    "defaultTrafficPolicy",
     "defaultVirtualServiceExportTo",
     "disableEnvoyListenerLog",
     "discoverySelectors",
@@ -102,7 +101,6 @@ pub(crate) const MESH_CONFIG_FIELDS: &[&str] = &[
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "enableTracing",
-    "extensionProviders",
     "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",
@@ -111,12 +109,9 @@ pub(crate) const MESH_CONFIG_FIELDS: &[&str] = &[
     "ingressControllerMode",
     "ingressSelector",
     "ingressService",
-    "localityLbSetting",
     "meshMTLS",
     "outboundClusterStatName",
     "outboundTrafficPolicy",
-    "pathNormalization",
-    "protocolDetectionTimeout",
     "proxyHttpPort",
     "proxyInboundListenPort",
     "proxyListenPort",

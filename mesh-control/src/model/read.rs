@@ -1,10 +1,17 @@
 //! Documents to validated objects: what an API server and Istio's admission webhook would refuse is refused
 //! here, with the field, what is wrong and what would be right.
 
+mod balancing;
+mod destination_rule;
 mod istio;
 mod kube;
 mod mesh;
 mod policy;
+pub(crate) mod traffic;
+mod values;
+mod virtual_actions;
+mod virtual_service;
+mod waypoint_settings;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -46,6 +53,9 @@ pub(crate) struct Read {
 const KEPT: &[Kind] =
     &[Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::ConfigMap, Kind::Namespace, Kind::Gateway];
 
+const NETWORKING: &str = "networking.istio.io";
+const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+
 /// API group and versions, kind, reader, whether it has a namespace.
 type Reader = fn(&Document<'_>) -> Result<Object, Vec<FieldError>>;
 const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
@@ -58,9 +68,11 @@ const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
     ("discovery.k8s.io", &["v1"], Kind::EndpointSlice, kube::endpoint_slice, true),
     ("security.istio.io", &["v1", "v1beta1"], Kind::PeerAuthentication, istio::peer_authentication, true),
     ("security.istio.io", &["v1", "v1beta1"], Kind::AuthorizationPolicy, policy::authorization_policy, true),
-    ("networking.istio.io", &["v1", "v1beta1", "v1alpha3"], Kind::ServiceEntry, istio::service_entry, true),
-    ("networking.istio.io", &["v1", "v1beta1", "v1alpha3"], Kind::WorkloadEntry, istio::workload_entry, true),
+    (NETWORKING, NETWORKING_VERSIONS, Kind::ServiceEntry, istio::service_entry, true),
+    (NETWORKING, NETWORKING_VERSIONS, Kind::WorkloadEntry, istio::workload_entry, true),
     ("gateway.networking.k8s.io", &["v1", "v1beta1"], Kind::Gateway, istio::gateway, true),
+    (NETWORKING, NETWORKING_VERSIONS, Kind::VirtualService, virtual_service::virtual_service, true),
+    (NETWORKING, NETWORKING_VERSIONS, Kind::DestinationRule, destination_rule::destination_rule, true),
 ];
 
 /// A document on its way to an object.
@@ -134,7 +146,12 @@ pub(crate) struct Check<'a> {
 
 impl<'a> Check<'a> {
     pub(crate) fn new(doc: &Document<'a>) -> Self {
-        Self { node: doc.node, errors: Vec::new() }
+        Self::of(doc.node)
+    }
+
+    /// Checks a part of a document by itself.
+    fn of(node: &'a Node) -> Self {
+        Self { node, errors: Vec::new() }
     }
 
     /// Reports a field.

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use super::denials::{Denials, Repeated};
 use super::labels::{Connection, Peer, SecurityPolicy};
 use super::logging::LogFormat;
+use super::request::RequestRecord;
 use crate::error::{Code, ResponseFlag};
 use crate::hbone::Authority;
 
@@ -35,6 +36,8 @@ pub enum Event {
     Complete,
     /// Refused before it could be recorded.
     Failed,
+    /// A request ended.
+    Request,
 }
 
 /// The direction, seen from the reporting side's workload.
@@ -112,6 +115,8 @@ pub struct AccessRecord {
     pub failure: Option<Failure>,
     /// Whether the kernel carried the bytes.
     pub fast_path: bool,
+    /// Of [`Event::Request`].
+    pub request: Option<Box<RequestRecord>>,
 }
 
 impl AccessRecord {
@@ -122,8 +127,8 @@ impl AccessRecord {
     fn level(&self) -> &'static str {
         match (self.event, &self.failure) {
             (Event::Opened, _) => "debug",
-            (Event::Complete, None) => "info",
-            (Event::Complete, Some(_)) => "error",
+            (Event::Complete | Event::Request, None) => "info",
+            (Event::Complete | Event::Request, Some(_)) => "error",
             (Event::Failed, _) => "warn",
         }
     }
@@ -133,6 +138,7 @@ impl AccessRecord {
             Event::Opened => "connection opened",
             Event::Complete => "connection complete",
             Event::Failed => "connection failed",
+            Event::Request => "request complete",
         }
     }
 
@@ -154,7 +160,10 @@ impl AccessRecord {
     fn fields(&self, put: Put<'_>) {
         put("src.addr", Field::Bare(&self.source.to_string()));
         self.peers(put);
-        if self.event == Event::Complete {
+        if let Some(request) = &self.request {
+            request.fields(put);
+        }
+        if matches!(self.event, Event::Complete | Event::Request) {
             let (sent, received) = match self.direction {
                 Direction::Outbound => (self.received, self.sent),
                 Direction::Inbound => (self.sent, self.received),
@@ -197,6 +206,35 @@ impl AccessRecord {
             if let Some(code) = failure.code {
                 put("code", Field::Text(code.code()));
             }
+        }
+    }
+}
+
+impl RequestRecord {
+    /// The fields in their order; absent values are left out.
+    fn fields(&self, put: Put<'_>) {
+        put("method", Field::Text(&self.method));
+        put("authority", Field::Text(&self.authority));
+        put("path", Field::Text(&self.path));
+        put("protocol", Field::Text(self.protocol));
+        put("response_code", Field::Number(self.code.into()));
+        if let Some(status) = self.grpc_status {
+            put("grpc_status", Field::Number(status.into()));
+        }
+        put("response_flags", Field::Text(&self.flags.to_string()));
+        let texts = [
+            ("response_code_details", &*self.details),
+            ("upstream_transport_failure_reason", &*self.upstream_failure),
+            ("route_name", &*self.route),
+            ("request_id", &*self.request_id),
+            ("user_agent", &*self.user_agent),
+            ("x_forwarded_for", &*self.forwarded_for),
+        ];
+        for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+            put(name, Field::Text(text));
+        }
+        if self.retries > 0 {
+            put("retries", Field::Number(self.retries.into()));
         }
     }
 }

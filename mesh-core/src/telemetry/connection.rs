@@ -113,7 +113,7 @@ impl HandleCache {
 
 /// Workloads and services by address in memory; identities by value, since each handshake makes a new one.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     reporter: Reporter,
     source: usize,
     source_identity: Option<SpiffeId>,
@@ -125,7 +125,7 @@ struct Key {
 
 impl Key {
     /// None for peers that are only known by what they said: they come with every connection anew.
-    fn new(connection: &Connection) -> Option<Self> {
+    pub(super) fn new(connection: &Connection) -> Option<Self> {
         let address = |peer: &Peer| match peer {
             Peer::Unknown => Some(0),
             Peer::Workload(workload) => Some(Arc::as_ptr(workload).addr()),
@@ -244,7 +244,7 @@ impl Telemetry {
 }
 
 /// Records one connection. As a [`Meter`], the first endpoint is the reporting side's own application: the client
-/// of a source reporter, the server of a destination reporter.
+/// of a source reporter or a waypoint, the server of a destination reporter.
 ///
 /// Dropped without [`Self::finish`], the connection was cut by a drain: it is logged as an error and counted as closed,
 /// not as failed.
@@ -294,7 +294,7 @@ impl Recorder {
     fn record(&self, opened: &Opened, event: Event, failure: Option<Failure>) -> AccessRecord {
         let direction = match opened.connection.reporter {
             Reporter::Source => Direction::Outbound,
-            Reporter::Destination => Direction::Inbound,
+            Reporter::Destination | Reporter::Waypoint => Direction::Inbound,
         };
         AccessRecord {
             event,
@@ -309,6 +309,7 @@ impl Recorder {
             duration: opened.started.elapsed(),
             failure,
             fast_path: opened.fast_path,
+            request: None,
         }
     }
 }
@@ -316,14 +317,14 @@ impl Recorder {
 impl Meter for Recorder {
     fn forward(&self, bytes: u64) {
         match self.metrics.connection.reporter {
-            Reporter::Source => self.add_received(bytes),
+            Reporter::Source | Reporter::Waypoint => self.add_received(bytes),
             Reporter::Destination => self.add_sent(bytes),
         }
     }
 
     fn backward(&self, bytes: u64) {
         match self.metrics.connection.reporter {
-            Reporter::Source => self.add_sent(bytes),
+            Reporter::Source | Reporter::Waypoint => self.add_sent(bytes),
             Reporter::Destination => self.add_received(bytes),
         }
     }

@@ -21,6 +21,8 @@ pub enum Reporter {
     Source,
     /// The server's node.
     Destination,
+    /// A waypoint between them.
+    Waypoint,
 }
 
 impl Reporter {
@@ -30,6 +32,7 @@ impl Reporter {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -240,14 +243,19 @@ impl ConnectionLabels {
     }
 }
 
-impl EncodeLabelSet for ConnectionLabels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+impl ConnectionLabels {
+    pub(super) const fn security(&self) -> SecurityPolicy {
+        self.security
+    }
+
+    /// The labels that say who talks to whom: all up to what was spoken.
+    pub(super) fn encode_peers(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
         let principal = |id: &Option<SpiffeId>| id.as_ref().map_or_else(String::new, ToString::to_string);
         let (source, destination) = (&self.source, &self.destination);
         let source_principal = principal(&self.source_principal);
         let destination_principal = principal(&self.destination_principal);
         let service = self.service.as_ref();
-        let labels: [(&str, &str); 23] = [
+        let labels: [(&str, &str); 20] = [
             ("reporter", self.reporter.as_str()),
             ("source_workload", &source.workload),
             ("source_canonical_service", &source.canonical_service),
@@ -268,13 +276,18 @@ impl EncodeLabelSet for ConnectionLabels {
             ("destination_app", &destination.app),
             ("destination_version", &destination.canonical_revision),
             ("destination_cluster", &destination.cluster),
-            ("request_protocol", "tcp"),
-            ("response_flags", self.flag.map_or("-", |flag| flag.0.as_str())),
-            ("connection_security_policy", self.security.as_str()),
         ];
-        for (name, value) in labels {
-            encode(encoder, name, value)?;
-        }
+        labels.into_iter().try_for_each(|(name, value)| encode(encoder, name, value))
+    }
+}
+
+impl EncodeLabelSet for ConnectionLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (source, destination) = (&self.source, &self.destination);
+        self.encode_peers(encoder)?;
+        encode(encoder, "request_protocol", "tcp")?;
+        encode(encoder, "response_flags", self.flag.map_or("-", |flag| flag.0.as_str()))?;
+        encode(encoder, "connection_security_policy", self.security.as_str())?;
         if source.known || destination.known {
             encode(encoder, "source_region", &source.region)?;
             encode(encoder, "source_zone", &source.zone)?;

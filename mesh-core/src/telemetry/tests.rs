@@ -386,3 +386,57 @@ fn a_scraper_gets_the_format_that_it_asks_for() {
     assert!(text.contains("# HELP istio_tcp_sent_bytes_total Bytes from server to client.\n# TYPE istio_tcp_sent_bytes_total counter\n"), "{text}");
     assert!(text.contains("# TYPE istio_tcp_sockets_open gauge\n"));
 }
+
+#[test]
+fn a_waypoint_counts_requests_with_istios_labels_and_buckets() {
+    use std::time::Duration;
+    let mut registry = Registry::default();
+    let metrics = RequestMetrics::register(&mut registry);
+    let mut cache = RequestCache::default();
+    let mesh = shop();
+    let connection = cart_to_pay(&mesh, Reporter::Waypoint);
+    let ok =
+        Outcome { protocol: RequestProtocol::Http, code: 200, grpc_status: None, flags: Flags::default() };
+    for _ in 0..2 {
+        metrics.record(&mut cache, &connection, ok, Duration::from_millis(7), [10, 2000]);
+    }
+    let flags = Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED.with(Flags::UPSTREAM_CONNECTION_FAILURE);
+    let failed = Outcome { protocol: RequestProtocol::Grpc, code: 503, grpc_status: Some(14), flags };
+    metrics.record(&mut cache, &connection, failed, Duration::ZERO, [0, 0]);
+    let text = scrape(&registry, None).unwrap().1;
+    let line = |start: &str, with: &str| {
+        let found = text.lines().find(|l| l.starts_with(start) && l.contains(with));
+        found.unwrap_or_else(|| panic!("no {start} with {with} in\n{text}")).to_owned()
+    };
+    let total = line("istio_requests_total{", "response_code=\"200\"");
+    assert!(total.ends_with("} 2"), "{total}");
+    let names: Vec<&str> =
+        total.split('{').nth(1).unwrap().split("\",").map(|l| l.split('=').next().unwrap()).collect();
+    let names_of = |range: std::ops::Range<usize>| names[range].to_vec();
+    assert_eq!(names_of(0..3), ["reporter", "source_workload", "source_canonical_service"]);
+    assert_eq!(
+        names_of(20..24),
+        ["request_protocol", "response_code", "response_flags", "connection_security_policy"]
+    );
+    assert_eq!(names.len(), 24);
+    assert!(total.contains("reporter=\"waypoint\"") && total.contains("source_workload=\"cart\""), "{total}");
+    let refused = line("istio_requests_total{", "grpc_response_status=\"14\"");
+    assert!(
+        refused.contains("request_protocol=\"grpc\"") && refused.contains("response_flags=\"UF,URX\""),
+        "{refused}"
+    );
+    assert!(line("istio_request_duration_milliseconds_bucket{le=\"5.0\"", "\"200\"").ends_with(" 0"));
+    assert!(line("istio_request_duration_milliseconds_bucket{le=\"10.0\"", "\"200\"").ends_with(" 2"));
+    assert!(line("istio_response_bytes_sum{", "\"200\"").ends_with(" 4000.0"));
+    assert!(line("istio_request_bytes_count{", "\"200\"").ends_with(" 2"));
+}
+
+#[test]
+fn flags_are_written_in_envoys_order_and_read_back_by_name() {
+    let both = Flags::FAULT_INJECTED.with(Flags::DELAY_INJECTED);
+    assert_eq!(both.to_string(), "DI,FI");
+    assert_eq!(Flags::default().to_string(), "-");
+    assert_eq!(Flags::named("UAEX"), Some(Flags::UNAUTHORIZED_EXTERNAL));
+    assert_eq!(Flags::named("nonsense"), None);
+    assert!(both.has(Flags::FAULT_INJECTED) && !both.has(Flags::NO_ROUTE));
+}

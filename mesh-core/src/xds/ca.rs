@@ -84,10 +84,34 @@ impl CaClient {
     pub async fn sign(&self, csr: &str, identity: &SpiffeId, ttl: Duration) -> Result<Vec<String>, CaError> {
         let value = Value { kind: Some(Kind::StringValue(identity.to_string())) };
         let fields = [("ImpersonatedIdentity".to_owned(), value)].into();
+        self.ask(csr, identity, ttl, Some(Struct { fields })).await
+    }
+
+    /// As [`Self::sign`], for the identity that the token itself stands for: that of a waypoint. The CA decides which
+    /// one that is; the certificate tells.
+    ///
+    /// # Errors
+    /// As [`Self::sign`].
+    pub async fn sign_own(
+        &self,
+        csr: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<Vec<String>, CaError> {
+        self.ask(csr, identity, ttl, None).await
+    }
+
+    async fn ask(
+        &self,
+        csr: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+        metadata: Option<Struct>,
+    ) -> Result<Vec<String>, CaError> {
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr.to_owned(),
             validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(Struct { fields }),
+            metadata,
         });
         request.set_timeout(TIMEOUT);
         self.server.authorize(request.metadata_mut())?;

@@ -37,7 +37,7 @@ const REMEMBERED: usize = 20;
 pub struct Feed<F> {
     /// The model.
     pub index: StateIndex,
-    /// Takes the snapshot, and whether both types have been answered once.
+    /// Takes the snapshot, and whether every type has been answered once.
     pub publish: F,
 }
 
@@ -63,9 +63,30 @@ impl<F: FnMut(Arc<MeshState>, bool)> Handler for Feed<F> {
     }
 }
 
+/// What asks; the first part of its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeKind {
+    /// An agent of a node. It says `ztunnel`: that is the kind of node that the workload API is served to.
+    #[default]
+    Agent,
+    /// A waypoint.
+    Waypoint,
+}
+
+impl NodeKind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "ztunnel",
+            Self::Waypoint => "waypoint",
+        }
+    }
+}
+
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeDescription {
+    /// What it is.
+    pub kind: NodeKind,
     /// Address of the node or of the agent's pod; Istio's control plane wants a valid one.
     pub ip: String,
     /// Name of the agent's pod, or of the node where the agent runs as a plain process.
@@ -79,10 +100,10 @@ pub struct NodeDescription {
 }
 
 impl NodeDescription {
-    /// The wire form. The type is `ztunnel`: that is the kind of node that the workload API is served to.
+    /// The wire form.
     #[must_use]
     pub fn to_node(&self) -> Node {
-        let Self { ip, name, namespace, node, metadata } = self;
+        let Self { kind, ip, name, namespace, node, metadata } = self;
         let ip = if ip.is_empty() { "1.1.1.1" } else { ip };
         let own = [("NAME", name), ("NAMESPACE", namespace), ("NODE_NAME", node)];
         let mut fields: BTreeMap<String, Value> =
@@ -90,7 +111,7 @@ impl NodeDescription {
         fields.extend(own.into_iter().map(|(key, value)| (key.to_owned(), string(value))));
         fields.insert("INSTANCE_IPS".to_owned(), string(ip));
         Node {
-            id: format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            id: format!("{}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local", kind.as_str()),
             cluster: String::new(),
             metadata: Some(Struct { fields }),
         }
@@ -106,7 +127,7 @@ fn string(text: &str) -> Value {
 pub struct Status {
     /// A stream is open and has been answered.
     pub connected: bool,
-    /// Both types have been answered once: there is a state to serve.
+    /// Every type has been answered once: there is a state to serve.
     pub synced: bool,
     /// When the last response came.
     pub last_response: Option<SystemTime>,
@@ -137,7 +158,7 @@ pub async fn run(
     status: &watch::Sender<Status>,
     metrics: Option<&NodeMetrics>,
 ) -> Infallible {
-    let mut state = DeltaState::new(node.to_node());
+    let mut state = DeltaState::with_further(node.to_node(), handler.further_types());
     let mut backoff = Backoff::default();
     loop {
         let mut answered = false;
@@ -205,9 +226,10 @@ async fn open(
     state: &DeltaState,
 ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), End> {
     let channel = server.connect().await.map_err(End::of_channel)?;
-    // The two initial requests, and one answer per response: the server waits for answers no more than we do.
-    let (requests, mut queue) = mpsc::channel(8);
-    for request in state.initial_requests() {
+    // The initial requests, and one answer per response: the server waits for answers no more than we do.
+    let initial = state.initial_requests();
+    let (requests, mut queue) = mpsc::channel(initial.len() + 6);
+    for request in initial {
         if requests.send(request).await.is_err() {
             return Err(End::Complete);
         }

@@ -1,8 +1,12 @@
 //! The client's side of delta ADS as pure state: what to ask, what to answer, what is held.
 //!
-//! Both types are wildcard subscriptions. What is held survives the stream: a reconnect names it with its versions, so
+//! Every type is a wildcard subscription: workloads and services, L4 policies, and those that the [`Handler`] adds (a
+//! waypoint's), whose resources it gets as they are on the wire. What is held survives the stream: a reconnect names it with its versions, so
 //! that the server sends only what differs and names what is gone. A response is applied as far as it can be decoded;
 //! what cannot is named in the answer, and the last good version of it stays.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -34,32 +38,28 @@ pub trait Handler {
     fn policy(&mut self, name: &str, policy: &Authorization) -> Result<(), String>;
     /// A policy is gone.
     fn remove_policy(&mut self, name: &str);
-    /// All of one response was handed over: publish it. `synced` is true from the moment on at which both types have
+    /// Type URLs of what is subscribed to beside workloads, services and L4 policies.
+    fn further_types(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// A resource of a further type was added or changed.
+    ///
+    /// # Errors
+    /// Why it is rejected; the last version stays.
+    fn further(&mut self, type_url: &'static str, name: &str, _payload: &[u8]) -> Result<(), String> {
+        Err(format!("nobody here reads {type_url}, such as {name}"))
+    }
+    /// A resource of a further type is gone.
+    fn remove_further(&mut self, _type_url: &'static str, _name: &str) {}
+    /// All of one response was handed over: publish it. `synced` is true from the moment on at which every type has
     /// been answered once.
     fn commit(&mut self, synced: bool);
 }
 
-/// One of the two types.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Address,
-    Authorization,
-}
-
-impl Kind {
-    const ALL: [Self; 2] = [Self::Address, Self::Authorization];
-
-    const fn type_url(self) -> &'static str {
-        match self {
-            Self::Address => ADDRESS_TYPE,
-            Self::Authorization => AUTHORIZATION_TYPE,
-        }
-    }
-}
-
 /// What is held of one type.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Subscription {
+    type_url: &'static str,
     /// Version by name.
     held: BTreeMap<String, String>,
     answered: bool,
@@ -69,8 +69,8 @@ struct Subscription {
 #[derive(Debug)]
 pub struct DeltaState {
     node: Node,
-    addresses: Subscription,
-    authorizations: Subscription,
+    /// In the order in which they are asked for.
+    subscriptions: Vec<Subscription>,
 }
 
 /// What came of a response.
@@ -89,34 +89,43 @@ pub struct Received {
 }
 
 impl DeltaState {
-    /// A client that holds nothing. `node` goes into the first request of each type of each stream.
+    /// A client that holds nothing and wants workloads, services and L4 policies. `node` goes into the first request of
+    /// each type of each stream.
     #[must_use]
     pub fn new(node: Node) -> Self {
-        Self { node, addresses: Subscription::default(), authorizations: Subscription::default() }
+        Self::with_further(node, &[])
+    }
+
+    /// As [`Self::new`], with the types that a handler adds.
+    #[must_use]
+    pub fn with_further(node: Node, further: &[&'static str]) -> Self {
+        let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(further.iter().copied());
+        let subscription = |type_url| Subscription { type_url, held: BTreeMap::new(), answered: false };
+        Self { node, subscriptions: types.map(subscription).collect() }
     }
 
     /// The requests that open a stream: one per type, with everything that is held.
     #[must_use]
     pub fn initial_requests(&self) -> Vec<DeltaDiscoveryRequest> {
-        let request = |kind: Kind| DeltaDiscoveryRequest {
+        let request = |subscription: &Subscription| DeltaDiscoveryRequest {
             node: Some(self.node.clone()),
-            type_url: kind.type_url().to_owned(),
-            initial_resource_versions: self.subscription(kind).held.clone(),
+            type_url: subscription.type_url.to_owned(),
+            initial_resource_versions: subscription.held.clone(),
             ..DeltaDiscoveryRequest::default()
         };
-        Kind::ALL.map(request).into()
+        self.subscriptions.iter().map(request).collect()
     }
 
-    /// Whether both types have been answered once, on this or an earlier stream.
+    /// Whether every type has been answered once, on this or an earlier stream.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.subscription(*kind).answered)
+        self.subscriptions.iter().all(|subscription| subscription.answered)
     }
 
     /// How many resources are held.
     #[must_use]
     pub fn held(&self) -> usize {
-        Kind::ALL.iter().map(|kind| self.subscription(*kind).held.len()).sum()
+        self.subscriptions.iter().map(|subscription| subscription.held.len()).sum()
     }
 
     /// Hands a response to the handler and makes the answer: ACK, or NACK with what was rejected.
@@ -126,18 +135,20 @@ impl DeltaState {
             response_nonce: response.nonce,
             ..DeltaDiscoveryRequest::default()
         };
-        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.type_url() == response.type_url) else {
+        let wanted = self.subscriptions.iter_mut().find(|wanted| wanted.type_url == response.type_url);
+        let Some(subscription) = wanted else {
             let text = format!("type {:?} was not subscribed to", response.type_url);
             answer.error_detail = Some(invalid(text.clone()));
             let rejected = vec![(response.type_url, text)];
             return Received { answer, type_url: None, applied: 0, removed: 0, rejected };
         };
+        let type_url = subscription.type_url;
         let (mut applied, mut rejected) = (0, Vec::new());
         for resource in response.resources {
-            match apply(kind, &resource, handler) {
+            match apply(type_url, &resource, handler) {
                 Ok(()) => {
                     applied += 1;
-                    self.subscription_mut(kind).held.insert(resource.name, resource.version);
+                    subscription.held.insert(resource.name, resource.version);
                 }
                 // What was held under that name stays held: the server compares versions when we come back, and can
                 // still tell us that it is gone.
@@ -145,46 +156,34 @@ impl DeltaState {
             }
         }
         for name in &response.removed_resources {
-            self.subscription_mut(kind).held.remove(name);
-            match kind {
-                Kind::Address => handler.remove_address(name),
-                Kind::Authorization => handler.remove_policy(name),
+            subscription.held.remove(name);
+            match type_url {
+                ADDRESS_TYPE => handler.remove_address(name),
+                AUTHORIZATION_TYPE => handler.remove_policy(name),
+                further => handler.remove_further(further, name),
             }
         }
-        self.subscription_mut(kind).answered = true;
+        subscription.answered = true;
         handler.commit(self.is_synced());
         if !rejected.is_empty() {
             answer.error_detail = Some(invalid(spell_out(&rejected)));
         }
         let removed = response.removed_resources.len();
-        Received { answer, type_url: Some(kind.type_url()), applied, removed, rejected }
-    }
-
-    fn subscription(&self, kind: Kind) -> &Subscription {
-        match kind {
-            Kind::Address => &self.addresses,
-            Kind::Authorization => &self.authorizations,
-        }
-    }
-
-    fn subscription_mut(&mut self, kind: Kind) -> &mut Subscription {
-        match kind {
-            Kind::Address => &mut self.addresses,
-            Kind::Authorization => &mut self.authorizations,
-        }
+        Received { answer, type_url: Some(type_url), applied, removed, rejected }
     }
 }
 
 /// The payload is read as the type of the response; the type URL inside it is not looked at (as the reference does).
-fn apply(kind: Kind, resource: &Resource, handler: &mut impl Handler) -> Result<(), String> {
+fn apply(type_url: &'static str, resource: &Resource, handler: &mut impl Handler) -> Result<(), String> {
     let Some(any) = &resource.resource else { return Err("the resource is empty".to_owned()) };
     let payload = any.value.as_slice();
     let decode = |error: prost::DecodeError| format!("cannot be decoded: {error}");
-    match kind {
-        Kind::Address => handler.address(&resource.name, &Address::decode(payload).map_err(decode)?),
-        Kind::Authorization => {
+    match type_url {
+        ADDRESS_TYPE => handler.address(&resource.name, &Address::decode(payload).map_err(decode)?),
+        AUTHORIZATION_TYPE => {
             handler.policy(&resource.name, &Authorization::decode(payload).map_err(decode)?)
         }
+        further => handler.further(further, &resource.name, payload),
     }
 }
 

@@ -25,6 +25,10 @@ pub mod ca {
 pub mod discovery {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
+/// `envoy.service.auth.v3`: external authorization.
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
 /// `undermesh.node.v1`: enrolment reports.
 pub mod node {
     tonic::include_proto!("undermesh.node.v1");

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use super::net::KernelNet;
 use super::plan::{Held, Plan, Wanted, plan, wanted};
 use super::settings::{InForce, answers_dns};
-use crate::admin::readiness::Readiness;
 use crate::capture::{Capture, CaptureError, EnrolledPod, FailMode, ListenerKind, MeshSettings};
 use crate::dns;
 use crate::generations;
@@ -28,6 +27,7 @@ use crate::proxy::dial::prepare_listener;
 use crate::proxy::worker::{Command, Kind, Listeners, Worker};
 use crate::proxy::{Pod, Shared};
 use crate::sys;
+use mesh_core::admin::readiness::Readiness;
 
 /// How often the kernel's state is compared without a reason.
 const RESYNC: Duration = Duration::from_secs(2);

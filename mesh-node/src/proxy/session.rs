@@ -120,7 +120,7 @@ fn pod_gone() -> Failed {
 fn direction(reporter: Reporter) -> Direction {
     match reporter {
         Reporter::Source => Direction::Outbound,
-        Reporter::Destination => Direction::Inbound,
+        Reporter::Destination | Reporter::Waypoint => Direction::Inbound,
     }
 }
 
@@ -152,6 +152,7 @@ pub(super) fn report_early(
         duration: Duration::ZERO,
         failure: Some(failed.to_log()),
         fast_path: false,
+        request: None,
     });
     remember(proxy, direction, Some(src), None, dst, failed);
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::super::mesh::{MESH_CONFIG_FIELDS, MeshSettings, SameNode, Undermesh};
 use super::super::{Meta, Object};
-use super::{Check, Document, FieldError, is_dns_name, is_label, meta, shape};
+use super::{Check, Document, FieldError, is_dns_name, is_label, meta, shape, waypoint_settings};
 use crate::tree::{Node, Value, documents, nearest, typed};
 
 /// Key `undermesh` as it is written; values are checked one by one so that each error names its field.
@@ -93,9 +93,15 @@ fn mesh_config(node: &Node, settings: &mut MeshSettings, errors: &mut Vec<(Strin
                 }
                 _ => errors.push((entry.key.clone(), "expected a list of trust domains".into())),
             },
+            name if waypoint_settings::FIELDS.contains(&name) => {
+                let MeshSettings { waypoints, unsupported, .. } = &mut *settings;
+                waypoint_settings::field(name, &entry.value, waypoints, unsupported, errors);
+            }
             known if MESH_CONFIG_FIELDS.contains(&known) => settings.unsupported.push(known.to_owned()),
             unknown => {
-                let hint = nearest(unknown, &["rootNamespace", "trustDomain", "trustDomainAliases"])
+                let mut known = vec!["rootNamespace", "trustDomain", "trustDomainAliases"];
+                known.extend(waypoint_settings::FIELDS);
+                let hint = nearest(unknown, &known)
                     .map_or_else(|| "remove it".to_owned(), |n| format!("did you mean `{n}`?"));
                 errors.push((unknown.to_owned(), format!("unknown field of MeshConfig; {hint}")));
             }

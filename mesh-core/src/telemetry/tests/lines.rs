@@ -25,6 +25,7 @@ fn record(connection: Option<Connection>) -> AccessRecord {
         duration: Duration::from_millis(12),
         failure: None,
         fast_path: false,
+        request: None,
     }
 }
 
@@ -353,4 +354,36 @@ fn levels_change_at_run_time_and_go_back() {
     assert_eq!(logging.set("info").unwrap(), "info", "a plain level replaces all");
     assert!(!shows_dns());
     assert_eq!(logging.set("reset").unwrap(), "warn");
+}
+
+#[test]
+fn a_request_has_one_line_with_what_was_asked_and_how_it_ended() {
+    let request = RequestRecord {
+        method: "GET".into(),
+        authority: "pay.shop".into(),
+        path: "/a?b".into(),
+        protocol: "HTTP/1.1",
+        code: 503,
+        flags: Flags::NO_HEALTHY_UPSTREAM,
+        details: "no_healthy_upstream".into(),
+        retries: 2,
+        request_id: "id-1".into(),
+        ..RequestRecord::default()
+    };
+    let it = AccessRecord {
+        event: Event::Request,
+        direction: Direction::Inbound,
+        request: Some(Box::new(request)),
+        ..record(None)
+    };
+    let line = line(&it, LogFormat::Text);
+    let fields = line.split('\t').nth(4).unwrap();
+    assert!(line.contains("\tinfo\taccess\trequest complete\t"), "{line}");
+    assert_eq!(
+        fields.trim_end(),
+        "src.addr=10.0.0.1:40000 dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 direction=\"inbound\" \
+         method=\"GET\" authority=\"pay.shop\" path=\"/a?b\" protocol=\"HTTP/1.1\" response_code=503 \
+         response_flags=\"UH\" response_code_details=\"no_healthy_upstream\" request_id=\"id-1\" retries=2 \
+         bytes_sent=1200 bytes_recv=300 duration=\"12ms\""
+    );
 }

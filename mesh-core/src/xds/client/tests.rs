@@ -31,6 +31,7 @@ impl Client {
         let (publish, states) = watch::channel((Arc::default(), false));
         let (status_sender, status) = watch::channel(Status::default());
         let node = NodeDescription {
+            kind: NodeKind::Agent,
             ip: "10.9.9.9".into(),
             name: "agent".into(),
             namespace: "mesh-system".into(),

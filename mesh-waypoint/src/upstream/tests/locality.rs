@@ -137,7 +137,8 @@ fn failover_priority_by_a_label_of_our_own_compares_it_with_the_waypoints() {
     };
     world.pod(waypoint);
     let own: Labels = [("track".to_owned(), "blue".to_owned())].into();
-    world.resources.labels.insert("Kubernetes//Pod/shop/waypoint-1".into(), Arc::new(own));
+    Arc::make_mut(&mut world.resources.labels)
+        .insert("Kubernetes//Pod/shop/waypoint-1".into(), Arc::new(own));
     world.labels(0, &[("track", "green")]);
     world.labels(1, &[("track", "blue")]);
     let failover_priority = vec!["track".into()];

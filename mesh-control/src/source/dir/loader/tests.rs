@@ -32,7 +32,7 @@ fn a_bad_document_is_reported_with_line_field_and_fix() {
         &[(2, "kind", "unknown kind Deployment")],
     );
     refused(
-        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n",
+        "apiVersion: networking.istio.io/v1\nkind: EnvoyFilter\nmetadata: {name: a}\n",
         &[(2, "kind", "not supported yet")],
     );
     refused(

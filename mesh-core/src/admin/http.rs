@@ -1,11 +1,12 @@
 //! A small HTTP/1.1 server for people and scrapers: one handler per port, on the control runtime. A connection carries
-//! one request; how many there are at once and how long each lasts is bounded ([`mesh_core::admin::slots`]).
+//! one request; how many there are at once and how long each lasts is bounded ([`super::slots`]).
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::admin::slots::{CONNECTION_TIMEOUT, HEAD_TIMEOUT, Slot, Slots};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
@@ -13,21 +14,23 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_core::admin::slots::{CONNECTION_TIMEOUT, HEAD_TIMEOUT, Slot, Slots};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 /// What a handler gives back.
-pub(crate) type Reply = Response<Full<Bytes>>;
+pub type Reply = Response<Full<Bytes>>;
 
 /// Method, path, query and the `Accept` header of a request; bodies are not read.
 #[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) method: Method,
-    pub(crate) path: String,
+pub struct Ask {
+    /// Method.
+    pub method: Method,
+    /// Path, as it came.
+    pub path: String,
     query: String,
-    pub(crate) accept: String,
+    /// `Accept` header; empty when there is none.
+    pub accept: String,
 }
 
 impl Ask {
@@ -42,7 +45,8 @@ impl Ask {
     }
 
     /// The decoded value of a query parameter.
-    pub(crate) fn parameter(&self, name: &str) -> Option<String> {
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<String> {
         parameter(&self.query, name)
     }
 }
@@ -78,7 +82,8 @@ fn percent_decode(text: &str) -> String {
 }
 
 /// A JSON document.
-pub(crate) fn json(value: &impl serde::Serialize) -> Reply {
+#[must_use]
+pub fn json(value: &impl serde::Serialize) -> Reply {
     match serde_json::to_vec_pretty(value) {
         Ok(body) => reply(StatusCode::OK, "application/json", body),
         Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write the answer as JSON: {e}\n")),
@@ -86,12 +91,14 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Reply {
 }
 
 /// A line for people.
-pub(crate) fn text(status: StatusCode, body: impl Into<Vec<u8>>) -> Reply {
+#[must_use]
+pub fn text(status: StatusCode, body: impl Into<Vec<u8>>) -> Reply {
     reply(status, "text/plain; charset=utf-8", body)
 }
 
 /// Any document.
-pub(crate) fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
+#[must_use]
+pub fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body.into())));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
@@ -99,13 +106,13 @@ pub(crate) fn reply(status: StatusCode, content_type: &'static str, body: impl I
 }
 
 /// What answers the requests of one port.
-pub(crate) type Handler = Rc<dyn Fn(Ask) -> LocalBoxFuture<'static, Reply>>;
+pub type Handler = Rc<dyn Fn(Ask) -> LocalBoxFuture<'static, Reply>>;
 
 /// Binds a TCP port that an older and a newer agent can hold at once.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
@@ -122,7 +129,7 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 ///
 /// # Errors
 /// The path cannot be bound.
-pub(crate) fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+pub fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
@@ -134,7 +141,7 @@ pub(crate) fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// Answers on `listener` until `stop`.
-pub(crate) async fn serve_tcp(listener: TcpListener, handler: Handler, stop: CancellationToken) {
+pub async fn serve_tcp(listener: TcpListener, handler: Handler, stop: CancellationToken) {
     let slots = Slots::default();
     loop {
         let accepted = tokio::select! {
@@ -149,7 +156,7 @@ pub(crate) async fn serve_tcp(listener: TcpListener, handler: Handler, stop: Can
 }
 
 /// As [`serve_tcp`].
-pub(crate) async fn serve_unix(listener: UnixListener, handler: Handler, stop: CancellationToken) {
+pub async fn serve_unix(listener: UnixListener, handler: Handler, stop: CancellationToken) {
     let slots = Slots::default();
     loop {
         let accepted = tokio::select! {
@@ -202,8 +209,8 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, handl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::slots::CONNECTIONS;
     use futures_util::FutureExt as _;
-    use mesh_core::admin::slots::CONNECTIONS;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::task::LocalSet;
 

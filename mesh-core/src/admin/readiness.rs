@@ -1,7 +1,14 @@
 //! What must have happened before the agent is ready.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::future::ready;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt as _;
+use http::StatusCode;
+
+use super::http::{Handler, text};
 
 /// The list of what is pending: name and, if it failed, why.
 #[derive(Debug)]
@@ -36,6 +43,23 @@ impl Readiness {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<String>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Answers the readiness port.
+#[must_use]
+pub fn handler(readiness: Arc<Readiness>) -> Handler {
+    Rc::new(move |ask| {
+        let pending = readiness.list();
+        let answer = match ask.path.as_str() {
+            "/healthz/ready" if pending.is_empty() => text(StatusCode::OK, "ready\n"),
+            "/healthz/ready" => {
+                let list = pending.join("\n");
+                text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, waiting for:\n{list}\n"))
+            }
+            _ => text(StatusCode::NOT_FOUND, "readiness is at /healthz/ready\n"),
+        };
+        ready(answer).boxed_local()
+    })
 }
 
 #[cfg(test)]

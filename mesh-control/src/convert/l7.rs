@@ -1,0 +1,63 @@
+//! What waypoints are told beside the workload API: one resource per object, with names completed.
+//!
+//! Nothing is decided here that depends on which waypoint reads it: which objects count for a service, and in which
+//! order, is the waypoint's business. What can be told of an object at once is said in its conditions.
+
+mod delegate;
+mod destination;
+mod report;
+mod services;
+mod settings;
+mod virtual_service;
+
+use std::collections::BTreeMap;
+
+use mesh_core::xds::proto::l7 as wire;
+
+use super::{Context, Resources};
+use crate::model::{Kind, Meta, ObjectRef};
+use services::Services;
+
+/// Resources for waypoints, by resource name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct L7 {
+    /// VirtualServices, HTTPRoutes, GRPCRoutes, TCPRoutes, TLSRoutes.
+    pub routes: BTreeMap<String, wire::Route>,
+    /// DestinationRules.
+    pub destinations: BTreeMap<String, wire::Destination>,
+    /// AuthorizationPolicies with targets.
+    pub authorizations: BTreeMap<String, wire::Authorization>,
+    /// RequestAuthentications with targets.
+    pub authentications: BTreeMap<String, wire::Authentication>,
+    /// Labels, by workload uid.
+    pub labels: BTreeMap<String, wire::WorkloadLabels>,
+    /// The one named [`SETTINGS`].
+    pub settings: BTreeMap<String, wire::Settings>,
+}
+
+/// Name of the settings.
+pub const SETTINGS: &str = "mesh";
+
+/// Converts everything that is for waypoints. The services are those that the other parts have made.
+pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
+    let services = Services::new(context, resources);
+    let mut out = std::mem::take(&mut resources.l7);
+    destination::convert(context, &services, &mut out);
+    virtual_service::convert(context, &services, &mut out);
+    out.settings.insert(SETTINGS.to_owned(), settings::settings(context));
+    resources.l7 = out;
+}
+
+/// `<Kind>/<namespace>/<name>`.
+fn resource_name(object: &ObjectRef) -> String {
+    format!("{}/{}", object.kind, object.key)
+}
+
+fn origin(kind: Kind, meta: &Meta) -> wire::Origin {
+    wire::Origin {
+        kind: kind.to_string(),
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        created: meta.created.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,291 @@
+//! `istio_requests_total` and its histograms: what a waypoint says of each request.
+//!
+//! Names, labels, buckets and flags are those of Istio's waypoint. Labels are built when a combination is seen for the
+//! first time by a worker; after that a request costs one lookup in the worker's own cache.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::connection::Key;
+use super::labels::{Connection, ConnectionLabels, encode};
+
+/// Buckets of every histogram, milliseconds and bytes alike (Envoy's defaults).
+const BUCKETS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5, 6e5, 1.8e6,
+    3.6e6,
+];
+/// Combinations that a worker keeps handles for; beyond, it starts over.
+const CACHED_HANDLES: usize = 4096;
+
+/// Why a request ended as it did: Envoy's response flags, any number of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Flags(u32);
+
+macro_rules! flags {
+    ($($bit:literal $name:ident $text:literal $what:literal;)*) => {
+        impl Flags {
+            $(#[doc = $what] pub const $name: Self = Self(1 << $bit);)*
+            const ALL: &[(Self, &'static str)] = &[$((Self::$name, $text)),*];
+        }
+    };
+}
+
+// In the order in which Envoy writes them.
+flags! {
+    0 NO_HEALTHY_UPSTREAM "UH" "No endpoint can take the request.";
+    1 UPSTREAM_TIMEOUT "UT" "The upstream did not answer in time.";
+    2 LOCAL_RESET "LR" "The stream was reset here.";
+    3 UPSTREAM_REMOTE_RESET "UR" "The upstream reset the stream.";
+    4 UPSTREAM_CONNECTION_FAILURE "UF" "No connection to the upstream.";
+    5 UPSTREAM_CONNECTION_TERMINATION "UC" "The connection to the upstream ended.";
+    6 UPSTREAM_OVERFLOW "UO" "A limit of the cluster was reached.";
+    7 NO_ROUTE "NR" "No rule matches.";
+    8 DELAY_INJECTED "DI" "A fault delayed the request.";
+    9 FAULT_INJECTED "FI" "A fault ended the request.";
+    10 RATE_LIMITED "RL" "A rate limit refused the request.";
+    11 UNAUTHORIZED_EXTERNAL "UAEX" "External authorization refused the request.";
+    12 DOWNSTREAM_CONNECTION_TERMINATION "DC" "The client left.";
+    13 UPSTREAM_RETRY_LIMIT_EXCEEDED "URX" "No try is left.";
+    14 DOWNSTREAM_PROTOCOL_ERROR "DPE" "The client broke the protocol.";
+    15 UPSTREAM_PROTOCOL_ERROR "UPE" "The upstream broke the protocol.";
+    16 NO_CLUSTER "NC" "The rule names a destination that there is not.";
+    17 STREAM_IDLE_TIMEOUT "SI" "Nothing moved for too long.";
+    18 MAX_DURATION "DT" "The connection lasted as long as it may.";
+}
+
+impl Flags {
+    /// Those of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are there.
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The flag of an abbreviation, such as `UH`.
+    #[must_use]
+    pub fn named(text: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, name)| *name == text).map(|(flag, _)| *flag)
+    }
+}
+
+/// Comma-separated abbreviations; `-` for none.
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("-");
+        }
+        let set = Self::ALL.iter().filter(|(flag, _)| self.has(*flag));
+        for (i, (_, name)) in set.enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(name)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a request spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RequestProtocol {
+    /// HTTP.
+    Http,
+    /// gRPC, by its content type.
+    Grpc,
+}
+
+impl RequestProtocol {
+    /// The label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// How a request ended, as far as labels show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Outcome {
+    /// What was spoken.
+    pub protocol: RequestProtocol,
+    /// Status of the answer; 0 when there was none.
+    pub code: u16,
+    /// gRPC status; absent where none was sent.
+    pub grpc_status: Option<u16>,
+    /// Why.
+    pub flags: Flags,
+}
+
+/// The label set.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestLabels {
+    connection: ConnectionLabels,
+    outcome: Outcome,
+}
+
+impl EncodeLabelSet for RequestLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let outcome = &self.outcome;
+        self.connection.encode_peers(encoder)?;
+        encode(encoder, "request_protocol", outcome.protocol.as_str())?;
+        encode(encoder, "response_code", &outcome.code.to_string())?;
+        if let Some(status) = outcome.grpc_status {
+            encode(encoder, "grpc_response_status", &status.to_string())?;
+        }
+        encode(encoder, "response_flags", &outcome.flags.to_string())?;
+        encode(encoder, "connection_security_policy", self.connection.security().as_str())
+    }
+}
+
+type Histograms = Family<RequestLabels, Histogram, fn() -> Histogram>;
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+/// The families. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RequestMetrics {
+    requests: Family<RequestLabels, Counter>,
+    duration: Histograms,
+    request_bytes: Histograms,
+    response_bytes: Histograms,
+}
+
+impl RequestMetrics {
+    /// Creates the families and registers them.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let histograms = || Family::new_with_constructor(histogram as fn() -> Histogram);
+        let metrics = Self {
+            requests: Family::default(),
+            duration: histograms(),
+            request_bytes: histograms(),
+            response_bytes: histograms(),
+        };
+        registry.register("istio_requests", "Requests", metrics.requests.clone());
+        registry.register(
+            "istio_request_duration_milliseconds",
+            "From the request's head to the end of the answer",
+            metrics.duration.clone(),
+        );
+        registry.register("istio_request_bytes", "Bytes of request bodies", metrics.request_bytes.clone());
+        registry.register("istio_response_bytes", "Bytes of response bodies", metrics.response_bytes.clone());
+        metrics
+    }
+
+    /// Counts a request that has ended.
+    pub fn record(
+        &self,
+        cache: &mut RequestCache,
+        connection: &Connection,
+        outcome: Outcome,
+        duration: Duration,
+        [received, sent]: [u64; 2],
+    ) {
+        let Some(key) = Key::new(connection) else {
+            return self.handle(connection, outcome).observe(duration, received, sent);
+        };
+        let key = (key, outcome);
+        if let Some(handle) = cache.handles.get(&key) {
+            return handle.observe(duration, received, sent);
+        }
+        if cache.handles.len() >= CACHED_HANDLES {
+            cache.handles.clear();
+        }
+        let handle = self.handle(connection, outcome);
+        handle.observe(duration, received, sent);
+        cache.handles.insert(key, handle);
+    }
+
+    fn handle(&self, connection: &Connection, outcome: Outcome) -> RequestHandle {
+        let labels = RequestLabels { connection: ConnectionLabels::new(connection), outcome };
+        RequestHandle {
+            requests: self.requests.get_or_create_owned(&labels),
+            duration: self.duration.get_or_create_owned(&labels),
+            request_bytes: self.request_bytes.get_or_create_owned(&labels),
+            response_bytes: self.response_bytes.get_or_create_owned(&labels),
+            _held: Arc::new(connection.clone()),
+        }
+    }
+}
+
+/// Handles of one worker, by who talked to whom and how it ended.
+#[derive(Debug, Default)]
+pub struct RequestCache {
+    handles: HashMap<(Key, Outcome), RequestHandle>,
+}
+
+#[derive(Debug)]
+struct RequestHandle {
+    requests: Counter,
+    duration: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+    /// Keeps what the key's addresses stand for.
+    _held: Arc<Connection>,
+}
+
+impl RequestHandle {
+    #[allow(clippy::cast_precision_loss, reason = "a sum of bytes beyond 2^53 may be off by a few")]
+    fn observe(&self, duration: Duration, received: u64, sent: u64) {
+        self.requests.inc();
+        self.duration.observe(duration.as_secs_f64() * 1e3);
+        self.request_bytes.observe(received as f64);
+        self.response_bytes.observe(sent as f64);
+    }
+}
+
+/// What the access log says of a request, beside what it says of a connection.
+#[derive(Debug, Clone, Default)]
+pub struct RequestRecord {
+    /// Method.
+    pub method: String,
+    /// Host, as the client wrote it.
+    pub authority: String,
+    /// Path and query, as the client wrote them.
+    pub path: String,
+    /// `HTTP/1.1` or `HTTP/2`.
+    pub protocol: &'static str,
+    /// Status; 0 when there was none.
+    pub code: u16,
+    /// gRPC status.
+    pub grpc_status: Option<u16>,
+    /// Why.
+    pub flags: Flags,
+    /// Envoy's words for who decided the answer, such as `via_upstream`.
+    pub details: String,
+    /// Why the upstream could not be used.
+    pub upstream_failure: String,
+    /// Name of the rule.
+    pub route: String,
+    /// Tries beyond the first.
+    pub retries: u32,
+    /// `x-request-id`.
+    pub request_id: String,
+    /// `user-agent`.
+    pub user_agent: String,
+    /// `x-forwarded-for`.
+    pub forwarded_for: String,
+}

@@ -1,0 +1,140 @@
+//! What the waypoint says about itself: admin over loopback, metrics, readiness.
+
+use std::future::ready;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use http::{Method, StatusCode};
+use mesh_core::admin::http::{Ask, Handler, Reply, json, reply, text};
+use mesh_core::admin::readiness::Readiness;
+use mesh_core::telemetry::{Logging, scrape};
+use mesh_core::xds::client::Status;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json as object};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::certificate;
+use crate::cli::Config;
+use crate::config::Snapshot;
+
+/// What the endpoints read.
+pub struct Admin {
+    /// Settings.
+    pub config: Config,
+    /// The newest snapshot, once there is one.
+    pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// The waypoint's certificate.
+    pub certificate: certificate::Slot,
+    /// How it stands with it.
+    pub certificate_status: watch::Receiver<certificate::Status>,
+    /// The control plane's feed.
+    pub xds: watch::Receiver<Status>,
+    /// What is pending.
+    pub readiness: Arc<Readiness>,
+    /// All metrics.
+    pub registry: Registry,
+    /// Level changes.
+    pub logging: Logging,
+    /// Starts the drain.
+    pub quit: CancellationToken,
+}
+
+const HELP: &str = "\
+GET  /status          this waypoint at a glance
+GET  /config_dump     workloads, services, certificate, settings
+GET  /logging         log levels in force
+POST /logging?level=  change them: a level, target=level, or reset
+POST /quitquitquit    drain and exit
+";
+
+/// Answers the admin port.
+#[must_use]
+pub fn handler(admin: Rc<Admin>) -> Handler {
+    Rc::new(move |ask| ready(answer(&admin, &ask)).boxed_local())
+}
+
+fn answer(admin: &Admin, ask: &Ask) -> Reply {
+    let post = ask.method == Method::POST;
+    match (ask.path.as_str(), ask.method == Method::GET) {
+        ("/" | "/help", true) => text(StatusCode::OK, HELP),
+        ("/status", true) => json(&status(admin)),
+        ("/config_dump", true) => json(&dump(admin)),
+        ("/logging", true) => text(StatusCode::OK, format!("{}\n", admin.logging.level())),
+        ("/logging", false) if post => set_level(admin, ask),
+        ("/quitquitquit", false) if post => {
+            admin.quit.cancel();
+            text(StatusCode::OK, "draining\n")
+        }
+        (path, _) if HELP.contains(&format!("{path} ")) || HELP.contains(&format!("{path}?")) => {
+            text(StatusCode::METHOD_NOT_ALLOWED, format!("{} is not for {path}\n{HELP}", ask.method))
+        }
+        (path, _) => text(StatusCode::NOT_FOUND, format!("nothing at {path}\n{HELP}")),
+    }
+}
+
+fn status(admin: &Admin) -> Value {
+    let xds = admin.xds.borrow();
+    let rejected: Vec<String> = xds.rejected.iter().map(|r| format!("{}: {}", r.name, r.reason)).collect();
+    object!({
+        "waypoint": format!("{}/{}", admin.config.own.namespace, admin.config.own.gateway),
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "pending": admin.readiness.list(),
+        "identity": admin.config.identity.to_string(),
+        "certificateProblem": admin.certificate_status.borrow().problem,
+        "xds": {
+            "connected": xds.connected,
+            "synced": xds.synced,
+            "resources": xds.held,
+            "problem": xds.last_error,
+            "rejected": rejected,
+        },
+    })
+}
+
+fn dump(admin: &Admin) -> Value {
+    let snapshot = admin.snapshot.borrow();
+    let mesh = snapshot.as_ref().map(|s| Arc::clone(&s.mesh)).unwrap_or_default();
+    let certificate = admin.certificate.load();
+    let date = |at| humantime::format_rfc3339_seconds(at).to_string();
+    object!({
+        "workloads": mesh.dump_workloads(),
+        "services": mesh.dump_services(),
+        "labels": snapshot.as_ref().map(|s| s.labels.len()),
+        "certificates": certificate.iter().map(|c| object!({
+            "identity": admin.config.identity.to_string(),
+            "serialNumber": c.serial(),
+            "validFrom": date(c.not_before()),
+            "expirationTime": date(c.not_after()),
+        })).collect::<Vec<_>>(),
+        "version": { "version": env!("CARGO_PKG_VERSION"), "component": "waypoint" },
+        "settings": &admin.config,
+    })
+}
+
+fn set_level(admin: &Admin, ask: &Ask) -> Reply {
+    let Some(level) = ask.parameter("level") else {
+        return text(StatusCode::BAD_REQUEST, "give ?level=info, ?level=access=off, or ?level=reset\n");
+    };
+    match admin.logging.set(&level) {
+        Ok(now) => text(StatusCode::OK, format!("{now}\n")),
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+/// Answers the metrics port.
+#[must_use]
+pub fn metrics(admin: Rc<Admin>) -> Handler {
+    Rc::new(move |ask| {
+        let answer = match ask.path.as_str() {
+            "/metrics" | "/stats/prometheus" => match scrape(&admin.registry, Some(&ask.accept)) {
+                Ok((content_type, body)) => reply(StatusCode::OK, content_type, body),
+                Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "a metric cannot be written as text\n"),
+            },
+            _ => text(StatusCode::NOT_FOUND, "metrics are at /metrics and /stats/prometheus\n"),
+        };
+        ready(answer).boxed_local()
+    })
+}

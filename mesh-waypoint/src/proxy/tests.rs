@@ -1,0 +1,6 @@
+//! The data path over real sockets: a client's tunnel, the waypoint, applications with and without a tunnel.
+
+mod bed;
+mod limits;
+mod requests;
+mod streams;

@@ -1,0 +1,126 @@
+//! Rules for connections.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use mesh_core::state::Str;
+use mesh_core::xds::proto::l7;
+
+use super::matching::source_namespace;
+use super::pattern::Patterns;
+use super::problem::Invalid;
+use super::rule::{Compiler, Forward};
+use crate::request::Source;
+
+/// A rule: where connections that fall under it go.
+#[derive(Debug)]
+pub struct TcpRule {
+    /// `<Kind>/<namespace>/<name>` of its object.
+    pub resource: Str,
+    /// Unique in its object.
+    pub name: Str,
+    /// Services with their shares.
+    pub forward: Forward,
+    /// Why the rule cannot be honoured: its connections are reset.
+    pub invalid: Option<Str>,
+}
+
+/// A rule with its matches.
+#[derive(Debug)]
+pub(super) struct TcpEntry {
+    matches: Vec<TcpMatch>,
+    pub(super) rule: Arc<TcpRule>,
+}
+
+#[derive(Debug)]
+struct TcpMatch {
+    /// 0 is every port.
+    port: u16,
+    /// Names that a TLS client asks for.
+    hosts: Vec<Box<str>>,
+    subnets: Vec<IpNet>,
+    source_namespace: Box<str>,
+    source_labels: BTreeMap<String, String>,
+}
+
+impl TcpEntry {
+    /// The rule, and what is wrong in it with whether that is fatal.
+    pub(super) fn compile(
+        resource: &Str,
+        msg: &l7::TcpRule,
+        patterns: &Patterns,
+    ) -> (Self, Vec<(Invalid, bool)>) {
+        let mut errors = Vec::new();
+        let matches = msg.matches.iter().enumerate().map(|(at, matching)| {
+            TcpMatch::compile(matching, &mut |e: Invalid| errors.push(e.within(format!("matches[{at}]"))))
+        });
+        let matches = matches.collect();
+        let mut cx = Compiler { patterns, without_effect: Vec::new() };
+        let forward = Forward::compile(&msg.backends, &mut cx).unwrap_or_else(|error| {
+            errors.push(error);
+            Forward::none()
+        });
+        let invalid = errors.first().map(|error| format!("{}: {}", error.field, error.reason).into());
+        let rule = Arc::new(TcpRule {
+            resource: resource.clone(),
+            name: msg.name.as_str().into(),
+            forward,
+            invalid,
+        });
+        let without_effect = cx.without_effect.into_iter().map(|error| (error, false));
+        let all = errors.into_iter().map(|error| (error, true)).chain(without_effect);
+        (Self { matches, rule }, all.collect())
+    }
+
+    /// Whether a connection to a port of a service falls under the rule.
+    pub(super) fn test(&self, hostname: &str, port: u16, source: &Source, destination: IpAddr) -> bool {
+        self.matches.is_empty()
+            || self.matches.iter().any(|matching| matching.test(hostname, port, source, destination))
+    }
+}
+
+impl TcpMatch {
+    fn compile(msg: &l7::TcpMatch, error: &mut dyn FnMut(Invalid)) -> Self {
+        let port = u16::try_from(msg.port).unwrap_or_else(|_| {
+            error(Invalid::new("port", format!("{} is no port (0 to 65535)", msg.port)));
+            0
+        });
+        let mut subnets = Vec::new();
+        for subnet in &msg.destination_subnets {
+            let address = || subnet.parse::<IpAddr>().map(IpNet::from);
+            match subnet.parse::<IpNet>().or_else(|_| address()) {
+                Ok(net) => subnets.push(net),
+                Err(_) => error(Invalid::new(
+                    "destination_subnets",
+                    format!("{subnet:?} is no address, nor address/length"),
+                )),
+            }
+        }
+        Self {
+            port,
+            hosts: msg.sni_hosts.iter().map(|host| host.to_ascii_lowercase().into()).collect(),
+            subnets,
+            source_namespace: msg.source_namespace.as_str().into(),
+            source_labels: msg.source_labels.clone(),
+        }
+    }
+
+    /// The name that a TLS client asks for is not read here: a rule for the service's own name, and no other, counts
+    /// (Istio at waypoints).
+    fn test(&self, hostname: &str, port: u16, source: &Source, destination: IpAddr) -> bool {
+        let host = match &*self.hosts {
+            [] => true,
+            [host] => **host == *hostname,
+            _ => false,
+        };
+        let labels = |(key, value): (&String, &String)| {
+            source.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value)
+        };
+        host && (self.port == 0 || self.port == port)
+            && (self.subnets.is_empty() || self.subnets.iter().any(|net| net.contains(&destination)))
+            && (self.source_namespace.is_empty() || source_namespace(source) == Some(&self.source_namespace))
+            && self.source_labels.iter().all(labels)
+    }
+}

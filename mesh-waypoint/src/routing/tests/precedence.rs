@@ -1,0 +1,255 @@
+//! Whose rules count, and in what order.
+
+use super::*;
+
+fn at(mut route: l7::Route, namespace: &str, created: i64) -> l7::Route {
+    let origin = route.origin.as_mut().unwrap();
+    origin.namespace = namespace.to_owned();
+    origin.created = created;
+    route
+}
+
+fn for_parents(route: l7::Route, parents: impl IntoIterator<Item = l7::ServiceRef>) -> l7::Route {
+    l7::Route { parents: parents.into_iter().collect(), ..route }
+}
+
+#[test]
+fn a_service_without_rules_is_reached_as_it_is_addressed() {
+    let routes = build([route("VirtualService", "v", [rule("it", [])])]);
+    assert_eq!(routed(&routes, &get("/").to("shop", "details.shop.svc.cluster.local", 9080)), "default");
+    assert_eq!(routed(&Routes::default(), &get("/")), "default");
+    // An object with rules for connections only says nothing of requests.
+    let tcp_only = l7::Route { tcp: vec![l7::TcpRule::default()], ..route("VirtualService", "v", []) };
+    assert_eq!(routed(&build([tcp_only]), &get("/")), "default");
+}
+
+#[test]
+fn what_is_sent_to_a_workload_itself_falls_under_no_rule() {
+    let workload = mesh_core::state::Workload::decode(&wire::Workload {
+        uid: "Kubernetes//Pod/shop/a".into(),
+        name: "a".into(),
+        namespace: "shop".into(),
+        ..Default::default()
+    });
+    let addressed = Addressed::Workload { workload: Arc::new(workload.unwrap()), port: 9080 };
+    let routes = build([route("VirtualService", "v", [rule("it", [])])]);
+    assert_eq!(routed(&routes, &Request { addressed, ..get("/") }), "default");
+}
+
+#[test]
+fn rules_of_a_virtual_service_are_tried_in_their_order() {
+    let routes = build([route(
+        "VirtualService",
+        "v",
+        [rule("prefix", [path("/a*")]), rule("exact", [path("=/a")]), rule("b", [path("/b*")])],
+    )]);
+    assert_eq!(routed(&routes, &get("/a")), "prefix");
+    assert_eq!(routed(&routes, &get("/b")), "b");
+    assert_eq!(routed(&routes, &get("/c")), "404");
+}
+
+#[test]
+fn older_virtual_services_come_first_and_then_the_lesser_name() {
+    let named = |name: &str, namespace, created| {
+        at(route("VirtualService", name, [rule(&format!("{namespace}-{name}"), [])]), namespace, created)
+    };
+    assert_eq!(routed(&build([named("a", "shop", 2), named("b", "shop", 1)]), &get("/")), "shop-b");
+    assert_eq!(routed(&build([named("a", "shop", 1), named("b", "shop", 1)]), &get("/")), "shop-a");
+    assert_eq!(routed(&build([named("z", "mesh", 1), named("a", "shop", 1)]), &get("/")), "mesh-z");
+}
+
+#[test]
+fn a_virtual_service_counts_in_the_namespace_of_the_service_or_the_waypoint_only() {
+    let of = |namespace| at(route("VirtualService", "v", [rule("it", [])]), namespace, 0);
+    assert_eq!(routed(&build([of("shop")]), &get("/")), "it");
+    assert_eq!(routed(&build([of("mesh")]), &get("/")), "it");
+    assert_eq!(routed(&build([of("other")]), &get("/")), "default");
+}
+
+#[test]
+fn a_route_of_the_gateway_api_counts_in_the_namespace_of_the_service_only() {
+    let of = |namespace| at(route("HTTPRoute", "h", [rule("it", [])]), namespace, 0);
+    assert_eq!(routed(&build([of("shop")]), &get("/")), "it");
+    assert_eq!(routed(&build([of("mesh")]), &get("/")), "default");
+    // Then it does not push virtual services aside, either.
+    let vs = route("VirtualService", "v", [rule("vs", [])]);
+    assert_eq!(routed(&build([of("other"), vs]), &get("/")), "vs");
+}
+
+#[test]
+fn virtual_services_do_not_count_where_a_route_of_the_gateway_api_names_the_service() {
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        let old = at(route("VirtualService", "v", [rule("vs", [])]), "shop", 1);
+        let new = at(route(kind, "h", [rule("it", [path("/a")])]), "shop", 2);
+        let routes = build([old, new]);
+        assert_eq!(routed(&routes, &get("/a")), "it");
+        assert_eq!(routed(&routes, &get("/b")), "404");
+    }
+    // One for connections leaves requests alone.
+    let tcp = route("TCPRoute", "t", []);
+    let vs = route("VirtualService", "v", [rule("vs", [])]);
+    assert_eq!(routed(&build([tcp, vs]), &get("/")), "vs");
+}
+
+#[test]
+fn precedence_is_decided_for_each_port() {
+    let vs = route("VirtualService", "v", [rule("vs", [])]);
+    let only_80 = for_parents(route("HTTPRoute", "h", [rule("http", [])]), [parent("shop", REVIEWS, 80)]);
+    let routes = build([vs, only_80]);
+    assert_eq!(routed(&routes, &get("/").to("shop", REVIEWS, 80)), "http");
+    assert_eq!(routed(&routes, &get("/").to("shop", REVIEWS, 9080)), "vs");
+    // The same object may name the service and one of its ports.
+    let both = for_parents(
+        route("HTTPRoute", "h", [rule("http", [])]),
+        [parent("shop", REVIEWS, 0), parent("shop", REVIEWS, 80)],
+    );
+    let routes = build([both]);
+    assert_eq!(routed(&routes, &get("/").to("shop", REVIEWS, 80)), "http");
+    assert_eq!(routed(&routes, &get("/").to("shop", REVIEWS, 9080)), "http");
+}
+
+#[test]
+fn more_specific_matches_of_the_gateway_api_win_whatever_their_place() {
+    let method = l7::HttpMatch { method: Some(value("=GET")), ..path("/a/b") };
+    let two_headers = l7::HttpMatch { headers: vec![header("x", "*"), header("y", "*")], ..path("/a/b") };
+    let one_header = l7::HttpMatch { headers: vec![header("x", "*")], ..path("/a/b") };
+    let two_params = l7::HttpMatch { query: query(&[("q", "*"), ("r", "*")]).query, ..path("/a/b") };
+    let one_param = l7::HttpMatch { query: query(&[("q", "*")]).query, ..path("/a/b") };
+    // From the least to the most specific, over two objects.
+    let rules = [
+        rule("longer-regex", [path("~/.*/b/c/.*")]),
+        rule("nothing", []),
+        rule("short", [path("/a")]),
+        rule("long", [path("/a/b")]),
+        rule("one-param", [one_param]),
+        rule("two-params", [two_params]),
+        rule("one-header", [one_header]),
+        rule("two-headers", [two_headers]),
+        rule("method", [method]),
+        rule("exact", [path("=/a/b")]),
+    ];
+    let (odd, even): (Vec<_>, Vec<_>) = rules.into_iter().enumerate().partition(|(at, _)| at % 2 == 1);
+    let of = |rules: Vec<(usize, l7::HttpRule)>| rules.into_iter().map(|(_, rule)| rule);
+    let routes = build([
+        at(route("HTTPRoute", "a", of(even)), "shop", 1),
+        at(route("GRPCRoute", "b", of(odd)), "shop", 2),
+    ]);
+    let post = |path: &str| get(path).method(Method::POST);
+    let table = [
+        (get("/a/b?q&r").with("x", "").with("y", ""), "exact"),
+        (get("/a/b/?q&r").with("x", "").with("y", ""), "method"),
+        (post("/a/b/?q&r").with("x", "").with("y", ""), "two-headers"),
+        (post("/a/b/?q&r").with("x", ""), "one-header"),
+        (post("/a/b/?q&r"), "two-params"),
+        (post("/a/b/?q"), "one-param"),
+        (post("/a/b/c"), "long"),
+        (post("/a/bc"), "short"),
+        // Istio: expressions come after every prefix, as `/` is one.
+        (post("/x/b/c/d"), "nothing"),
+    ];
+    for (request, expected) in table {
+        assert_eq!(routed(&routes, &request), expected, "{request:?}");
+    }
+}
+
+#[test]
+fn between_equally_specific_matches_age_then_name_then_position_decide() {
+    let of = |name: &str, created, rules: &[&str]| {
+        at(route("HTTPRoute", name, rules.iter().map(|r| rule(r, [path("/a")]))), "shop", created)
+    };
+    assert_eq!(routed(&build([of("a", 2, &["new"]), of("b", 1, &["old"])]), &get("/a")), "old");
+    assert_eq!(routed(&build([of("b", 1, &["b"]), of("a", 1, &["a"])]), &get("/a")), "a");
+    assert_eq!(routed(&build([of("a", 1, &["first", "second"])]), &get("/a")), "first");
+}
+
+#[test]
+fn parents_may_be_wildcards_and_of_any_namespace() {
+    let mesh = mesh_of([
+        ("shop", REVIEWS),
+        ("ext", "api.example.com"),
+        ("ext", "*.example.com"),
+        ("ext", "example.com"),
+    ]);
+    let vs = |hostname: &str, namespace: &str| {
+        let vs = at(route("VirtualService", "v", [rule("it", [])]), "mesh", 0);
+        for_parents(vs, [parent(namespace, hostname, 0)])
+    };
+    let routed_with = |route: l7::Route, namespace: &str, hostname: &str| {
+        let routes = Routes::build(&resources([route]), &mesh, &own(), &Routes::default());
+        routed(&routes, &get("/").to(namespace, hostname, 80))
+    };
+    assert_eq!(routed_with(vs("*.example.com", ""), "ext", "api.example.com"), "it");
+    assert_eq!(routed_with(vs("*.example.com", ""), "ext", "*.example.com"), "it");
+    assert_eq!(routed_with(vs("*.example.com", ""), "ext", "example.com"), "default");
+    assert_eq!(routed_with(vs("*.example.com", "other"), "ext", "api.example.com"), "default");
+    assert_eq!(routed_with(vs("*", ""), "ext", "example.com"), "it");
+    assert_eq!(routed_with(vs("API.example.com", ""), "ext", "api.example.com"), "it");
+    assert_eq!(routed_with(vs("API.example.com", "ext"), "ext", "api.example.com"), "it");
+    assert_eq!(routed_with(vs("api.example.com", "other"), "ext", "api.example.com"), "default");
+}
+
+fn tcp(name: &str, matches: impl IntoIterator<Item = l7::TcpMatch>) -> l7::TcpRule {
+    let backends = vec![backend(REVIEWS, 1)];
+    l7::TcpRule { name: name.to_owned(), matches: matches.into_iter().collect(), backends }
+}
+
+fn tcp_route(kind: &str, name: &str, rules: impl IntoIterator<Item = l7::TcpRule>) -> l7::Route {
+    l7::Route { tcp: rules.into_iter().collect(), ..route(kind, name, []) }
+}
+
+fn tcp_routed(routes: &Routes, request: &Request) -> String {
+    let destination = "10.1.0.1".parse().unwrap();
+    let found = routes.tcp(&request.addressed, &request.source, destination);
+    found.map_or_else(|| "default".to_owned(), |rule| rule.name.to_string())
+}
+
+#[test]
+fn connections_fall_under_the_first_rule_that_matches() {
+    let matching = |edit: fn(&mut l7::TcpMatch)| {
+        let mut matching = l7::TcpMatch::default();
+        edit(&mut matching);
+        matching
+    };
+    let only = |matching: l7::TcpMatch| build([tcp_route("VirtualService", "v", [tcp("it", [matching])])]);
+    let request = get("/").from("shop", &[("app", "cart")]);
+    let table = [
+        (matching(|_| {}), true),
+        (matching(|m| m.port = 9080), true),
+        (matching(|m| m.port = 80), false),
+        (matching(|m| m.destination_subnets = vec!["10.2.0.0/16".into(), "10.1.0.0/16".into()]), true),
+        (matching(|m| m.destination_subnets = vec!["10.1.0.1".into()]), true),
+        (matching(|m| m.destination_subnets = vec!["10.2.0.0/16".into()]), false),
+        (matching(|m| m.source_namespace = "shop".into()), true),
+        (matching(|m| m.source_namespace = "other".into()), false),
+        (matching(|m| m.source_labels = [("app".into(), "cart".into())].into()), true),
+        (matching(|m| m.source_labels = [("app".into(), "other".into())].into()), false),
+        (matching(|m| m.sni_hosts = vec!["Reviews.shop.svc.cluster.local".into()]), true),
+        (matching(|m| m.sni_hosts = vec!["other.example".into()]), false),
+        (matching(|m| m.sni_hosts = vec![REVIEWS.into(), "other.example".into()]), false),
+    ];
+    for (matching, expected) in table {
+        let found = tcp_routed(&only(matching.clone()), &request) == "it";
+        assert_eq!(found, expected, "{matching:?}");
+    }
+    let two = [tcp("other-port", [matching(|m| m.port = 80)]), tcp("it", []), tcp("late", [])];
+    assert_eq!(tcp_routed(&build([tcp_route("VirtualService", "v", two)]), &request), "it");
+    let bad = only(matching(|m| m.destination_subnets = vec!["10.1".into()]));
+    let reason = "matches[0].destination_subnets: \"10.1\" is no address, nor address/length";
+    let rule = bad.tcp(&request.addressed, &request.source, "10.1.0.1".parse().unwrap()).unwrap();
+    assert_eq!(rule.invalid.as_deref(), Some(reason));
+    assert_eq!(bad.problems().count(), 1);
+}
+
+#[test]
+fn routes_of_the_gateway_api_for_connections_come_before_virtual_services() {
+    let vs = tcp_route("VirtualService", "a", [tcp("vs", [])]);
+    let tcp_of = tcp_route("TCPRoute", "a", [tcp("tcp", [])]);
+    let tls = tcp_route("TLSRoute", "z", [tcp("tls", [])]);
+    assert_eq!(tcp_routed(&build([vs.clone()]), &get("/")), "vs");
+    assert_eq!(tcp_routed(&build([vs.clone(), tcp_of.clone()]), &get("/")), "tcp");
+    assert_eq!(tcp_routed(&build([vs, tcp_of, tls]), &get("/")), "tls");
+    // One for requests leaves connections alone.
+    let http = route("HTTPRoute", "h", [rule("http", [])]);
+    let vs = tcp_route("VirtualService", "a", [tcp("vs", [])]);
+    assert_eq!(tcp_routed(&build([http, vs]), &get("/")), "vs");
+}
