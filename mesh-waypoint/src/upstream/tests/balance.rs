@@ -238,6 +238,10 @@ fn what_was_tried_is_avoided_as_long_as_there_is_something_else() {
             }
             let context = PickContext { tried: &tried, ..PickContext::new(world.start) };
             assert!(cluster.pick(&context, &mut world.rng).is_ok(), "all were tried: any may be again");
+            let context = PickContext { tried: &tried[..19], avoid_tried: false, ..context };
+            let names: std::collections::BTreeSet<_> =
+                (0..60).map(|_| world.pick_with(&cluster, &context)).collect();
+            assert!(names.len() > 1, "{algorithm:?}: none is avoided");
         }
     }
 }

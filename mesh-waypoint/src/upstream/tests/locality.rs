@@ -137,7 +137,8 @@ fn failover_priority_by_a_label_of_our_own_compares_it_with_the_waypoints() {
     };
     world.pod(waypoint);
     let own: Labels = [("track".to_owned(), "blue".to_owned())].into();
-    world.resources.labels.insert("Kubernetes//Pod/shop/waypoint-1".into(), Arc::new(own));
+    Arc::make_mut(&mut world.resources.labels)
+        .insert("Kubernetes//Pod/shop/waypoint-1".into(), Arc::new(own));
     world.labels(0, &[("track", "green")]);
     world.labels(1, &[("track", "blue")]);
     let failover_priority = vec!["track".into()];
@@ -332,6 +333,7 @@ fn a_retry_may_leave_its_locality() {
     assert_ne!(world.pick_with(&cluster, &stay), "web-2");
     let leave = PickContext { leave_localities: true, ..stay };
     assert_eq!(world.pick_with(&cluster, &leave), "web-2");
+    assert_eq!(world.pick_with(&cluster, &PickContext { avoid_tried: false, ..leave }), "web-2");
     world.remove(2);
     world.apply(1);
     assert_ne!(world.pick_with(&cluster, &leave), name(&first), "nothing elsewhere: the other one here");
