@@ -66,4 +66,3 @@ pub struct Head<'a> {
     /// The payload of the token that was verified, if there was one.
     pub claims: Option<&'a Map<String, Value>>,
 }
-

@@ -95,11 +95,12 @@ async fn accept_tls(
     Ok((tls, peer, certificate))
 }
 
-/// Resolves when a tunnel is to take no new streams: the agent drains, the pod stops being an endpoint, or the
-/// certificates have expired.
+/// Resolves when a tunnel is to take no new streams: the agent drains, the pod has left the mesh or stops being an
+/// endpoint, or the certificates have expired.
 async fn farewell(proxy: &PodProxy, peer: &Remote) {
     tokio::select! {
         () = proxy.shared().drain.cancelled() => {}
+        () = proxy.pod.left.cancelled() => {}
         () = proxy.pod.leaving.notified() => {}
         () = Expiry::of(&peer.certificate, &peer.chain).passed() => {}
     }

@@ -65,7 +65,8 @@ pub struct Listeners {
 pub enum Command {
     /// Serve a pod.
     Add(Arc<Pod>, Listeners),
-    /// Serve it no more; its connections end through [`Pod::gone`].
+    /// Serve it no more. Its connections end through [`Pod::gone`]; after [`Pod::left`] they go on, and its listeners
+    /// accept what is under way to them.
     Remove(Arc<Pod>),
     /// Policies changed.
     Reevaluate,
@@ -299,9 +300,10 @@ fn add(local: &Rc<Local>, pod: Arc<Pod>, listeners: Listeners) {
         gone: Rc::default(),
         pod,
     });
-    let (pod, gone) = (Arc::clone(&proxy.pod), Rc::clone(&proxy.gone));
+    // It holds no more of the pod than it waits for: whoever holds a pod that has left is one of its connections.
+    let (told, gone) = (proxy.pod.gone.clone(), Rc::clone(&proxy.gone));
     drop(tokio::task::spawn_local(async move {
-        pod.gone.cancelled().await;
+        told.cancelled().await;
         gone.happen();
     }));
     for (kind, socket) in listeners.sockets {
@@ -322,7 +324,9 @@ fn remove(local: &Rc<Local>, pod: &Arc<Pod>) {
     if pods.get(&pod.uid).is_some_and(|p| Arc::ptr_eq(&p.pod, pod))
         && let Some(proxy) = pods.remove(&pod.uid)
     {
-        proxy.stop.cancel();
+        if !pod.left.is_cancelled() {
+            proxy.stop.cancel();
+        }
         proxy.pool.clear();
     }
 }
@@ -352,7 +356,10 @@ async fn accept(proxy: Rc<PodProxy>, kind: Kind, listener: TcpListener) {
         }
     };
     let drain = async {
-        proxy.shared().drain.cancelled().await;
+        tokio::select! {
+            () = proxy.shared().drain.cancelled() => {}
+            () = proxy.pod.left.cancelled() => {}
+        }
         let began = Instant::now();
         while last.get().max(began).elapsed() < QUIET && began.elapsed() < LONGEST_QUIET {
             tokio::time::sleep(QUIET / 10).await;
@@ -363,6 +370,10 @@ async fn accept(proxy: Rc<PodProxy>, kind: Kind, listener: TcpListener) {
         () = proxy.stop.cancelled() => {}
         () = proxy.pod.gone.cancelled() => {}
         () = drain => {}
+    }
+    if proxy.pod.left.is_cancelled() {
+        // Nobody looks for unused tunnels of a pod that is served no more.
+        proxy.pool.clear();
     }
 }
 
