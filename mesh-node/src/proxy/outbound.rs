@@ -58,27 +58,29 @@ struct Opened {
 
 /// A connection that was made: what is needed while its bytes flow, and nothing more. In particular not its route and
 /// the mesh of the moment it began in.
-struct Made {
+pub(super) struct Made {
     session: Session,
+    client: TcpStream,
     upstream: Upstream,
     _permit: Permit,
 }
 
-/// Takes an accepted connection of the application to its end.
-pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: SocketAddr) {
-    // Boxed, so that its room is free again while bytes flow.
-    let Some(mut made) = Box::pin(make(proxy, &client, canonical(peer))).await else { return };
+/// Takes a connection to its end.
+pub(super) async fn carry(mut made: Box<Made>) {
     match made.upstream {
-        Upstream::Plain(server) => made.session.relay_sockets(client, server, None).await,
-        Upstream::Tunnel(opened) => made.session.relay_tunnel(client, opened.stream, None).await,
+        // Boxed: what two sockets need is three times what a stream needs.
+        Upstream::Plain(server) => Box::pin(made.session.relay_sockets(made.client, server, None)).await,
+        Upstream::Tunnel(opened) => made.session.relay_tunnel(made.client, opened.stream, None).await,
     }
 }
 
-/// Makes the connection that the application asked for; one that cannot be made is reset and reported.
-async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
+/// Makes the connection that the application asked for with one that was accepted; one that cannot be made is reset and
+/// reported.
+pub(super) async fn make(proxy: Rc<PodProxy>, client: TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
     let started = Instant::now();
+    let (proxy, peer) = (&proxy, canonical(peer));
     let refuse = |destination: Option<SocketAddr>, failed: &Failed| {
-        dial::reset_on_close(client);
+        dial::reset_on_close(&client);
         report_early(proxy, Direction::Outbound, peer, destination, failed);
     };
     let destination =
@@ -98,10 +100,10 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
         Ok((route, upstream)) => {
             asked.offer_fast_path(&route);
             let session = asked.session(&route, Some(&upstream), started);
-            Some(Box::new(Made { session, upstream, _permit: permit }))
+            Some(Box::new(Made { session, client, upstream, _permit: permit }))
         }
         Err((Some(route), failed)) => {
-            dial::reset_on_close(client);
+            dial::reset_on_close(&client);
             asked.session(&route, None, started).fail(&failed);
             None
         }

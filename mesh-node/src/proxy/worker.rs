@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -393,29 +394,44 @@ async fn on_accept_error(proxy: &PodProxy, error: &io::Error) {
 }
 
 /// Starts the task of a connection. Each kind has its own type of task: an idle connection must not hold the room that
-/// a handshake of another kind would need.
+/// another kind needs.
 fn spawn(proxy: &Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
-    let (pod, proxy) = (Rc::clone(proxy), Rc::clone(proxy));
+    let own = Rc::clone(proxy);
     match kind {
-        Kind::Outbound => until(pod, async move || outbound::handle(&proxy, stream, peer).await),
-        Kind::Plaintext => until(pod, async move || plaintext::handle(&proxy, stream, peer).await),
-        Kind::Hbone => until(pod, async move || inbound::handle(&proxy, stream, peer).await),
+        Kind::Outbound => until(proxy, outbound::make(own, stream, peer), outbound::carry),
+        Kind::Plaintext => until(proxy, plaintext::make(own, stream, peer), plaintext::carry),
+        Kind::Hbone => until(proxy, inbound::accept(own, stream, peer), inbound::streams),
     }
 }
 
-/// Starts a task of a pod, which ends with it and whose time counts as the pod's. It takes what makes the future, because
-/// a future that is handed over would be held twice.
-pub(super) fn until(proxy: Rc<PodProxy>, handle: impl AsyncFnOnce() + 'static) {
-    drop(tokio::task::spawn_local(guarded(proxy, handle)));
+/// Starts a task of a pod, which ends with it and whose time counts as the pod's: `make` opens something, `carry` takes it
+/// to its end.
+pub(super) fn until<M: 'static, C: Future<Output = ()> + 'static>(
+    proxy: &Rc<PodProxy>,
+    make: impl Future<Output = Option<M>> + 'static,
+    carry: fn(M) -> C,
+) {
+    // Boxed, so that the room for opening is free again while bytes flow.
+    drop(tokio::task::spawn_local(guarded(Rc::clone(proxy), Box::pin(make), carry)));
 }
 
-async fn guarded(proxy: Rc<PodProxy>, handle: impl AsyncFnOnce()) {
-    let guarded = async {
+/// The task of [`until`]. Ten thousand idle connections are ten thousand of it: a future is pinned where it is made and
+/// never handed over, since it would have room in both places.
+pub(super) async fn guarded<M, C: Future<Output = ()>>(
+    proxy: Rc<PodProxy>,
+    make: Pin<Box<impl Future<Output = Option<M>>>>,
+    carry: fn(M) -> C,
+) {
+    let guarded = pin!(async {
         tokio::select! {
             biased;
             () = proxy.gone.wait() => {}
-            () = handle() => {}
+            () = async {
+                if let Some(made) = make.await {
+                    carry(made).await;
+                }
+            } => {}
         }
-    };
+    });
     busy::counted(&proxy.pod.gauge, guarded).await;
 }
