@@ -5,7 +5,7 @@
 
 mod publish;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -46,6 +46,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(15);
 const STALE: Duration = Duration::from_secs(150);
 /// Changes that come this close after another look are one.
 const COALESCE: Duration = Duration::from_millis(2);
+/// While many pods join, this often it is asked whether a later agent is there.
+const SUCCESSION: Duration = Duration::from_millis(10);
 /// Connections that wait for accept, per listener.
 const BACKLOG: i32 = 1024;
 /// Name in the list of what readiness waits for.
@@ -231,7 +233,13 @@ impl Enroller {
         let is_due = |key: &PodKey| enrol.binary_search(key).is_ok();
         self.problems.retain(|key, _| is_due(key));
         self.waiting_since.retain(|key, _| is_due(key));
+        let mut asked: Option<Instant> = None;
         for key in enrol {
+            if asked.is_none_or(|at| at.elapsed() >= SUCCESSION) {
+                asked = Some(Instant::now());
+                let run_dir = &self.parts.shared.config.admin.run_dir;
+                self.parts.capture.yield_to_later(generations::has_later(run_dir));
+            }
             let (Some(info), Some(pod)) = (self.present.get(&key).cloned(), wanted.get(&key)) else {
                 continue;
             };
@@ -265,10 +273,11 @@ impl Enroller {
     fn ask_for_certificates(&self, wanted: &BTreeMap<PodKey, Wanted>) {
         let state = self.parts.shared.state.load();
         let here = wanted.iter().filter(|(key, _)| self.present.contains_key(key));
-        let new = here.map(|(_, w)| w.identity.clone());
+        let new = here.map(|(_, w)| &w.identity);
         let held = self.enrolled.values().filter_map(|e| state.local_workload(&e.pod.local));
-        let needed: BTreeSet<_> = new.chain(held.map(|w| w.identity.clone())).collect();
-        self.parts.shared.certificates.need(needed);
+        // Many pods share few identities.
+        let needed: HashSet<_> = new.chain(held.map(|w| &w.identity)).collect();
+        self.parts.shared.certificates.need(needed.into_iter().cloned().collect());
     }
 
     /// How long a pod still waits for its certificate, if it does.
@@ -302,8 +311,6 @@ impl Enroller {
     }
 
     fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
-        let run_dir = &self.parts.shared.config.admin.run_dir;
-        self.parts.capture.yield_to_later(generations::has_later(run_dir));
         let kernel = self.parts.capture.enrol(info)?;
         let outcome = self.serve_pod(info, Arc::clone(&kernel));
         if outcome.is_err()
@@ -321,19 +328,18 @@ impl Enroller {
             let pod = info.to_string();
             move |source| CaptureError::Pod { pod, action, source }
         };
-        let mut listeners: Vec<Vec<_>> = workers.iter().map(|_| Vec::new()).collect();
-        for (kind, register) in [
+        let kinds = [
             (Kind::Outbound, ListenerKind::Outbound),
             (Kind::Plaintext, ListenerKind::Inbound),
             (Kind::Hbone, ListenerKind::Hbone),
-        ] {
-            let mut port = 0;
-            for of_worker in &mut listeners {
-                let listener =
-                    sys::listener(&kernel.netns, port, BACKLOG).map_err(failed("make a listener"))?;
-                prepare_listener(&listener).map_err(failed("prepare a listener"))?;
-                port = listener.local_addr().map_err(failed("prepare a listener"))?.port();
-                of_worker.push((kind, register, listener));
+        ];
+        let groups = sys::listener_groups(&kernel.netns, kinds.len(), workers.len(), BACKLOG)
+            .map_err(failed("make its listeners"))?;
+        groups.iter().flatten().try_for_each(prepare_listener).map_err(failed("prepare its listeners"))?;
+        // Registered before they are handed over: the kernel needs one of each group, alive or queued.
+        for ((_, register), group) in kinds.iter().zip(&groups) {
+            if let Some(first) = group.first() {
+                capture.set_listener(&kernel, *register, first)?;
             }
         }
         let local =
@@ -348,14 +354,11 @@ impl Enroller {
             left: CancellationToken::new(),
             leaving: Notify::new(),
         });
-        // Registered before they are handed over: the kernel needs one of each group, alive or queued.
-        if let Some(first) = listeners.first() {
-            for (_, register, listener) in first {
-                capture.set_listener(&kernel, *register, listener)?;
-            }
-        }
-        for (worker, sockets) in workers.iter().zip(listeners) {
-            let sockets = sockets.into_iter().map(|(kind, _, listener)| (kind, listener)).collect();
+        let mut groups: Vec<_> = groups.into_iter().map(Vec::into_iter).collect();
+        for worker in &**workers {
+            let of_kind =
+                |((kind, _), group): (&(Kind, _), &mut std::vec::IntoIter<_>)| Some((*kind, group.next()?));
+            let sockets = kinds.iter().zip(&mut groups).filter_map(of_kind).collect();
             worker.tell(Command::Add(Arc::clone(&pod), Listeners { sockets }));
         }
         let activate = || {
