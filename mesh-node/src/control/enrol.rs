@@ -191,6 +191,10 @@ impl Enroller {
                 self.present = self.held.values().map(|h| (h.info.key(), h.info.clone())).collect();
             }
         }
+        // Here and not at each change of the mesh, since it costs two system calls for each pod.
+        for (key, held) in &mut self.held {
+            held.alive = self.enrolled.get(key).is_some_and(|e| is_same_namespace(&e.kernel));
+        }
     }
 
     /// Keeps the DNS sockets of pods that are still there until a successor has taken over.
@@ -215,9 +219,6 @@ impl Enroller {
         }
         let wanted = wanted(&state, &self.parts.shared.config.node.name);
         self.ask_for_certificates(&wanted);
-        for (key, held) in &mut self.held {
-            held.alive = self.enrolled.get(key).is_some_and(|e| is_same_namespace(&e.kernel));
-        }
         let linger = self.parts.shared.config.capture.linger;
         let Plan { enrol, leave, release, missing, mut again } =
             plan(&wanted, &self.present, &mut self.held, Instant::now(), linger);
