@@ -1,11 +1,17 @@
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
+use mesh_core::state::{MeshOptions, StateIndex};
 use mesh_core::xds::proto::l7 as wire;
+use mesh_waypoint::config::{self, Own};
+use mesh_waypoint::routing::Routes;
+use mesh_waypoint::security::Policies;
+use mesh_waypoint::security::jwks::{KeyStore, Roots};
 use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::ads::snapshot::{ResourceType, Snapshot};
-use crate::convert::{Captured, Mesh, convert};
+use crate::convert::{Captured, Mesh, Resources, convert};
 use crate::testing::{load, resources};
 use crate::tree::documents;
 
@@ -84,6 +90,7 @@ data:
     pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}
     defaultHttpRetryPolicy: {attempts: 0}
     localityLbSetting: {enabled: false}
+    defaultConfig: {concurrency: 2, gatewayTopology: {numTrustedProxies: 1, proxyProtocol: {}}}
     defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 5}}, outlierDetection: {consecutive5xxErrors: 9, consecutiveErrors: 3}}
     accessLogFile: /dev/stdout
 ";
@@ -99,12 +106,18 @@ data:
     );
     assert_eq!(told.path_normalization(), wire::settings::PathNormalization::DecodeAndMergeSlashes);
     assert_eq!(told.default_retry.clone().unwrap().attempts, 0);
-    assert_eq!(told.locality.clone().unwrap().enabled, Some(false));
+    assert_eq!((told.locality.clone().unwrap().enabled, told.trusted_proxies), (Some(false), 1));
     assert_eq!(told.default_connection_pool.unwrap().max_connections, Some(5));
     assert_eq!(told.default_outlier_detection.unwrap().consecutive_5xx, Some(9));
     let messages: Vec<&str> = resources.conditions.iter().map(|c| c.message.as_str()).collect();
     assert!(messages.contains(&"MeshConfig field accessLogFile has no effect here"), "{messages:?}");
-    assert!(messages.iter().any(|m| m.contains("defaultTrafficPolicy.outlierDetection.consecutiveErrors")));
+    for part in [
+        "defaultTrafficPolicy.outlierDetection.consecutiveErrors",
+        "defaultConfig.concurrency",
+        "defaultConfig.gatewayTopology.proxyProtocol",
+    ] {
+        assert!(messages.iter().any(|m| m.contains(part)), "{part}: {messages:?}");
+    }
     let wrong = load(&text.replace("attempts: 0", "attempts: -1").replace("3s", "soon"));
     let fields: Vec<&str> = wrong.problems.iter().map(|p| p.field.as_str()).collect();
     assert_eq!(fields, ["data.mesh.connectTimeout", "data.mesh.defaultHttpRetryPolicy.attempts"]);
@@ -132,6 +145,38 @@ fn replace(tree: &mut Value, at: &mut usize, with: &Value) -> bool {
     }
 }
 
+/// What the waypoint shop/wp finds wrong with what it is told.
+fn complaints(resources: &Resources) -> Vec<String> {
+    let mut mesh = StateIndex::new(MeshOptions::default());
+    for (name, resource) in &resources.addresses {
+        mesh.apply_address(name, &resource.address).unwrap();
+    }
+    fn shared<T: Clone>(given: &BTreeMap<String, T>) -> BTreeMap<String, Arc<T>> {
+        given.iter().map(|(name, value)| (name.clone(), Arc::new(value.clone()))).collect()
+    }
+    let l7 = &resources.l7;
+    let told = config::Resources {
+        routes: shared(&l7.routes),
+        destinations: shared(&l7.destinations),
+        authorizations: shared(&l7.authorizations),
+        authentications: shared(&l7.authentications),
+        settings: Arc::new(l7.settings["mesh"].clone()),
+        ..config::Resources::default()
+    };
+    let own = Own {
+        namespace: "shop".into(),
+        gateway: "wp".into(),
+        class: "istio-waypoint".into(),
+        hostname: "wp.shop.svc.cluster.local".into(),
+        ..Own::default()
+    };
+    let routes = Routes::build(&told, &mesh.state(), &own, &Routes::default());
+    let (keys, _fetcher) = KeyStore::new(Roots::Given(Vec::new()));
+    let policies = Policies::build(&told, &own, &keys);
+    let found = routes.problems().map(ToString::to_string);
+    found.chain(policies.problems().iter().map(ToString::to_string)).collect()
+}
+
 fn size(tree: &Value) -> usize {
     1 + match tree {
         Value::Array(items) => items.iter().map(size).sum(),
@@ -157,7 +202,7 @@ fn scalar() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
-    fn whatever_users_write_is_converted_or_refused_and_never_a_panic(
+    fn whatever_is_accepted_is_converted_without_a_panic_and_a_waypoint_takes_it(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), scalar()), 1..4),
         dropped in proptest::option::of(any::<prop::sample::Index>()),
     ) {
@@ -186,6 +231,11 @@ proptest! {
         for condition in &resources.conditions {
             prop_assert!(condition.status || !condition.message.is_empty());
         }
+        let mut complaints = complaints(&resources);
+        if resources.conditions.iter().any(|c| c.reason == "ProviderNotFound") {
+            complaints.retain(|c| !c.contains("is no extension provider"));
+        }
+        prop_assert!(complaints.is_empty(), "accepted here, and not there: {complaints:#?}");
         let snapshot = Snapshot::build(&resources, &Snapshot::default());
         prop_assert_eq!(snapshot.entries(ResourceType::Route).len(), resources.l7.routes.len());
         prop_assert!(Snapshot::build(&resources, &snapshot).same_content(&snapshot));

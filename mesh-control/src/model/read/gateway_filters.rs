@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use super::super::l7::Reference;
 use super::Check;
 use super::gateway_route::{BackendText, Notes, reference};
-use super::values::ALL;
+use super::values::{ALL, HeaderEditsText};
 
 /// How long a preflight may be remembered where nothing is said.
 const CORS_MAX_AGE: i64 = 5;
@@ -157,11 +157,15 @@ fn one(filter: FilterText, field: &str, out: &mut Filters, check: &mut Check<'_>
         |name: &str, check: &mut Check<'_>| check.error(at(name), "missing; the filter's type needs it");
     match filter.kind.as_str() {
         "RequestHeaderModifier" => match filter.request_header_modifier {
-            Some(text) => out.request_headers = modifier(text, &at("requestHeaderModifier"), check),
+            Some(text) => {
+                out.request_headers = modifier(text, &at("requestHeaderModifier"), true, check, notes)
+            }
             None => missing("requestHeaderModifier", check),
         },
         "ResponseHeaderModifier" => match filter.response_header_modifier {
-            Some(text) => out.response_headers = modifier(text, &at("responseHeaderModifier"), check),
+            Some(text) => {
+                out.response_headers = modifier(text, &at("responseHeaderModifier"), false, check, notes)
+            }
             None => missing("responseHeaderModifier", check),
         },
         "RequestMirror" => match filter.request_mirror {
@@ -191,14 +195,16 @@ fn one(filter: FilterText, field: &str, out: &mut Filters, check: &mut Check<'_>
     }
 }
 
-fn modifier(text: ModifierText, field: &str, check: &mut Check<'_>) -> Option<l7::HeaderEdits> {
-    let pairs = |given: Vec<HeaderText>| given.into_iter().map(|h| (h.name, h.value));
-    let set = check.headers(&format!("{field}.set"), pairs(text.set));
-    let add = check.headers(&format!("{field}.add"), pairs(text.add));
-    let remove = text.remove.iter().enumerate();
-    let remove = remove.map(|(i, name)| check.header_name(&format!("{field}.remove[{i}]"), name)).collect();
-    let edits = l7::HeaderEdits { set, add, remove };
-    (edits != l7::HeaderEdits::default()).then_some(edits)
+fn modifier(
+    text: ModifierText,
+    field: &str,
+    of_request: bool,
+    check: &mut Check<'_>,
+    notes: &mut Notes,
+) -> Option<l7::HeaderEdits> {
+    let pairs = |given: Vec<HeaderText>| given.into_iter().map(|h| (h.name, h.value)).collect();
+    let edits = HeaderEditsText { set: pairs(text.set), add: pairs(text.add), remove: text.remove };
+    check.header_edits(field, edits, of_request, &mut notes.unsupported)
 }
 
 fn mirror(text: MirrorText, field: &str, check: &mut Check<'_>) -> (l7::Mirror, Reference) {
@@ -247,6 +253,9 @@ fn redirect(text: RedirectText, field: &str, check: &mut Check<'_>) -> l7::Redir
     if !["", "http", "https"].contains(&text.scheme.as_str()) {
         check.error(at("scheme"), format!("{:?} is no scheme; write http or https", text.scheme));
     }
+    if !text.hostname.is_empty() {
+        check.authority(&at("hostname"), &text.hostname);
+    }
     let status = match text.status_code {
         None => 302,
         Some(code @ (301 | 302 | 303 | 307 | 308)) => u32::try_from(code).unwrap_or(302),
@@ -280,7 +289,9 @@ fn rewrite(text: RewriteText, field: &str, check: &mut Check<'_>) -> l7::Rewrite
             PathType::ReplaceFullPath => Path::Full(value),
             PathType::ReplacePrefixMatch => Path::Prefix(value),
         });
-    if path.is_none() && text.hostname.is_empty() {
+    if !text.hostname.is_empty() {
+        check.authority(&format!("{field}.hostname"), &text.hostname);
+    } else if path.is_none() {
         check.error(field, "is empty; write hostname or path");
     }
     l7::Rewrite { authority: text.hostname, path }
@@ -302,6 +313,13 @@ fn cors(text: CorsText, field: &str, check: &mut Check<'_>) -> l7::Cors {
             Value::Exact(origin)
         };
         allow_origins.push(l7::StringMatch { kind: Some(kind), ignore_case: false });
+    }
+    for (name, values) in [
+        ("allowMethods", &text.allow_methods),
+        ("allowHeaders", &text.allow_headers),
+        ("exposeHeaders", &text.expose_headers),
+    ] {
+        check.tokens(&format!("{field}.{name}"), values);
     }
     let max_age = text.max_age.unwrap_or(CORS_MAX_AGE);
     if max_age < 1 {
