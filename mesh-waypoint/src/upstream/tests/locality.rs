@@ -183,6 +183,15 @@ fn a_distribution_gives_each_locality_its_share_and_others_nothing() {
 }
 
 #[test]
+fn the_share_of_a_locality_without_endpoints_goes_to_the_others_in_proportion() {
+    let mut world = world(&["r1/a/1", "r2/a/1"]);
+    world.policy(setting(distribute(&[("r1/*", &[("r1/*", 30), ("r2/*", 10), ("r9/*", 60)])]), false));
+    let cluster = world.web();
+    let near = share(&mut world, &cluster, &[0]);
+    assert!((near - 0.75).abs() < 0.03, "{near}");
+}
+
+#[test]
 fn a_distribution_from_elsewhere_leaves_all_alike() {
     let mut world = world(&PLACES);
     world.policy(setting(distribute(&[("r2/*", &[("r2/*", 100)])]), true));
