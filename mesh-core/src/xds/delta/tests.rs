@@ -25,7 +25,7 @@ impl Handler for Texts {
         &[ROUTE_TYPE, DESTINATION_TYPE]
     }
     fn further(&mut self, type_url: &'static str, name: &str, payload: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(payload).map_err(|_| "is no text".to_owned())?;
+        let text = std::str::from_utf8(payload).map_err(|error| format!("is no text: {error}"))?;
         self.held.insert((type_url, name.to_owned()), text.to_owned());
         Ok(())
     }
