@@ -70,7 +70,7 @@ pub struct Shared {
     pub rates: RateLimiters,
     /// Told when nothing new is taken.
     pub drain: CancellationToken,
-    streams: AtomicUsize,
+    tunnels: AtomicUsize,
 }
 
 impl Shared {
@@ -93,7 +93,7 @@ impl Shared {
             clusters,
             rates: RateLimiters::default(),
             drain: CancellationToken::new(),
-            streams: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
         }
     }
 
@@ -103,15 +103,27 @@ impl Shared {
         self.snapshot.store(snapshot);
     }
 
+    /// Tunnels of clients that are open: a stream's last bytes may still be in one.
+    #[must_use]
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.load(Ordering::Relaxed)
+    }
+
+    /// Counts a tunnel until the guard is dropped.
+    fn count_tunnel(self: &Arc<Self>) -> CountedTunnel {
+        self.tunnels.fetch_add(1, Ordering::Relaxed);
+        CountedTunnel(Arc::clone(self))
+    }
+
     /// Streams of tunnels that are open.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.streams.load(Ordering::Relaxed)
+        usize::try_from(self.telemetry.streams.get()).unwrap_or_default()
     }
 
     /// Counts a stream until the guard is dropped.
     fn count(self: &Arc<Self>) -> Counted {
-        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.telemetry.streams.inc();
         Counted(Arc::clone(self))
     }
 }
@@ -121,6 +133,15 @@ struct Counted(Arc<Shared>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.telemetry.streams.dec();
+    }
+}
+
+/// One open tunnel.
+struct CountedTunnel(Arc<Shared>);
+
+impl Drop for CountedTunnel {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -17,6 +17,7 @@ use mesh_core::telemetry::{
 };
 use mesh_core::xds::ca::CaClient;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -124,6 +125,8 @@ fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemet
         "Lines that the log did not keep up with",
         dropped.clone(),
     );
+    let streams = Gauge::default();
+    registry.register("undermesh_waypoint_streams_open", "Streams of clients' tunnels", streams.clone());
     register_build(&mut registry, "proxy", env!("CARGO_PKG_VERSION"));
     registry.register_collector(Box::new(ProcessCollector));
     let access_log = AccessLog::start(settings.format, Box::new(std::io::stdout()), dropped)
@@ -133,6 +136,7 @@ fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemet
         tcp: TcpMetrics::register(&mut registry),
         access_log,
         log_requests: config.access_log,
+        streams: streams.clone(),
     };
     Ok((telemetry, registry))
 }
@@ -180,7 +184,7 @@ async fn drain(shared: &Shared, signals: &mut Signals) {
     shared.drain.cancel();
     let began = Instant::now();
     loop {
-        let open = shared.open();
+        let open = shared.open() + shared.tunnels();
         if open == 0 && began.elapsed() >= DRAIN_LEAST {
             return tracing::info!("drained");
         }

@@ -11,6 +11,7 @@ use mesh_core::telemetry::{
     AccessLog, AccessRecord, Connection, Direction, Event, Flags, Outcome, Peer, Reporter, RequestMetrics,
     RequestProtocol, RequestRecord, SecurityPolicy, TcpMetrics,
 };
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::proxy::body::Progress;
 use crate::proxy::headers;
@@ -27,6 +28,8 @@ pub struct Telemetry {
     pub access_log: AccessLog,
     /// Whether each request has a line.
     pub log_requests: bool,
+    /// Streams of tunnels that are open.
+    pub streams: Gauge,
 }
 
 /// A request from its head to the end of its answer. Dropped before that, the client has left.

@@ -30,9 +30,11 @@ pub mod run;
 pub mod testbed;
 pub mod wait;
 pub mod wan;
+pub mod waypoint;
 
 pub use load::Load;
 pub use pod::Pod;
 pub use process::{Finished, Proc};
 pub use testbed::{Node, Testbed, Topology};
 pub use wait::until;
+pub use waypoint::Waypoint;

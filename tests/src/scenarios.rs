@@ -11,6 +11,7 @@ mod gateways;
 mod hostile;
 mod insight;
 mod interop;
+mod leaving;
 mod life;
 mod network;
 mod overload;
@@ -24,6 +25,7 @@ pub(crate) mod shop;
 mod soak;
 mod time;
 mod upgrades;
+mod waypoint;
 mod waypoints;
 mod wire;
 
@@ -84,6 +86,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         policy::SCENARIOS,
         fast::SCENARIOS,
         life::SCENARIOS,
+        leaving::SCENARIOS,
         upgrades::SCENARIOS,
         insight::SCENARIOS,
         programs::SCENARIOS,
@@ -93,6 +96,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         hostile::SCENARIOS,
         peers::SCENARIOS,
         waypoints::SCENARIOS,
+        waypoint::SCENARIOS,
         time::SCENARIOS,
         control::SCENARIOS,
         gateways::SCENARIOS,

@@ -36,6 +36,7 @@ struct Remote {
 pub async fn handle(local: &Rc<Local>, socket: TcpStream, from: SocketAddr) {
     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
     let Some(certificate) = local.shared.certificate.load_full() else { return };
+    let _counted = local.shared.count_tunnel();
     let accepted = tokio::time::timeout(HANDSHAKE, tls::accept(certificate.server_config(), socket)).await;
     let (channel, peer) = match accepted {
         Ok(Ok(accepted)) => accepted,

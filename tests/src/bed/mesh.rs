@@ -105,8 +105,22 @@ impl Testbed {
     /// # Errors
     /// `mesh-control token` failed.
     pub fn token(&self, node: &str) -> Result<String> {
+        self.issue_token(&["--node", node])
+    }
+
+    /// A bearer token of a service account, for a pod on a node.
+    ///
+    /// # Errors
+    /// `mesh-control token` failed.
+    pub fn service_account_token(&self, node: &str, namespace: &str, account: &str) -> Result<String> {
+        self.issue_token(&["--node", node, "--namespace", namespace, "--service-account", account])
+    }
+
+    fn issue_token(&self, args: &[&str]) -> Result<String> {
         let out = Command::new(run::binary("mesh-control")?)
-            .args(["token", "--node", node, "--state-dir"])
+            .arg("token")
+            .args(args)
+            .arg("--state-dir")
             .arg(self.state_dir())
             .output()
             .context("cannot run mesh-control")?;

@@ -292,6 +292,7 @@ impl Bed {
             tcp: TcpMetrics::register(&mut registry),
             access_log: AccessLog::start(LogFormat::Text, Box::new(log.clone()), Counter::default()).unwrap(),
             log_requests: true,
+            streams: Default::default(),
         };
         let certificate = Arc::new(ArcSwapOption::from_pointee(self.ca.issue(&identity("wp"))));
         let shared = Arc::new(Shared::new(config, Arc::new(snapshot), certificate, telemetry));

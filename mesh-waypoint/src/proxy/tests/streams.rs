@@ -124,7 +124,7 @@ fn a_draining_waypoint_finishes_what_it_has_and_takes_nothing_new() {
         assert_eq!(said(&answer), (200, "done"));
         let authority: mesh_core::hbone::Authority = VIP.parse().unwrap();
         assert!(tunnel.open(&mesh_core::hbone::ConnectRequest::to(authority)).await.is_err());
-        while waypoint.shared.open() > 0 {
+        while waypoint.shared.open() + waypoint.shared.tunnels() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });

@@ -12,6 +12,9 @@ use super::Search;
 
 /// So few are looked at one by one.
 const FEW: usize = 4;
+/// By so many fields, one after the other, matches are divided: ten thousand conditions in an object must not become as
+/// many calls.
+const DEPTH: usize = 6;
 
 /// Positions of matches.
 #[derive(Debug)]
@@ -58,22 +61,24 @@ impl Bucket {
     /// `used` has the fields that all of these were filed by already.
     fn divide<'a>(positions: Vec<u32>, entries: &'a [Arc<Entry>], used: &mut Vec<&'a Field>) -> Self {
         let first = positions.first().copied().unwrap_or(u32::MAX);
-        if positions.len() <= FEW {
+        if positions.len() <= FEW || used.len() == DEPTH {
             return Self { first, rest: positions.into(), filed: None };
         }
-        let mut sizes: HashMap<Key<'_>, usize> = HashMap::new();
+        let mut sizes: HashMap<Key<'_>, usize> = HashMap::with_capacity(positions.len());
         for position in &positions {
             for key in keys(&entries[*position as usize], used) {
                 *sizes.entry(key).or_default() += 1;
             }
         }
         let mut rest = Vec::new();
-        let mut groups: HashMap<Key<'_>, Vec<u32>> = HashMap::new();
+        let mut groups: HashMap<Key<'_>, Vec<u32>> = HashMap::with_capacity(sizes.len());
         for position in positions {
             // The file with the fewest in it; of equal ones an exact value.
-            let key = keys(&entries[position as usize], used).min_by_key(|key| (sizes[key], key.1.is_none()));
-            match key {
-                Some(key) => groups.entry(key).or_default().push(position),
+            let sized = keys(&entries[position as usize], used).map(|key| (sizes[&key], key));
+            match sized.min_by_key(|(size, key)| (*size, key.1.is_none())) {
+                Some((size, key)) => {
+                    groups.entry(key).or_insert_with(|| Vec::with_capacity(size)).push(position)
+                }
                 None => rest.push(position),
             }
         }
