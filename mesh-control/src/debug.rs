@@ -21,6 +21,7 @@ use crate::ads::{ClientStatus, Clients, TypeStatus};
 use crate::enrol::Enrolments;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::model::Kind;
 
 /// What the endpoints read.
 #[derive(Debug, Clone)]
@@ -123,6 +124,8 @@ impl Debug {
         let published = self.hub.published();
         let o = published.objects();
         let keys = |keys: Vec<String>| keys;
+        let routes = |kind| o.routes.keys().filter(move |r| r.kind == kind).map(|r| r.key.to_string());
+        let routes = |kind| keys(routes(kind).collect());
         json!({
             "counts": o.counts(),
             "mesh": {
@@ -143,6 +146,14 @@ impl Debug {
             "ServiceEntry": keys(o.service_entries.keys().map(ToString::to_string).collect()),
             "WorkloadEntry": keys(o.workload_entries.keys().map(ToString::to_string).collect()),
             "Gateway": keys(o.gateways.keys().map(ToString::to_string).collect()),
+            "VirtualService": keys(o.virtual_services.keys().map(ToString::to_string).collect()),
+            "DestinationRule": keys(o.destination_rules.keys().map(ToString::to_string).collect()),
+            "HTTPRoute": routes(Kind::HTTPRoute),
+            "GRPCRoute": routes(Kind::GRPCRoute),
+            "TCPRoute": routes(Kind::TCPRoute),
+            "TLSRoute": routes(Kind::TLSRoute),
+            "ReferenceGrant": keys(o.reference_grants.keys().map(ToString::to_string).collect()),
+            "RequestAuthentication": keys(o.request_authentications.keys().map(ToString::to_string).collect()),
         })
     }
 

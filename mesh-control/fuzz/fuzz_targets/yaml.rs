@@ -4,17 +4,22 @@
 //! - What cannot be read leaves the objects of its file in force: a broken edit never removes a policy.
 //! - Every problem names what is in force instead.
 //! - Nodes take every resource that is made of the objects: nothing that they would have to reject is sent.
+//! - Nor is anything that a waypoint could not honour, unless a condition says so.
 #![no_main]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use mesh_control::convert::{Captured, Mesh, convert};
+use mesh_control::convert::{Captured, Mesh, Resources, convert};
 use mesh_control::model::Objects;
 use mesh_control::source::State;
 use mesh_control::source::dir::Loader;
 use mesh_core::state::{MeshOptions, StateIndex};
+use mesh_waypoint::config::{self, Own};
+use mesh_waypoint::routing::Routes;
+use mesh_waypoint::security::Policies;
+use mesh_waypoint::security::jwks::{KeyStore, Roots};
 
 const ROOT: &str = "istio-system";
 /// In force before the input comes.
@@ -80,4 +85,38 @@ fn accepted(objects: &Objects) {
         }
     }
     assert_eq!(node.state().policies().count(), resources.authorizations.len(), "policies hide each other");
+    honoured(&resources, &node);
+}
+
+static KEYS: LazyLock<KeyStore> = LazyLock::new(|| KeyStore::new(Roots::Given(Vec::new())).0);
+
+fn honoured(resources: &Resources, node: &StateIndex) {
+    let l7 = &resources.l7;
+    let told = config::Resources {
+        routes: shared(&l7.routes),
+        destinations: shared(&l7.destinations),
+        authorizations: shared(&l7.authorizations),
+        authentications: shared(&l7.authentications),
+        settings: Arc::new(l7.settings["mesh"].clone()),
+        ..config::Resources::default()
+    };
+    let own = Own {
+        namespace: "shop".into(),
+        gateway: "wp".into(),
+        class: "istio-waypoint".into(),
+        hostname: "wp.shop.svc.cluster.local".into(),
+        ..Own::default()
+    };
+    let routes = Routes::build(&told, node.state(), &own, &Routes::default());
+    if let Some(problem) = routes.problems().next() {
+        panic!("a waypoint cannot honour a route: {problem}");
+    }
+    let is_said = resources.conditions.iter().any(|c| c.reason == "ProviderNotFound");
+    for problem in Policies::build(&told, &own, &KEYS).problems() {
+        assert!(is_said && problem.field == "provider.name", "a waypoint cannot honour a policy: {problem}");
+    }
+}
+
+fn shared<T: Clone>(given: &BTreeMap<String, T>) -> BTreeMap<String, Arc<T>> {
+    given.iter().map(|(name, value)| (name.clone(), Arc::new(value.clone()))).collect()
 }

@@ -281,6 +281,11 @@ async fn only_who_asks_for_what_waypoints_are_told_gets_it() {
     assert_eq!(policy.type_url, AUTHORIZATION_TYPE, "the changed route was nothing for a node");
     let metrics = control.get("/metrics").await;
     assert!(metrics.contains("pilot_xds_pushes{type=\"um-route\"} 2"), "{metrics}");
+    let dump = control.get("/debug/config_dump").await;
+    let dump: serde_json::Value = serde_json::from_str(dump.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert!(dump["forWaypoints"]["um-route"]["VirtualService/shop/v"].is_string(), "{dump}");
+    let objects = control.get("/debug/objects").await;
+    assert!(objects.contains("\"VirtualService\": [\n    \"shop/v\""), "{objects}");
     control.end().await;
 }
 

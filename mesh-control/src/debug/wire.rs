@@ -7,7 +7,7 @@ use mesh_core::xds::proto::security::string_match::MatchType;
 use mesh_core::xds::proto::workload as wire;
 use mesh_core::xds::proto::workload::gateway_address::Destination;
 use prost::Message;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::ads::snapshot::{ResourceType, Snapshot};
 
@@ -28,7 +28,25 @@ pub(super) fn config_dump(snapshot: &Snapshot) -> Value {
             policy::Authorization::decode(e.value.as_slice()).ok().map(|p| authorization(&p, &e.version))
         })
         .collect();
-    json!({"snapshot": snapshot.number, "workloads": workloads, "services": services, "policies": policies})
+    json!({
+        "snapshot": snapshot.number,
+        "workloads": workloads,
+        "services": services,
+        "policies": policies,
+        "forWaypoints": for_waypoints(snapshot),
+    })
+}
+
+/// Names with versions of what only waypoints are told, by short type name.
+fn for_waypoints(snapshot: &Snapshot) -> Value {
+    let only = ResourceType::ALL
+        .into_iter()
+        .filter(|kind| !matches!(kind, ResourceType::Address | ResourceType::Authorization));
+    let versions = |kind| -> Map<String, Value> {
+        let entries = snapshot.entries(kind).iter();
+        entries.map(|(name, entry)| (name.to_string(), Value::from(entry.version.as_str()))).collect()
+    };
+    only.map(|kind| (kind.short().to_owned(), Value::Object(versions(kind)))).collect()
 }
 
 fn ip(bytes: &[u8]) -> String {

@@ -6,6 +6,7 @@ mod balancing;
 mod destination_rule;
 mod gateway_filters;
 mod gateway_route;
+mod gateway_tcp;
 mod istio;
 mod kube;
 mod mesh;
@@ -85,9 +86,9 @@ const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
     (GATEWAYS, &["v1", "v1beta1"], Kind::Gateway, istio::gateway, true),
     (GATEWAYS, &["v1", "v1beta1"], Kind::HTTPRoute, gateway_route::http_route, true),
     (GATEWAYS, &["v1", "v1alpha2"], Kind::GRPCRoute, gateway_route::grpc_route, true),
-    (GATEWAYS, &["v1", "v1alpha3", "v1alpha2"], Kind::TLSRoute, gateway_route::tls_route, true),
-    (GATEWAYS, &["v1", "v1alpha2"], Kind::TCPRoute, gateway_route::tcp_route, true),
-    (GATEWAYS, &["v1", "v1beta1"], Kind::ReferenceGrant, gateway_route::reference_grant, true),
+    (GATEWAYS, &["v1", "v1alpha3", "v1alpha2"], Kind::TLSRoute, gateway_tcp::tls_route, true),
+    (GATEWAYS, &["v1", "v1alpha2"], Kind::TCPRoute, gateway_tcp::tcp_route, true),
+    (GATEWAYS, &["v1", "v1beta1"], Kind::ReferenceGrant, gateway_tcp::reference_grant, true),
     ("security.istio.io", &["v1", "v1beta1"], Kind::RequestAuthentication, request_authentication, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::VirtualService, virtual_service::virtual_service, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::DestinationRule, destination_rule::destination_rule, true),

@@ -209,8 +209,12 @@ impl Control {
 impl Condition {
     /// Neither fine nor broken.
     fn is_note(&self) -> bool {
-        let unsaid = matches!(self.reason.as_str(), "UnsupportedValue" | "NoWaypoint");
-        (self.status && unsaid) || (!self.status && self.r#type == "undermesh.io/Enrolled")
+        let partly = matches!(
+            self.reason.as_str(),
+            "UnsupportedValue" | "NoWaypoint" | "Conflicted" | "PartiallyInvalid"
+        );
+        let advisory = matches!(self.r#type.as_str(), "undermesh.io/Enrolled" | "ResolvedWaypoints");
+        if self.status { partly } else { advisory }
     }
 }
 

@@ -19,8 +19,32 @@ struct Scope<'a> {
     context: &'a Context<'a>,
     services: &'a Services,
     subsets: Subsets<'a>,
-    /// HTTPRoutes and GRPCRoutes by the services (namespace, host name) that they name.
-    gateway_routes: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
+    gateway_routes: GatewayRoutes<'a>,
+}
+
+/// Routes of the Gateway API by the services (namespace, host name) that they name: those of requests, those of
+/// connections.
+#[derive(Debug, Default)]
+struct GatewayRoutes<'a> {
+    http: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
+    tcp: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
+}
+
+impl<'a> GatewayRoutes<'a> {
+    fn of(l7: &'a L7) -> Self {
+        let mut out = Self::default();
+        for (name, route) in &l7.routes {
+            let routes = match route.origin.as_ref().map(|o| o.kind.as_str()) {
+                Some("HTTPRoute" | "GRPCRoute") => &mut out.http,
+                Some("TCPRoute" | "TLSRoute") => &mut out.tcp,
+                _ => continue,
+            };
+            for parent in &route.parents {
+                routes.entry((&parent.namespace, &parent.hostname)).or_default().push(name);
+            }
+        }
+        out
+    }
 }
 
 /// Converts all of them. Destinations and routes of the Gateway API have to be in `out` already.
@@ -28,7 +52,8 @@ pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut 
     let mut conditions = Vec::new();
     let mut routes = BTreeMap::new();
     let used = delegates(context);
-    let scope = Scope { context, services, subsets: Subsets::of(out), gateway_routes: gateway_routes(out) };
+    let scope =
+        Scope { context, services, subsets: Subsets::of(out), gateway_routes: GatewayRoutes::of(out) };
     for service in context.objects.virtual_services.values() {
         let object = ObjectRef::of(Kind::VirtualService, &service.meta);
         let mut report = Report::new(object.clone(), &service.unsupported);
@@ -225,19 +250,24 @@ impl Scope<'_> {
         let matching: Vec<&Service> = hosts.iter().flat_map(|h| self.services.matching(h)).collect();
         let mut somewhere = matching.is_empty();
         let mut foreign = BTreeSet::new();
+        let parts = [
+            ("http", !service.http.is_empty(), &self.gateway_routes.http),
+            ("tcp and tls", !(service.tcp.is_empty() && service.tls.is_empty()), &self.gateway_routes.tcp),
+        ];
         for found in &matching {
-            if let Some(routes) =
-                self.gateway_routes.get(&(found.namespace.as_str(), found.hostname.as_str()))
-            {
-                report.overruled(format!(
-                    "does not count for {}, for which {} does",
-                    found.hostname,
-                    routes.join(", ")
-                ));
-            } else if found.namespace != *own && found.asked.as_ref().is_none_or(|g| g.namespace != *own) {
+            if found.namespace != *own && found.asked.as_ref().is_none_or(|g| g.namespace != *own) {
                 foreign.insert(found.hostname.as_str());
-            } else {
-                somewhere = true;
+                continue;
+            }
+            for (part, _, routes) in parts.iter().filter(|(_, has, _)| *has) {
+                match routes.get(&(found.namespace.as_str(), found.hostname.as_str())) {
+                    None => somewhere = true,
+                    Some(routes) => report.overruled(format!(
+                        "its {part} rules do not count for {}, for which {} does",
+                        found.hostname,
+                        routes.join(", ")
+                    )),
+                }
             }
         }
         if !foreign.is_empty() {
@@ -249,17 +279,6 @@ impl Scope<'_> {
         }
         somewhere
     }
-}
-
-fn gateway_routes(l7: &L7) -> BTreeMap<(&str, &str), Vec<&str>> {
-    let mut out: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
-    for (name, route) in &l7.routes {
-        let kind = route.origin.as_ref().map(|o| o.kind.as_str());
-        for parent in route.parents.iter().filter(|_| matches!(kind, Some("HTTPRoute" | "GRPCRoute"))) {
-            out.entry((&parent.namespace, &parent.hostname)).or_default().push(name);
-        }
-    }
-    out
 }
 
 /// Where a rule stands, and whose names it uses.

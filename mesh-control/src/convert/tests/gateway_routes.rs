@@ -423,26 +423,38 @@ fn what_is_wrong_is_refused_with_the_field_and_what_would_be_right() {
 
 #[test]
 fn where_a_route_of_the_gateway_api_names_a_service_virtual_services_do_not_count() {
-    let given = |kind: &str| {
-        let text = format!(
-            "{WAYPOINT}{}{}{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\nspec: {{hosts: [HOSTS], http: [{{route: [{{destination: {{host: web}}}}]}}]}}\n",
+    let rules = [
+        "http: [{route: [{destination: {host: web}}]}]",
+        "tcp: [{route: [{destination: {host: web}}]}]",
+        "http: [{route: [{destination: {host: web}}]}], tcp: [{route: [{destination: {host: web}}]}]",
+    ];
+    let given = |kind: &str, hosts: &str, rules: &str| {
+        let resources = resources(&format!(
+            "{WAYPOINT}{}{}{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\nspec: {{hosts: [{hosts}], {rules}}}\n",
             service("web"),
             service("api"),
             route(kind, &format!("{PARENT}, rules: [{{backendRefs: [{{name: web, port: 80}}]}}]")),
-        );
-        let found = |hosts: &str| {
-            let resources = resources(&text.replace("HOSTS", hosts));
-            let condition = resources.condition("VirtualService shop/v", "Accepted");
-            (condition.status, condition.reason.clone(), condition.message.clone())
-        };
-        (found("web"), found("web, api"))
+        ));
+        resources.condition("VirtualService shop/v", "Accepted").clone()
     };
-    for kind in ["HTTPRoute", "GRPCRoute"] {
-        let (only, both) = given(kind);
-        assert_eq!((only.0, only.1.as_str()), (false, "Conflicted"), "{kind}");
-        let expected = format!("does not count for web.shop.svc.cluster.local, for which {kind}/shop/r does");
-        assert!(only.2.contains(&expected), "{}", only.2);
-        assert!(both.0 && both.2.contains(&expected), "it counts for api: {both:?}");
+    for (kind, part, counts) in [
+        ("HTTPRoute", "http", [false, true, true]),
+        ("GRPCRoute", "http", [false, true, true]),
+        ("TCPRoute", "tcp and tls", [true, false, true]),
+        ("TLSRoute", "tcp and tls", [true, false, true]),
+    ] {
+        let said = format!(
+            "its {part} rules do not count for web.shop.svc.cluster.local, for which {kind}/shop/r does"
+        );
+        for (rules, counts) in rules.into_iter().zip(counts) {
+            let has_part =
+                rules.contains(&format!("{}:", &part[..3])) || rules.contains("http:") && part == "http";
+            let only = given(kind, "web", rules);
+            assert_eq!(only.status, counts, "{kind}: {rules}");
+            assert_eq!(only.message.contains(&said), has_part, "{kind}: {rules}: {}", only.message);
+            assert_eq!(only.reason == "Conflicted", has_part, "{kind}: {rules}");
+            let both = given(kind, "web, api", rules);
+            assert!(both.status, "it counts for api: {both:?}");
+        }
     }
-    assert!(given("TCPRoute").0.0, "connections are another matter");
 }

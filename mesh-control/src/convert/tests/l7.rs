@@ -170,7 +170,7 @@ fn complaints(resources: &Resources) -> Vec<String> {
         hostname: "wp.shop.svc.cluster.local".into(),
         ..Own::default()
     };
-    let routes = Routes::build(&told, &mesh.state(), &own, &Routes::default());
+    let routes = Routes::build(&told, mesh.state(), &own, &Routes::default());
     let (keys, _fetcher) = KeyStore::new(Roots::Given(Vec::new()));
     let policies = Policies::build(&told, &own, &keys);
     let found = routes.problems().map(ToString::to_string);

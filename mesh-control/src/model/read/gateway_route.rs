@@ -1,4 +1,4 @@
-//! Readers of HTTPRoute, GRPCRoute, TCPRoute, TLSRoute and ReferenceGrant (Gateway API v1).
+//! Readers of HTTPRoute and GRPCRoute (Gateway API v1).
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use mesh_core::xds::proto::l7::string_match::Kind as Value;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::super::l7::{GatewayBackend, GatewayHttp, GatewayRoute, GatewayTcp, Reference, ReferenceGrant};
+use super::super::l7::{GatewayBackend, GatewayHttp, GatewayRoute, Reference};
 use super::super::{Kind, Object};
 use super::gateway_filters::{FilterText, Filters, filters};
 use super::istio::Resource;
@@ -27,7 +27,7 @@ const SESSION: &str = "mesh-session";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct ParentText {
+pub(super) struct ParentText {
     group: Option<String>,
     kind: Option<String>,
     namespace: String,
@@ -107,8 +107,8 @@ pub(super) struct BackendText {
     namespace: String,
     name: String,
     port: Option<i64>,
-    weight: Option<i64>,
-    filters: Vec<FilterText>,
+    pub(super) weight: Option<i64>,
+    pub(super) filters: Vec<FilterText>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -202,22 +202,6 @@ struct MethodText {
     method: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct TcpSpec {
-    parent_refs: Vec<ParentText>,
-    hostnames: Vec<String>,
-    use_default_gateways: Option<IgnoredAny>,
-    rules: Vec<TcpRuleText>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct TcpRuleText {
-    name: String,
-    backend_refs: Vec<BackendText>,
-}
-
 pub(super) fn http_route(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
     let object: Resource<HttpSpec> = shape(doc)?;
     let mut check = Check::new(doc);
@@ -288,52 +272,6 @@ pub(super) fn grpc_route(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> 
     check.finish(Object::Route(Kind::GRPCRoute, Arc::new(route)))
 }
 
-pub(super) fn tcp_route(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
-    connections(doc, Kind::TCPRoute)
-}
-
-pub(super) fn tls_route(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
-    connections(doc, Kind::TLSRoute)
-}
-
-fn connections(doc: &Document<'_>, kind: Kind) -> Result<Object, Vec<FieldError>> {
-    let object: Resource<TcpSpec> = shape(doc)?;
-    let mut check = Check::new(doc);
-    let meta = meta(doc, object.metadata, &mut check);
-    let spec = object.spec.unwrap_or_default();
-    let Notes { mut unsupported, refused } = Notes::new(spec.use_default_gateways.is_some());
-    if kind == Kind::TCPRoute && !spec.hostnames.is_empty() {
-        check.error("spec.hostnames", "belongs to a TLSRoute; connections of TCP have no names");
-    }
-    if spec.rules.is_empty() {
-        check.error("spec.rules", format!("missing; a {kind} needs one"));
-    }
-    let mut tcp = Vec::new();
-    for (i, rule) in spec.rules.into_iter().enumerate() {
-        let field = format!("spec.rules[{i}]");
-        if i > 0 {
-            unsupported.push(format!("{field} (the first rule takes every connection)"));
-        }
-        if rule.backend_refs.is_empty() {
-            check.error(format!("{field}.backendRefs"), "missing; name at least one backend");
-        }
-        let mut backends = Vec::new();
-        for (b, text) in rule.backend_refs.into_iter().enumerate() {
-            let place = format!("{field}.backendRefs[{b}]");
-            if !text.filters.is_empty() {
-                check.error(format!("{place}.filters"), "has no meaning for connections; remove it");
-            }
-            let weight = weight(text.weight, &place, &mut check);
-            backends.push((reference(text, &place, &mut check), weight));
-        }
-        tcp.push(GatewayTcp { name: rule.name, backends });
-    }
-    let parents = parents(spec.parent_refs, &mut check);
-    let hostnames = spec.hostnames;
-    let route = GatewayRoute { meta, parents, hostnames, http: Vec::new(), tcp, unsupported, refused };
-    check.finish(Object::Route(kind, Arc::new(route)))
-}
-
 /// What there is to say about fields that are valid.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
@@ -342,7 +280,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    fn new(default_gateways: bool) -> Self {
+    pub(super) fn new(default_gateways: bool) -> Self {
         let mut notes = Self::default();
         if default_gateways {
             notes.unsupported.push("spec.useDefaultGateways".to_owned());
@@ -441,7 +379,7 @@ fn backend(
     (weighted, GatewayBackend { reference: reference(text, field, check), mirrors })
 }
 
-fn weight(value: Option<i64>, field: &str, check: &mut Check<'_>) -> u32 {
+pub(super) fn weight(value: Option<i64>, field: &str, check: &mut Check<'_>) -> u32 {
     let value = value.unwrap_or(1);
     if !(0..=HEAVIEST).contains(&value) {
         check.error(format!("{field}.weight"), format!("{value} is out of range; write 0 to {HEAVIEST}"));
@@ -463,7 +401,7 @@ pub(super) fn reference(text: BackendText, field: &str, check: &mut Check<'_>) -
     }
 }
 
-fn parents(given: Vec<ParentText>, check: &mut Check<'_>) -> Vec<Reference> {
+pub(super) fn parents(given: Vec<ParentText>, check: &mut Check<'_>) -> Vec<Reference> {
     let mut out = Vec::new();
     for (i, text) in given.into_iter().enumerate() {
         let field = format!("spec.parentRefs[{i}]");
@@ -645,53 +583,4 @@ fn session(
         lifetime: lifetime.filter(|_| permanent),
         path: cookie.path,
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GrantSpec {
-    from: Vec<GrantFromText>,
-    to: Vec<GrantToText>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GrantFromText {
-    group: String,
-    kind: String,
-    namespace: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GrantToText {
-    group: String,
-    kind: String,
-    name: Option<String>,
-}
-
-pub(super) fn reference_grant(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
-    let object: Resource<GrantSpec> = shape(doc)?;
-    let mut check = Check::new(doc);
-    let meta = meta(doc, object.metadata, &mut check);
-    let spec = object.spec.unwrap_or_default();
-    for (i, from) in spec.from.iter().enumerate() {
-        if from.kind.is_empty() || from.namespace.is_empty() {
-            check.error(format!("spec.from[{i}]"), "needs kind and namespace");
-        }
-    }
-    for (i, to) in spec.to.iter().enumerate() {
-        if to.kind.is_empty() {
-            check.error(
-                format!("spec.to[{i}].kind"),
-                "missing; write the kind that may be named, for example Service",
-            );
-        }
-    }
-    if spec.from.is_empty() || spec.to.is_empty() {
-        check.error("spec", "needs from and to");
-    }
-    let from = spec.from.into_iter().map(|f| (f.group, f.kind, f.namespace)).collect();
-    let to = spec.to.into_iter().map(|t| (t.group, t.kind, t.name.filter(|n| !n.is_empty()))).collect();
-    check.finish(Object::ReferenceGrant(Arc::new(ReferenceGrant { meta, from, to })))
 }
