@@ -1,6 +1,6 @@
 //! What it costs to find a request's rule among 10 and among 10,000, and to take one more route.
 //!
-//!     cargo run --release -p mesh-waypoint --example routing
+//!     cargo run --release -p mesh-waypoint --example routing [PART OF A LINE'S NAME]
 //!
 //! Each line is one shape of rules. `last` asks for the last rule over and over; `spread` asks for all of them in turn,
 //! so that it also pays for memory that is not in a cache. Times are the least of many interleaved rounds, which are
@@ -46,7 +46,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{:<32}{:>10}{:>12}{:>8}{:>10}{:>12}{:>8}",
         "ns per request", "10: last", "10k: last", "ratio", "spread", "spread", "ratio"
     );
-    for shape in shapes() {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    for shape in shapes().into_iter().filter(|shape| shape.name.contains(&wanted)) {
         let few = routes(&shape, FEW)?;
         let many = routes(&shape, MANY)?;
         let (few_last, many_last) = compare(&shape, (&few, FEW), (&many, MANY), |_, count| count - 1)?;
@@ -60,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!();
     println!("{:<64}{:>8} B", "10,000 routes of 10,000 services: memory of each, compiled", memory);
-    for (name, change) in changes() {
+    for (name, change) in changes().into_iter().filter(|(name, _)| name.contains(&wanted)) {
         println!("{name:<64}{:>8.2} ms", change()?.as_secs_f64() * 1e3);
     }
     Ok(())

@@ -13,8 +13,9 @@
 //! | `headers`, `rewrite`, `cors`, `fault` | edits, rewrites and redirects, other origins, faults and mirrors |
 //! | `tcp` | rules for connections |
 //! | `problem` | what is wrong with an object's rules |
+//! | `quick` | hash maps for what the configuration says |
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use mesh_core::state::{MeshState, Service, Str};
@@ -30,6 +31,7 @@ mod index;
 mod matching;
 mod pattern;
 mod problem;
+mod quick;
 mod rewrite;
 mod rule;
 mod table;
@@ -43,6 +45,7 @@ pub use fault::{Abort, Fault, Injected, Mirror, Share, shadow_authority};
 pub use headers::HeaderEdits;
 pub use matching::MatchedPath;
 pub use problem::Problem;
+use quick::QuickMap;
 pub use rewrite::{Redirect, Rewrite, RewriteError};
 pub use rule::{Action, Backend, DirectResponse, Forward, RateLimit, Rule, WeightedBackend};
 use table::{Named, ServiceRules};
@@ -54,7 +57,7 @@ pub struct Routes {
     /// In the order of their resources' names.
     objects: Arc<[Arc<CompiledRoute>]>,
     /// By `namespace/hostname`; only services that have rules.
-    services: Arc<HashMap<Str, Arc<ServiceRules>>>,
+    services: Arc<QuickMap<Str, Arc<ServiceRules>>>,
     ground: Ground,
     patterns: pattern::Patterns,
 }
@@ -210,8 +213,8 @@ fn touched_services(
     come: &[Arc<CompiledRoute>],
     mesh: &MeshState,
     own: &Own,
-) -> HashMap<Str, Vec<Named>> {
-    let mut touched: HashMap<Str, Vec<Named>> = HashMap::new();
+) -> QuickMap<Str, Vec<Named>> {
+    let mut touched: QuickMap<Str, Vec<Named>> = QuickMap::default();
     for route in gone {
         parents_of(route, mesh, own, |service, _| {
             touched.entry(service.clone()).or_default();
