@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::detect::Spoken;
 use super::http::{self, Downstream};
-use super::io::{ClientIo, Prefixed};
+use super::io::{ClientIo, Prefixed, TunnelStream};
 use super::target::{self, Target};
 use super::tcp::{self, First};
 use super::worker::Local;
@@ -93,7 +93,8 @@ async fn serve(local: &Rc<Local>, connect: IncomingConnect, peer: &Remote) {
     let Ok(stream) = connect.accept(None) else { return };
     let limit = detection_limit(&snapshot);
     drop(snapshot);
-    let io = Prefixed::new(Bytes::new(), stream.into_io());
+    let stream = TunnelStream::new(stream.into_io(), local.keeper.clone());
+    let io = Prefixed::new(Bytes::new(), stream);
     carry(local, source, target, io, limit).await;
 }
 

@@ -24,7 +24,7 @@ use super::Shared;
 use super::body::RequestBody;
 use super::dial::{self, DialError};
 use super::http::LocalExec;
-use super::io::EndpointIo;
+use super::io::{EndpointIo, Keeper, TunnelStream};
 use crate::upstream::{Cluster, Limit, Overflow, Permit, Policy};
 
 /// A tunnel without streams is closed after this long.
@@ -276,8 +276,8 @@ struct Pooled {
     idle_since: Cell<Instant>,
 }
 
-#[derive(Default)]
 struct Parts {
+    keeper: Keeper,
     tunnels: RefCell<HashMap<SocketAddr, Vec<Pooled>>>,
     dials: RefCell<HashMap<SocketAddr, Rc<Dial>>>,
     http: RefCell<HashMap<Key, Entry>>,
@@ -285,10 +285,22 @@ struct Parts {
 }
 
 /// See the module. A clone is the same pool.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pool(Rc<Parts>);
 
 impl Pool {
+    /// An empty pool, whose streams `keeper` keeps at their end.
+    #[must_use]
+    pub fn new(keeper: Keeper) -> Self {
+        Self(Rc::new(Parts {
+            keeper,
+            tunnels: RefCell::default(),
+            dials: RefCell::default(),
+            http: RefCell::default(),
+            given_back: Notify::new(),
+        }))
+    }
+
     /// A connection that takes a request: an idle one, else a new one. While the cluster may have no more connections,
     /// the request waits for one, if as many may wait.
     ///
@@ -442,7 +454,8 @@ impl Pool {
         let opened = tokio::time::timeout(timeout, connection.open(&connect)).await;
         let opened = opened.map_err(|_elapsed| DialError::Timeout)?;
         let opened = opened.map_err(|error| DialError::Tunnel(error.to_string().into()))?;
-        Ok((EndpointIo::Tunnel(opened.stream.into_io()), Some(peer)))
+        let stream = TunnelStream::new(opened.stream.into_io(), self.0.keeper.clone());
+        Ok((EndpointIo::Tunnel(stream), Some(peer)))
     }
 
     async fn tunnel(

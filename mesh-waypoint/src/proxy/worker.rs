@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio_util::sync::CancellationToken;
 
+use super::io::Keeper;
 use super::pool::Pool;
 use super::{Shared, inbound};
 use crate::routing::Rule;
@@ -96,6 +97,8 @@ pub struct Local {
     pub shared: Arc<Shared>,
     /// Tunnels and connections to endpoints.
     pub pool: Pool,
+    /// Keeps clients' streams at their end.
+    pub keeper: Keeper,
     /// Request metrics by who talks to whom and how it ended.
     pub requests: RefCell<RequestCache>,
     /// TCP metrics by pair of peers.
@@ -120,12 +123,14 @@ struct Retries {
 const RETRY_POLICIES: usize = 4096;
 
 impl Local {
-    /// A worker without connections.
+    /// A worker without connections, on this thread's runtime.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+        let keeper = Keeper::start();
         Rc::new(Self {
             shared,
-            pool: Pool::default(),
+            pool: Pool::new(keeper.clone()),
+            keeper,
             requests: RefCell::default(),
             connections: RefCell::default(),
             rng: RefCell::new(fastrand::Rng::new()),
