@@ -27,7 +27,7 @@ pub mod stream;
 
 pub use authority::Authority;
 pub use baggage::{Baggage, BaggageHeader};
-pub use client::{ClientConnection, Opened};
+pub use client::{ClientConnection, Opened, Opening};
 pub use error::Error;
 pub use http2::Reason;
 pub use request::{ConnectRequest, Forwarded, RequestError, TraceParent};

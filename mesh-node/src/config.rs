@@ -214,6 +214,8 @@ pub struct Proxy {
     pub pool_unused_release: Duration,
     /// Whether a CONNECT's 200 describes the destination workload to the source node.
     pub response_baggage: bool,
+    /// Whether the first bytes of a connection may be sent before the peer has taken it.
+    pub early_data: bool,
 }
 
 impl Default for Proxy {
@@ -230,6 +232,7 @@ impl Default for Proxy {
             pool_max_streams: 100,
             pool_unused_release: Duration::from_secs(300),
             response_baggage: true,
+            early_data: true,
         }
     }
 }

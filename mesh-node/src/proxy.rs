@@ -18,6 +18,7 @@
 
 mod busy;
 pub mod dial;
+mod early;
 mod expiry;
 pub mod failed;
 pub mod failures;

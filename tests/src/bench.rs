@@ -5,6 +5,7 @@
 //! and beside each group the same thing is measured twice: a row that this A/A pair cannot resolve is "too noisy",
 //! never "ok".
 
+mod aead;
 mod callgrind;
 mod enrol;
 mod instructions;

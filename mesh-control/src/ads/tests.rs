@@ -1,5 +1,6 @@
 //! The running process, spoken to by real gRPC clients over real sockets.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use mesh_core::xds::proto::discovery::{
 use mesh_core::xds::proto::node::node_service_client::NodeServiceClient;
 use mesh_core::xds::proto::node::{EnrolledPod, EnrolmentReport};
 use mesh_core::xds::proto::workload::{Address, TunnelProtocol, address};
-use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, l7};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -243,6 +244,43 @@ async fn clients_get_everything_then_changes_and_their_answers_are_remembered() 
     let metrics = control.get("/metrics").await;
     assert!(metrics.contains("pilot_total_xds_rejects{type=\"wds\"} 1"), "{metrics}");
     assert!(metrics.contains("pilot_xds_pushes{type=\"wads\"} 3"), "{metrics}");
+    control.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_who_asks_for_what_waypoints_are_told_gets_it() {
+    let route = |host: &str| {
+        format!(
+            "{MESH}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\nspec: {{hosts: [web], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n"
+        )
+    };
+    let control = Running::start(&route("web")).await;
+    let mut agent = Client::open(control.plain().await, None, node("n1")).await.unwrap();
+    let mut waypoint = Client::open(control.plain().await, None, node("n1")).await.unwrap();
+    for kind in l7::TYPES {
+        let request = DeltaDiscoveryRequest { type_url: kind.into(), ..DeltaDiscoveryRequest::default() };
+        waypoint.requests.send(request).await.unwrap();
+    }
+    let mut told = BTreeMap::new();
+    while told.len() < 2 + l7::TYPES.len() {
+        let response = waypoint.next().await.unwrap();
+        let names: Vec<String> = response.resources.iter().map(|r| r.name.clone()).collect();
+        told.insert(response.type_url, names);
+    }
+    assert_eq!(told[l7::ROUTE_TYPE], ["VirtualService/shop/v"]);
+    assert_eq!(told[l7::SETTINGS_TYPE], ["mesh"]);
+    assert_eq!(told[l7::DESTINATION_TYPE], Vec::<String>::new(), "answered though empty");
+    for expected in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
+        assert_eq!(agent.next().await.unwrap().type_url, expected);
+    }
+    control.write(&route("api"));
+    let changed = waypoint.next().await.unwrap();
+    assert_eq!((changed.type_url.as_str(), changed.resources.len()), (l7::ROUTE_TYPE, 1));
+    control.write(&format!("{}{POLICY}", route("api")));
+    let policy = agent.next().await.unwrap();
+    assert_eq!(policy.type_url, AUTHORIZATION_TYPE, "the changed route was nothing for a node");
+    let metrics = control.get("/metrics").await;
+    assert!(metrics.contains("pilot_xds_pushes{type=\"um-route\"} 2"), "{metrics}");
     control.end().await;
 }
 

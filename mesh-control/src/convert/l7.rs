@@ -5,12 +5,14 @@
 
 mod delegate;
 mod destination;
+mod gateway_route;
 mod report;
+mod security;
 mod services;
 mod settings;
 mod virtual_service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::xds::proto::l7 as wire;
 
@@ -31,19 +33,21 @@ pub struct L7 {
     pub authentications: BTreeMap<String, wire::Authentication>,
     /// Labels, by workload uid.
     pub labels: BTreeMap<String, wire::WorkloadLabels>,
-    /// The one named [`SETTINGS`].
+    /// The one named `mesh`.
     pub settings: BTreeMap<String, wire::Settings>,
 }
 
 /// Name of the settings.
-pub const SETTINGS: &str = "mesh";
+pub(crate) const SETTINGS: &str = "mesh";
 
 /// Converts everything that is for waypoints. The services are those that the other parts have made.
 pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     let services = Services::new(context, resources);
     let mut out = std::mem::take(&mut resources.l7);
     destination::convert(context, &services, &mut out);
+    gateway_route::convert(context, &services, &mut out);
     virtual_service::convert(context, &services, &mut out);
+    security::convert(context, &services, &mut out);
     out.settings.insert(SETTINGS.to_owned(), settings::settings(context));
     resources.l7 = out;
 }
@@ -59,5 +63,18 @@ fn origin(kind: Kind, meta: &Meta) -> wire::Origin {
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
         created: meta.created.unwrap_or_default(),
+    }
+}
+
+/// Gives every rule a name of its own.
+fn name_rules<T>(rules: &mut [T], of: impl Fn(&mut T) -> &mut String) {
+    let mut used = BTreeSet::new();
+    for (i, rule) in rules.iter_mut().enumerate() {
+        let name = of(rule);
+        if name.is_empty() || used.contains(name) {
+            let stem = if name.is_empty() { "rule" } else { name.as_str() };
+            *name = format!("{stem}-{i}");
+        }
+        used.insert(name.clone());
     }
 }

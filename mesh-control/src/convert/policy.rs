@@ -48,7 +48,8 @@ pub(super) fn convert(
 ) -> SelectorPolicies {
     let mut selectors = SelectorPolicies::default();
     let datagrams = Datagrams::of(objects);
-    for policy in objects.authorization_policies.values() {
+    // Those with targets are for waypoints.
+    for policy in objects.authorization_policies.values().filter(|p| p.targets.is_empty()) {
         let object = ObjectRef::of(Kind::AuthorizationPolicy, &policy.meta);
         let (authorization, condition) = authorization(policy, mesh, object);
         conditions.push(condition);
@@ -71,11 +72,6 @@ pub(super) fn authorization(
     mesh: &Mesh,
     object: ObjectRef,
 ) -> (Option<wire::Authorization>, Condition) {
-    if policy.targeted {
-        let message = "has targetRefs: a waypoint enforces it, and this version runs none; use a selector for \
-                       connection-level rules";
-        return (None, Condition::new(object, "WaypointAccepted", false, "UnsupportedValue", message));
-    }
     let action = match policy.action {
         Action::Allow => wire::Action::Allow,
         Action::Deny => wire::Action::Deny,

@@ -1,5 +1,8 @@
 mod destinations;
+mod gateway_routes;
+mod l7;
 mod policies;
+mod security;
 mod services;
 mod virtual_services;
 mod waypoints;

@@ -130,6 +130,11 @@ impl Waypoints {
         Self { by_key }
     }
 
+    /// True for a Gateway that is a waypoint.
+    pub(super) fn is_one(&self, gateway: &Key) -> bool {
+        self.by_key.contains_key(gateway)
+    }
+
     /// True for the pods and services that make up a waypoint.
     pub(super) fn is_part_of_one(&self, meta: &Meta) -> bool {
         meta.label("gateway.istio.io/managed").is_some()

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh_core::xds::proto::l7::AuthorizationRule;
 use mesh_core::xds::proto::workload::AppProtocol;
 
+use super::l7::Reference;
 use super::{Key, Meta};
 
 /// Mutual TLS mode of a PeerAuthentication.
@@ -44,20 +46,24 @@ pub enum Action {
 }
 
 /// An AuthorizationPolicy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AuthorizationPolicy {
     /// Metadata.
     pub meta: Meta,
     /// `selector.matchLabels`.
     pub selector: BTreeMap<String, String>,
-    /// Has `targetRef` or `targetRefs`: a waypoint's policy.
-    pub targeted: bool,
+    /// `targetRef`, `targetRefs`: a policy that has some is a waypoint's.
+    pub targets: Vec<Reference>,
     /// `action`.
     pub action: Action,
+    /// `provider.name`; empty unless the action is CUSTOM.
+    pub provider: String,
     /// Annotation `istio.io/dry-run: "true"`.
     pub dry_run: bool,
-    /// `rules`, OR-ed.
+    /// `rules`, OR-ed, as far as connections have what they ask for.
     pub rules: Vec<Rule>,
+    /// `rules` of a policy with targets, complete.
+    pub requests: Vec<AuthorizationRule>,
 }
 
 /// One rule: all three parts must hold; an empty part always holds.

@@ -89,7 +89,6 @@ pub(crate) const MESH_CONFIG_FIELDS: &[&str] = &[
     "caCertificates",
     "certificates",
     "configSources",
-    "defaultConfig",
     "defaultDestinationRuleExportTo",
     "defaultProviders",
     "defaultServiceExportTo",

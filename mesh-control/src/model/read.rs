@@ -1,12 +1,16 @@
 //! Documents to validated objects: what an API server and Istio's admission webhook would refuse is refused
 //! here, with the field, what is wrong and what would be right.
 
+mod authentication;
 mod balancing;
 mod destination_rule;
+mod gateway_filters;
+mod gateway_route;
 mod istio;
 mod kube;
 mod mesh;
 mod policy;
+mod policy_requests;
 pub(crate) mod traffic;
 mod values;
 mod virtual_actions;
@@ -23,6 +27,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Key, Kind, Meta, Object, ObjectRef};
 use crate::tree::{Node, ShapeError, nearest, typed};
+use authentication::request_authentication;
 
 /// One thing that is wrong with an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,9 +55,16 @@ pub(crate) struct Read {
 }
 
 /// Kinds whose last good version is kept over a restart.
-const KEPT: &[Kind] =
-    &[Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::ConfigMap, Kind::Namespace, Kind::Gateway];
+const KEPT: &[Kind] = &[
+    Kind::AuthorizationPolicy,
+    Kind::RequestAuthentication,
+    Kind::PeerAuthentication,
+    Kind::ConfigMap,
+    Kind::Namespace,
+    Kind::Gateway,
+];
 
+const GATEWAYS: &str = "gateway.networking.k8s.io";
 const NETWORKING: &str = "networking.istio.io";
 const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
@@ -70,7 +82,13 @@ const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
     ("security.istio.io", &["v1", "v1beta1"], Kind::AuthorizationPolicy, policy::authorization_policy, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::ServiceEntry, istio::service_entry, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::WorkloadEntry, istio::workload_entry, true),
-    ("gateway.networking.k8s.io", &["v1", "v1beta1"], Kind::Gateway, istio::gateway, true),
+    (GATEWAYS, &["v1", "v1beta1"], Kind::Gateway, istio::gateway, true),
+    (GATEWAYS, &["v1", "v1beta1"], Kind::HTTPRoute, gateway_route::http_route, true),
+    (GATEWAYS, &["v1", "v1alpha2"], Kind::GRPCRoute, gateway_route::grpc_route, true),
+    (GATEWAYS, &["v1", "v1alpha3", "v1alpha2"], Kind::TLSRoute, gateway_route::tls_route, true),
+    (GATEWAYS, &["v1", "v1alpha2"], Kind::TCPRoute, gateway_route::tcp_route, true),
+    (GATEWAYS, &["v1", "v1beta1"], Kind::ReferenceGrant, gateway_route::reference_grant, true),
+    ("security.istio.io", &["v1", "v1beta1"], Kind::RequestAuthentication, request_authentication, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::VirtualService, virtual_service::virtual_service, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::DestinationRule, destination_rule::destination_rule, true),
 ];

@@ -3,7 +3,8 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -46,6 +47,44 @@ pub struct Opened {
     pub baggage: Option<BaggageHeader>,
 }
 
+/// A CONNECT that was sent and is not answered yet. Dropping it aborts the stream.
+#[derive(Debug)]
+pub struct Opening(HboneStream);
+
+impl Opening {
+    /// Sends data that the peer gets with the request or right after it, as far as there is room now; says how much.
+    /// A peer that does not take the connection drops it.
+    ///
+    /// # Errors
+    /// The stream or the connection has ended.
+    pub fn send_early(&mut self, data: &[u8]) -> Result<usize, Error> {
+        let room = self.0.send.room().min(data.len());
+        if room > 0 {
+            self.0.send.send(&data[..room])?;
+        }
+        Ok(room)
+    }
+
+    /// The answer, which is yes: how the peer describes the destination.
+    ///
+    /// # Errors
+    /// [`Error::Status`] for an answer other than 200; else the stream or the connection ended first.
+    pub fn poll_answer(&mut self, cx: &Context<'_>) -> Poll<Result<Option<BaggageHeader>, Error>> {
+        let answer = ready!(self.0.poll_answer(cx))?;
+        Poll::Ready(match StatusCode::from_u16(answer.status) {
+            Ok(StatusCode::OK) => Ok(answer.baggage),
+            Ok(status) => Err(Error::Status(status)),
+            Err(_) => Err(Error::Violation(Reason::PROTOCOL_ERROR)),
+        })
+    }
+
+    /// The open stream, once the answer is there.
+    #[must_use]
+    pub fn into_opened(self, baggage: Option<BaggageHeader>) -> Opened {
+        Opened { stream: self.0, baggage }
+    }
+}
+
 impl ClientConnection {
     /// Starts HTTP/2 on a connection whose TLS is done. The peer's settings are not waited for.
     pub fn handshake<IO>(channel: Channel<IO>, settings: &Settings) -> (Self, Driver<IO>)
@@ -62,19 +101,29 @@ impl ClientConnection {
     /// # Errors
     /// [`Error::Status`] for an answer other than 200; else the stream or the connection ended first.
     pub async fn open(&self, connect: &ConnectRequest) -> Result<Opened, Error> {
+        let mut opening = self.begin(connect).await?;
+        let answer = poll_fn(|cx| opening.poll_answer(cx)).await;
+        answer.map(|baggage| opening.into_opened(baggage))
+    }
+
+    /// Sends CONNECT once the connection has room for another stream.
+    ///
+    /// # Errors
+    /// The request cannot be sent, or the connection has ended.
+    pub async fn begin(&self, connect: &ConnectRequest) -> Result<Opening, Error> {
         connect.check()?;
         let shared = &self.0.shared;
         // Counted from here, so that the pool sees who waits for a slot.
         let counted = Counted::new(shared);
         let key = poll_fn(|cx| shared.core.borrow_mut().poll_open(cx, connect)).await?;
         std::mem::forget(counted);
-        let stream = HboneStream::new(Rc::new(Handle::new(Rc::clone(shared), key)));
-        let answer = poll_fn(|cx| stream.poll_answer(cx)).await?;
-        match StatusCode::from_u16(answer.status) {
-            Ok(StatusCode::OK) => Ok(Opened { stream, baggage: answer.baggage }),
-            Ok(status) => Err(Error::Status(status)),
-            Err(_) => Err(Error::Violation(Reason::PROTOCOL_ERROR)),
-        }
+        Ok(Opening(HboneStream::new(Rc::new(Handle::new(Rc::clone(shared), key)))))
+    }
+
+    /// Whether the peer was heard within this time.
+    #[must_use]
+    pub fn heard_within(&self, time: Duration) -> bool {
+        self.0.shared.core.borrow().heard_at().is_some_and(|at| at.elapsed() < time)
     }
 
     /// Streams that are open or being opened.

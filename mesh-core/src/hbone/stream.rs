@@ -104,6 +104,11 @@ impl SendHalf {
         self.0.shared.core.borrow_mut().poll_room(cx, self.0.key).map_ok(|room| room.min(wanted))
     }
 
+    /// How much there is room for now, without waiting for more.
+    pub(super) fn room(&self) -> usize {
+        self.0.shared.core.borrow_mut().room(self.0.key)
+    }
+
     /// Queues bytes. What exceeds the room is queued too: ask for room first.
     ///
     /// # Errors

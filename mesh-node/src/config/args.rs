@@ -119,6 +119,9 @@ pub struct RunArgs {
     /// Whether CONNECT's 200 describes the destination workload
     #[arg(long, value_name = "BOOL", env = "ENABLE_RESPONSE_BAGGAGE")]
     pub response_baggage: Option<bool>,
+    /// Whether a connection's first bytes go with its CONNECT, when the peer was heard a moment ago
+    #[arg(long, value_name = "BOOL", env = "UM_EARLY_DATA")]
+    pub early_data: Option<bool>,
     /// Directory of admin.sock
     #[arg(long, value_name = "DIR", env = "UM_RUN_DIR")]
     pub run_dir: Option<PathBuf>,
@@ -186,6 +189,7 @@ impl RunArgs {
         set(&mut proxy.pool_max_streams, &self.pool_max_streams);
         set(&mut proxy.pool_unused_release, &self.pool_unused_release);
         set(&mut proxy.response_baggage, &self.response_baggage);
+        set(&mut proxy.early_data, &self.early_data);
         set(&mut admin.run_dir, &self.run_dir);
         set(&mut admin.address, &self.admin);
         set(&mut admin.metrics, &self.metrics);

@@ -1,8 +1,8 @@
 //! Connections of the pod's application: original destination, route, tunnel or plain socket, bytes.
 //!
-//! Until the peer has answered, nothing of the application's bytes is sent, so that another endpoint can be tried when
-//! one does not take the connection, or does not answer. A connection that cannot be made is reset, never closed as if
-//! it had ended.
+//! Until a peer has answered, nothing of the application's bytes is delivered, so that another endpoint can be tried when
+//! one does not take the connection, or does not answer; the exception is [`Early`]. A connection that cannot be made is
+//! reset, never closed as if it had ended.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use mesh_core::error::{Code, Side};
-use mesh_core::hbone::{Authority, BaggageHeader, ConnectRequest, Forwarded, HboneStream, TraceParent};
+use mesh_core::hbone::{
+    Authority, BaggageHeader, ConnectRequest, Error as TunnelError, Forwarded, HboneStream, TraceParent,
+};
 use mesh_core::identity::SpiffeId;
 use mesh_core::route::{self, Dial, Protocol, Route, RouteKind, Tunnel};
 use mesh_core::state::{MeshState, Str, Workload};
@@ -20,6 +22,7 @@ use mesh_core::telemetry::{self, Connection, Direction, OnDemandDnsLabels, Peer,
 use tokio::net::TcpStream;
 
 use super::dial::{self, Purpose, TunnelHandle};
+use super::early::Early;
 use super::failed::Failed;
 use super::limits::Permit;
 use super::pool::{Key, Lease};
@@ -54,6 +57,8 @@ struct Opened {
     _lease: Lease<TunnelHandle>,
     peer: SpiffeId,
     baggage: Option<BaggageHeader>,
+    /// How many of the application's first bytes it has.
+    sent: usize,
 }
 
 /// A connection that was made: what is needed while its bytes flow, and nothing more. In particular not its route and
@@ -61,6 +66,8 @@ struct Opened {
 struct Made {
     session: Session,
     upstream: Upstream,
+    /// First bytes that went to the peer already.
+    early: usize,
     _permit: Permit,
 }
 
@@ -68,6 +75,7 @@ struct Made {
 pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: SocketAddr) {
     // Boxed, so that its room is free again while bytes flow.
     let Some(mut made) = Box::pin(make(proxy, &client, canonical(peer))).await else { return };
+    made.session.count_sent(made.early);
     match made.upstream {
         Upstream::Plain(server) => made.session.relay_sockets(client, server, None).await,
         Upstream::Tunnel(opened) => made.session.relay_tunnel(client, opened.stream, None).await,
@@ -93,12 +101,20 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
     let patience = proxy.shared().config.proxy.workload_wait;
     let (state, source) =
         proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refused(&failed)).ok()?;
-    let asked = Asked { proxy, source: &source, peer, destination };
+    let early = Early::new(client, proxy.shared().config.proxy.early_data);
+    let asked = Asked { proxy, source: &source, early, peer, destination };
     match asked.establish(&state).await {
-        Ok((route, upstream)) => {
+        Ok((route, mut upstream)) => {
             asked.offer_fast_path(&route);
             let session = asked.session(&route, Some(&upstream), started);
-            Some(Box::new(Made { session, upstream, _permit: permit }))
+            match asked.finish_early(&mut upstream).await {
+                Ok(early) => Some(Box::new(Made { session, upstream, early, _permit: permit })),
+                Err(failed) => {
+                    dial::reset_on_close(client);
+                    session.fail(&failed);
+                    None
+                }
+            }
         }
         Err((Some(route), failed)) => {
             dial::reset_on_close(client);
@@ -116,6 +132,7 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
 struct Asked<'a> {
     proxy: &'a Rc<PodProxy>,
     source: &'a Arc<Workload>,
+    early: Early<'a>,
     peer: SocketAddr,
     destination: SocketAddr,
 }
@@ -132,6 +149,16 @@ impl Asked<'_> {
         }
         let (route, outcome) = self.attempt(first).await;
         outcome.map(|upstream| (route.clone(), upstream)).map_err(|failed| (Some(route), failed))
+    }
+
+    /// Sends what was read from the application before the connection was made.
+    async fn finish_early(&self, upstream: &mut Upstream) -> Result<usize, Failed> {
+        match upstream {
+            Upstream::Tunnel(opened) => Ok(self.early.finish(&mut opened.stream, opened.sent).await?),
+            Upstream::Plain(server) => self.early.finish_plain(server).await.map_err(|error| {
+                Failed::new(Code::DialFailed, format!("connection failed: {}: {error}", self.destination))
+            }),
+        }
     }
 
     /// The next endpoint is tried when one has failed, and beside one that does not answer; the first that takes the
@@ -165,13 +192,17 @@ impl Asked<'_> {
                             }
                             tried.push(uid.clone());
                         }
-                        if !moves_on(failed.code) {
+                        if !moves_on(failed.code) || self.early.is_out() {
                             return Err((Some(route), failed));
                         }
                         Some((Some(route), failed))
                     }
                 },
-                () = &mut impatient, if left > 0 => {
+                () = &mut impatient, if left > 0 && !self.early.is_out() => {
+                    if self.early.is_out() {
+                        continue;
+                    }
+                    self.early.stop();
                     if let Some(uid) = waiting.take() {
                         suspects.failed(self.destination, &uid, Fault::Silent, Instant::now());
                         tried.push(uid);
@@ -261,10 +292,12 @@ impl Asked<'_> {
                 dial::connect(socket, address, Purpose::Plain, timeout).await.map(Upstream::Plain)
             }
             Protocol::Hbone(tunnel) => {
-                let (lease, opened) = self.open(address, tunnel, &self.request(route, tunnel)).await?;
+                let request = self.request(route, tunnel);
+                let open = async |tunnel: &TunnelHandle| self.early.open(tunnel, &request).await;
+                let (lease, (opened, sent)) = self.open(address, tunnel, open).await?;
                 let peer = lease.tunnel().peer.clone();
-                let baggage = opened.baggage;
-                Ok(Upstream::Tunnel(Box::new(Opened { stream: opened.stream, _lease: lease, peer, baggage })))
+                let (stream, baggage) = (opened.stream, opened.baggage);
+                Ok(Upstream::Tunnel(Box::new(Opened { stream, _lease: lease, peer, baggage, sent })))
             }
             Protocol::DoubleHbone { outer, inner } => {
                 // Rare and large: no other connection's task has to have room for it.
@@ -295,25 +328,29 @@ impl Asked<'_> {
     }
 
     /// A stream on a pooled tunnel. A tunnel that began to drain between checkout and use is replaced, and so is one that
-    /// turns out to be broken or does not answer: until the peer has answered, it has nothing of the application's bytes.
-    async fn open(
+    /// turns out to be broken or does not answer, unless it may have delivered something.
+    async fn open<T>(
         &self,
         address: SocketAddr,
         tunnel: &Tunnel,
-        request: &ConnectRequest,
-    ) -> Result<(Lease<TunnelHandle>, mesh_core::hbone::Opened), Failed> {
+        open: impl AsyncFn(&TunnelHandle) -> Result<T, TunnelError>,
+    ) -> Result<(Lease<TunnelHandle>, T), Failed> {
         let key = self.key(address, tunnel);
         let mut tries = TUNNELS;
         loop {
             let dial = || dial::tunnel(Rc::clone(self.proxy), key.clone());
             let lease = self.proxy.pool.checkout(&key, dial).await?;
             tries -= 1;
-            let opening = lease.tunnel().connection.open(request);
-            let answer =
-                if tries > 0 { answered(lease.tunnel(), opening).await } else { Some(opening.await) };
+            let opening = open(lease.tunnel());
+            let answer = if tries > 0 {
+                answered(lease.tunnel(), opening, &self.early).await
+            } else {
+                Some(opening.await)
+            };
             match answer {
                 Some(Ok(opened)) => return Ok((lease, opened)),
-                Some(Err(error)) if (error.unprocessed() || error.broke()) && tries > 0 => {}
+                Some(Err(error))
+                    if (error.unprocessed() || error.broke()) && tries > 0 && !self.early.is_out() => {}
                 Some(Err(error)) => return Err(error.into()),
                 None => {}
             }
@@ -327,7 +364,9 @@ impl Asked<'_> {
         outer: &Tunnel,
         inner: &Tunnel,
     ) -> Result<Upstream, Failed> {
-        let (lease, outer_stream) = self.open(gateway, outer, &self.request(route, outer)).await?;
+        let request = self.request(route, outer);
+        let open = async |tunnel: &TunnelHandle| tunnel.connection.open(&request).await;
+        let (lease, outer_stream) = self.open(gateway, outer, open).await?;
         // Never pooled: all streams of a client would stick to the endpoint behind it.
         let key = self.key(gateway, inner);
         let tunnel = dial::secure(self.proxy, outer_stream.stream.into_io(), &key).await?;
@@ -336,7 +375,7 @@ impl Asked<'_> {
         let opened = tunnel.connection.open(&request).await?;
         let peer = tunnel.peer;
         let (stream, baggage) = (opened.stream, opened.baggage);
-        Ok(Upstream::Tunnel(Box::new(Opened { stream, _lease: lease, peer, baggage })))
+        Ok(Upstream::Tunnel(Box::new(Opened { stream, _lease: lease, peer, baggage, sent: 0 })))
     }
 
     fn session(&self, route: &Route, upstream: Option<&Upstream>, started: Instant) -> Session {
@@ -397,11 +436,13 @@ impl Asked<'_> {
     }
 }
 
-/// The answer to a CONNECT, or `None` when the peer answers nothing any more, not even a ping.
-async fn answered(
+/// The answer to a CONNECT, or `None` when the peer answers nothing any more, not even a ping, and has nothing of the
+/// application's bytes.
+async fn answered<T>(
     tunnel: &TunnelHandle,
-    opening: impl Future<Output = Result<mesh_core::hbone::Opened, mesh_core::hbone::Error>>,
-) -> Option<Result<mesh_core::hbone::Opened, mesh_core::hbone::Error>> {
+    opening: impl Future<Output = Result<T, TunnelError>>,
+    early: &Early<'_>,
+) -> Option<Result<T, TunnelError>> {
     let mut opening = std::pin::pin!(opening);
     loop {
         if let Ok(answer) = tokio::time::timeout(OPEN_PATIENCE, &mut opening).await {
@@ -411,7 +452,7 @@ async fn answered(
         if let Ok(answer) = tokio::time::timeout(PONG_PATIENCE, &mut opening).await {
             return Some(answer);
         }
-        if tunnel.is_doubted() {
+        if tunnel.is_doubted() && !early.is_out() {
             return None;
         }
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use mesh_core::error::Code;
-use mesh_core::hbone::copy::{self, Ended};
+use mesh_core::hbone::copy::{self, Ended, Meter as _};
 use mesh_core::hbone::{Baggage, BaggageHeader, Error as TunnelError, HboneStream};
 use mesh_core::identity::SpiffeId;
 use mesh_core::state::{Workload, WorkloadType};
@@ -74,6 +74,13 @@ impl Session {
         let cancel = policy(registered, &denied);
         let ended = copy::socket_and_tunnel(application, tunnel, Rc::clone(recorder), cancel).await;
         self.end(&ended, denied.take());
+    }
+
+    /// Counts bytes that went to the peer while the connection was made.
+    pub(super) fn count_sent(&self, bytes: usize) {
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| bytes > 0) {
+            recorder.forward(bytes as u64);
+        }
     }
 
     /// The connection could not be made, or was refused.

@@ -2,6 +2,7 @@
 //! [`Loopback`]. What needs the kernel is tested in the testbed.
 
 pub(crate) mod bed;
+mod early;
 mod refusals;
 mod sizes;
 mod traffic;

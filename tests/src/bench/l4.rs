@@ -125,63 +125,78 @@ fn measure(rig: &Rig, shape: Shape, rounds: usize, seconds: f64) -> Result<Round
     Ok(Rounds(all))
 }
 
+/// What the rows of a shape promise.
+struct Bars {
+    /// The fast path's figure, of that without a mesh.
+    fast: Bar,
+    /// The tunnel's figure, of the peer's.
+    figure: Bar,
+    /// The agents' CPU, of the peer's.
+    cpu: Bar,
+    /// In its place: the agents' CPU, of bare relays and their ciphers.
+    floor: Bar,
+}
+
+impl Bars {
+    fn of(shape: Shape) -> Self {
+        let (fast, figure, cpu, floor) = match (shape.load, shape.name) {
+            ("bulk" | "bulkr", _) => (Bar::AtLeast(0.97), Bar::AtLeast(2.0), 0.6, Bar::AtMost(1.5)),
+            ("pp", "pp1") => (Bar::AtMost(1.03), Bar::AtMost(0.85), 0.8, Bar::AtMost(1.3)),
+            ("pp", _) => (Bar::AtMost(1.03), Bar::AtMost(0.7), 0.6, Bar::None),
+            _ => (Bar::AtLeast(0.9), Bar::AtLeast(2.5), 0.4, Bar::None),
+        };
+        Self { fast, figure, cpu: Bar::AtMost(cpu), floor }
+    }
+}
+
 fn rows_of(shape: Shape, all: &Rounds, peer: bool) -> Vec<Row> {
     use Variant::*;
     let name = shape.name;
-    // The figure, its name, whether more is better, the fast path's bar, the CPU figure and its unit.
-    let (figure, what, more, fast, cpu, cpu_unit): (Figure, _, _, _, Figure, _) = match shape.load {
-        "bulk" | "bulkr" => (throughput, "", true, Bar::AtLeast(0.95), cpu_per_byte, "s/GB"),
-        "pp" => (p50, ".p50", false, Bar::AtMost(1.05), cpu_per_operation, "s/10k"),
-        _ => (rate, "", true, Bar::AtLeast(0.85), cpu_per_operation, "s/10k"),
+    let bars = Bars::of(shape);
+    // The figure, its name, the CPU figure, and both units.
+    let (figure, what, unit, cpu, cpu_unit): (Figure, _, _, Figure, _) = match shape.load {
+        "bulk" | "bulkr" => (throughput, "", "Gb/s", cpu_per_byte, "s/GB"),
+        "pp" => (p50, ".p50", "us", cpu_per_operation, "s/10k"),
+        _ => (rate, "", "1/s", cpu_per_operation, "s/10k"),
     };
-    let no_worse = if more { Bar::AtLeast(1.0) } else { Bar::AtMost(1.0) };
     let local_noise = all.ratios(PlainLocalAgain, PlainLocal, figure);
     let noise = all.ratios(TunnelAgain, Tunnel, figure);
     let cpu_noise = all.ratios(TunnelAgain, Tunnel, cpu);
     let interval = |runs: &[f64]| Estimate::of(runs);
-    let unit = match shape.load {
-        "bulk" | "bulkr" => "Gb/s",
-        "pp" => "us",
-        _ => "1/s",
+    let ratio = |name: String, bar, runs, noise: Option<&[f64]>| {
+        Row::ratio(&name, bar, runs, noise.and_then(interval))
     };
-    let mut rows = vec![
-        Row::ratio(
-            &format!("fastpath.{name}{what}.vs_nomesh"),
-            fast,
-            all.ratios(Fast, PlainLocal, figure),
-            interval(&local_noise),
-        ),
-        Row::ratio(&format!("aa.local.{name}{what}"), Bar::None, local_noise, None),
+    // What a relay would cost that ciphers as each agent does: once out, once in.
+    let aead = if cpu_unit == "s/GB" { super::aead::seconds_per_gigabyte() } else { 0.0 };
+    let mut floor = all.absolute(Tunnel, cpu);
+    for (own, relay) in floor.iter_mut().zip(all.absolute(Relay, cpu)) {
+        *own /= relay + aead;
+    }
+    let floor = ratio(format!("tunnel.{name}.cpu.vs_floor"), bars.floor, floor, Some(&cpu_noise));
+    let (speed, cost) = (format!("tunnel.{name}{what}.vs_ztunnel"), format!("tunnel.{name}.cpu.vs_ztunnel"));
+    let (speed, cost) = if peer {
+        (
+            ratio(speed, bars.figure, all.ratios(Tunnel, Ztunnel, figure), Some(&noise)),
+            ratio(cost, bars.cpu, all.ratios(Tunnel, Ztunnel, cpu), Some(&cpu_noise)),
+        )
+    } else {
+        (
+            Row::skipped(&speed, "ratio", bars.figure, super::zpeer::MISSING),
+            Row::skipped(&cost, "ratio", bars.cpu, super::zpeer::MISSING),
+        )
+    };
+    let fast = all.ratios(Fast, PlainLocal, figure);
+    vec![
+        ratio(format!("fastpath.{name}{what}.vs_nomesh"), bars.fast, fast, Some(&local_noise)),
+        ratio(format!("aa.local.{name}{what}"), Bar::None, local_noise, None),
         Row::of(&format!("tunnel.{name}{what}"), unit, Bar::None, all.absolute(Tunnel, figure)),
         Row::of(&format!("tunnel.{name}.cpu"), cpu_unit, Bar::None, all.absolute(Tunnel, cpu)),
-        Row::ratio(
-            &format!("tunnel.{name}{what}.vs_nomesh"),
-            Bar::None,
-            all.ratios(Tunnel, Plain, figure),
-            None,
-        ),
-        Row::ratio(
-            &format!("tunnel.{name}{what}.vs_floor"),
-            Bar::None,
-            all.ratios(Tunnel, Relay, figure),
-            None,
-        ),
-        Row::ratio(&format!("tunnel.{name}.cpu.vs_floor"), Bar::None, all.ratios(Tunnel, Relay, cpu), None),
-    ];
-    let (speed, cost) = (format!("tunnel.{name}{what}.vs_ztunnel"), format!("tunnel.{name}.cpu.vs_ztunnel"));
-    if peer {
-        rows.push(Row::ratio(&speed, no_worse, all.ratios(Tunnel, Ztunnel, figure), interval(&noise)));
-        rows.push(Row::ratio(
-            &cost,
-            Bar::AtMost(1.0),
-            all.ratios(Tunnel, Ztunnel, cpu),
-            interval(&cpu_noise),
-        ));
-    } else {
-        rows.push(Row::skipped(&speed, "ratio", no_worse, super::zpeer::MISSING));
-        rows.push(Row::skipped(&cost, "ratio", Bar::AtMost(1.0), super::zpeer::MISSING));
-    }
-    rows.push(Row::ratio(&format!("aa.tunnel.{name}{what}"), Bar::None, noise, None));
-    rows.push(Row::ratio(&format!("aa.tunnel.{name}.cpu"), Bar::None, cpu_noise, None));
-    rows
+        ratio(format!("tunnel.{name}{what}.vs_nomesh"), Bar::None, all.ratios(Tunnel, Plain, figure), None),
+        ratio(format!("tunnel.{name}{what}.vs_floor"), Bar::None, all.ratios(Tunnel, Relay, figure), None),
+        speed,
+        cost.or(&floor),
+        floor,
+        ratio(format!("aa.tunnel.{name}{what}"), Bar::None, noise, None),
+        ratio(format!("aa.tunnel.{name}.cpu"), Bar::None, cpu_noise, None),
+    ]
 }

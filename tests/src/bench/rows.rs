@@ -114,6 +114,17 @@ impl Row {
         Self { value, ok: value.and_then(|v| bar.holds(v)), ..Self::of(name, unit, bar, runs) }
     }
 
+    /// A promise that is kept in one of two ways: as this row says, or as `other` does.
+    #[must_use]
+    pub(super) fn or(mut self, other: &Self) -> Self {
+        let (Some(bar), Some(others)) = (&self.bar, &other.bar) else { return self };
+        self.bar = Some(format!("{bar}, or {} {others}", other.name));
+        if self.ok != Some(true) && other.ok == Some(true) {
+            (self.ok, self.skipped) = (Some(true), None);
+        }
+        self
+    }
+
     /// A row that could not run.
     #[must_use]
     pub(super) fn skipped(name: &str, unit: &'static str, bar: Bar, why: &str) -> Self {
@@ -160,6 +171,18 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_promise_in_two_ways_is_kept_by_one_of_them() {
+        let kept = Row::of("floor", "ratio", Bar::AtMost(1.5), vec![1.4; 15]);
+        let broken = Row::of("floor", "ratio", Bar::AtMost(1.5), vec![1.6; 15]);
+        let own = |value| Row::of("peer", "ratio", Bar::AtMost(0.6), vec![value; 15]);
+        assert_eq!(own(0.8).or(&kept).ok, Some(true));
+        assert_eq!(own(0.8).or(&broken).ok, Some(false));
+        assert_eq!(own(0.5).or(&broken).ok, Some(true));
+        assert_eq!(own(0.8).or(&kept).bar.as_deref(), Some("<= 0.6, or floor <= 1.5"));
+        assert_eq!(Row::skipped("peer", "ratio", Bar::AtMost(0.6), "no peer").or(&broken).ok, None);
+    }
 
     #[test]
     fn a_row_that_the_noise_swallows_has_no_verdict() {

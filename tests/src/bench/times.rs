@@ -21,9 +21,9 @@ pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
     }
     let name = "tunnel.cold.vs_ztunnel";
     let against = if theirs.is_empty() {
-        Row::skipped(name, "ratio", Bar::AtMost(1.0), zpeer::MISSING)
+        Row::skipped(name, "ratio", Bar::AtMost(0.5), zpeer::MISSING)
     } else {
-        Row::ratio(name, Bar::AtMost(1.0), ours.iter().zip(&theirs).map(|(a, b)| a / b).collect(), None)
+        Row::ratio(name, Bar::AtMost(0.5), ours.iter().zip(&theirs).map(|(a, b)| a / b).collect(), None)
     };
     Ok(vec![Row::of("tunnel.cold", "ms", Bar::None, ours), against])
 }

@@ -30,7 +30,7 @@ pub(super) fn merge(outer: &wire::HttpRule, inner: wire::HttpRule) -> Option<wir
         action: inner.action,
         mirrors: if inner.mirrors.is_empty() { outer.mirrors.clone() } else { inner.mirrors },
         cors: inner.cors.or_else(|| outer.cors.clone()),
-        fault: inner.fault.or_else(|| outer.fault.clone()),
+        fault: inner.fault.or(outer.fault),
         timeout: inner.timeout.or(outer.timeout),
         retry: inner.retry.or_else(|| outer.retry.clone()),
         session: inner.session.or_else(|| outer.session.clone()),

@@ -10,7 +10,7 @@ use super::delegate::merge;
 use super::destination::Subsets;
 use super::report::{Report, waypoints};
 use super::services::{Service, Services, complete};
-use super::{L7, origin, resource_name};
+use super::{L7, name_rules, origin, resource_name};
 use crate::model::l7::{MESH_GATEWAY, VirtualHttp, VirtualMatch, VirtualTcp};
 use crate::model::{Key, Kind, ObjectRef, VirtualService};
 
@@ -104,14 +104,14 @@ impl Scope<'_> {
                 })),
             }
         }
-        name(&mut http, |rule| &mut rule.name);
+        name_rules(&mut http, |rule| &mut rule.name);
         let mut tcp = self.tls(service, hosts, report);
         for (i, rule) in service.tcp.iter().enumerate() {
             let field = format!("spec.tcp[{i}]");
             let place = Place { namespace: &service.meta.namespace, field: &field };
             tcp.extend(self.tcp(rule, &place, report));
         }
-        name(&mut tcp, |rule| &mut rule.name);
+        name_rules(&mut tcp, |rule| &mut rule.name);
         wire::Route {
             origin: Some(origin(Kind::VirtualService, &service.meta)),
             parents: parents.collect(),
@@ -283,17 +283,4 @@ fn matches<T: Clone>(given: &[VirtualMatch<T>], place: &Place<'_>, report: &mut 
         }
     }
     (given.is_empty() || !out.is_empty()).then_some(out)
-}
-
-/// Gives every rule a name of its own.
-fn name<T>(rules: &mut [T], of: impl Fn(&mut T) -> &mut String) {
-    let mut used = BTreeSet::new();
-    for (i, rule) in rules.iter_mut().enumerate() {
-        let name = of(rule);
-        if name.is_empty() || used.contains(name) {
-            let stem = if name.is_empty() { "rule" } else { name.as_str() };
-            *name = format!("{stem}-{i}");
-        }
-        used.insert(name.clone());
-    }
 }

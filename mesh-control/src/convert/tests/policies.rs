@@ -260,7 +260,6 @@ fn what_nodes_do_not_enforce_is_not_sent_and_says_so() {
     for (spec, kind) in [
         ("  action: AUDIT\n", "ZtunnelAccepted"),
         ("  action: CUSTOM\n  provider: {name: x}\n", "ZtunnelAccepted"),
-        ("  targetRefs: [{kind: Service, group: \"\", name: web}]\n", "WaypointAccepted"),
     ] {
         let resources = resources(&policy(spec));
         assert!(resources.authorizations.is_empty(), "{spec}");

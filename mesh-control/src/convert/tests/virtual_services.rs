@@ -218,7 +218,7 @@ fn every_action_is_carried_over() {
     assert_eq!(cors.allow_origins[0].kind, Some(Kind::Present(true)), "* is any origin");
     assert!(!cors.forward_unmatched_preflights && cors.allow_credentials);
     assert_eq!(cors.max_age.unwrap().seconds, 86_400);
-    let fault = rule.fault.clone().unwrap();
+    let fault = rule.fault.unwrap();
     assert_eq!(fault.delay.unwrap().parts_per_million, 100_000);
     let abort = fault.abort.unwrap();
     assert_eq!(
@@ -317,13 +317,15 @@ fn what_has_no_effect_is_named() {
   http:
   - match: [{uri: {prefix: /}, statPrefix: x, headers: {uri: {exact: /a}}}, {uri: {prefix: /a}, gateways: [ingress]}]
     fault: {abort: {httpStatus: 500}}
-    headers: {request: {set: {x-peer: '%DOWNSTREAM_REMOTE_ADDRESS%'}}}
+    headers: {request: {set: {x-peer: '%DOWNSTREAM_REMOTE_ADDRESS%', Host: a.example, Transfer-Encoding: x}, remove: [host]}}
     route: [{destination: {host: web}}]
   - match: [{gateways: [ingress]}]
     route: [{destination: {host: api}}]
 ");
     assert_eq!(route(&resources).http.len(), 1, "a rule for other gateways only is none here");
     assert_eq!(route(&resources).http[0].matches.len(), 1);
+    let edits = route(&resources).http[0].request_headers.clone().unwrap();
+    assert_eq!(edits.set.iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["host", "x-peer"]);
     let condition = resources.condition("VirtualService shop/web", "Accepted");
     assert_eq!((condition.status, condition.reason.as_str()), (true, "UnsupportedValue"));
     for part in [
@@ -334,10 +336,12 @@ fn what_has_no_effect_is_named() {
         "spec.http[0].match[1].gateways (ingress",
         "spec.http[0].fault.abort (without percentage",
         "spec.http[0].headers.request.set.x-peer (Envoy's % operators",
+        "spec.http[0].headers.request.set.Transfer-Encoding (transfer-encoding is the proxy's)",
+        "spec.http[0].headers.request.remove[0] (host is the proxy's)",
     ] {
         assert!(condition.message.contains(part), "{part}: {}", condition.message);
     }
-    let only = super::super::super::testing::resources(&named(
+    let only = crate::testing::resources(&named(
         "web",
         "  hosts: [web]\n  gateways: [ingress]\n  http: [{route: [{destination: {host: web}}]}]\n",
     ));
@@ -387,6 +391,18 @@ fn what_is_wrong_is_refused_with_the_field_and_what_would_be_right() {
         (
             "{route: [{destination: {host: a}, wieght: 5}]}",
             "spec.http[0].route[0].wieght: unknown field; did you mean `weight`?",
+        ),
+        (
+            &*format!("{{{to}, rewrite: {{authority: 'a b'}}}}"),
+            "spec.http[0].rewrite.authority: \"a b\" is no host, nor host:port",
+        ),
+        (
+            &*format!(r"{{{to}, rewrite: {{uriRegexRewrite: {{match: '/(a)', rewrite: '\2'}}}}}}"),
+            "spec.http[0].rewrite.uriRegexRewrite.rewrite: names group 2, and the pattern has 1",
+        ),
+        (
+            &*format!("{{{to}, corsPolicy: {{allowMethods: ['A B']}}}}"),
+            "spec.http[0].corsPolicy.allowMethods[0]: \"A B\" is no name of a method or header",
         ),
         (
             "{redirect: {uri: /a, redirectCode: 200}}",

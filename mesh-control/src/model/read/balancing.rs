@@ -176,7 +176,7 @@ fn warmup(text: WarmupText, field: &str, check: &mut Check<'_>) -> Warmup {
     if text.minimum_percent.is_some_and(|p| !(0.0..=100.0).contains(&p)) {
         check.error(at("minimumPercent"), "is no percentage; write 0 to 100");
     }
-    if text.aggression.is_some_and(|a| !(a >= 1.0)) {
+    if text.aggression.is_some_and(|a| a.is_nan() || a < 1.0) {
         check.error(at("aggression"), "is less than 1; write 1 (linear) or more");
     }
     Warmup {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::super::{Action, AuthorizationPolicy, Key, Object, Operation, Rule, Source, Values, When};
+use super::authentication::{TargetText, targets};
 use super::istio::{Resource, SelectorText};
+use super::policy_requests::requests;
 use super::{Check, Document, FieldError, match_labels, meta, shape};
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
@@ -27,78 +28,74 @@ struct PolicySpec {
     target_ref: Option<TargetText>,
     target_refs: Vec<TargetText>,
     action: ActionText,
-    provider: Option<IgnoredAny>,
+    provider: Option<ProviderText>,
     rules: Vec<RuleText>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct TargetText {
-    #[serde(rename = "group")]
-    _group: Option<IgnoredAny>,
-    kind: String,
+struct ProviderText {
     name: String,
-    namespace: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct RuleText {
-    from: Vec<FromText>,
-    to: Vec<ToText>,
-    when: Vec<WhenText>,
+pub(super) struct RuleText {
+    pub(super) from: Vec<FromText>,
+    pub(super) to: Vec<ToText>,
+    pub(super) when: Vec<WhenText>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct FromText {
-    source: Option<SourceText>,
+pub(super) struct FromText {
+    pub(super) source: Option<SourceText>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct SourceText {
-    principals: Vec<String>,
-    not_principals: Vec<String>,
-    request_principals: Vec<String>,
-    not_request_principals: Vec<String>,
-    namespaces: Vec<String>,
-    not_namespaces: Vec<String>,
-    service_accounts: Vec<String>,
-    not_service_accounts: Vec<String>,
-    trust_domains: Vec<String>,
-    not_trust_domains: Vec<String>,
-    ip_blocks: Vec<String>,
-    not_ip_blocks: Vec<String>,
-    remote_ip_blocks: Vec<String>,
-    not_remote_ip_blocks: Vec<String>,
+pub(super) struct SourceText {
+    pub(super) principals: Vec<String>,
+    pub(super) not_principals: Vec<String>,
+    pub(super) request_principals: Vec<String>,
+    pub(super) not_request_principals: Vec<String>,
+    pub(super) namespaces: Vec<String>,
+    pub(super) not_namespaces: Vec<String>,
+    pub(super) service_accounts: Vec<String>,
+    pub(super) not_service_accounts: Vec<String>,
+    pub(super) trust_domains: Vec<String>,
+    pub(super) not_trust_domains: Vec<String>,
+    pub(super) ip_blocks: Vec<String>,
+    pub(super) not_ip_blocks: Vec<String>,
+    pub(super) remote_ip_blocks: Vec<String>,
+    pub(super) not_remote_ip_blocks: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct ToText {
-    operation: Option<OperationText>,
+pub(super) struct ToText {
+    pub(super) operation: Option<OperationText>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct OperationText {
-    hosts: Vec<String>,
-    not_hosts: Vec<String>,
-    ports: Vec<String>,
-    not_ports: Vec<String>,
-    methods: Vec<String>,
-    not_methods: Vec<String>,
-    paths: Vec<String>,
-    not_paths: Vec<String>,
+pub(super) struct OperationText {
+    pub(super) hosts: Vec<String>,
+    pub(super) not_hosts: Vec<String>,
+    pub(super) ports: Vec<String>,
+    pub(super) not_ports: Vec<String>,
+    pub(super) methods: Vec<String>,
+    pub(super) not_methods: Vec<String>,
+    pub(super) paths: Vec<String>,
+    pub(super) not_paths: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct WhenText {
-    key: String,
-    values: Vec<String>,
-    not_values: Vec<String>,
+pub(super) struct WhenText {
+    pub(super) key: String,
+    pub(super) values: Vec<String>,
+    pub(super) not_values: Vec<String>,
 }
 
 pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
@@ -108,20 +105,9 @@ pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<Fie
     let spec = object.spec.unwrap_or_default();
     let selector = spec.selector.unwrap_or_default().match_labels;
     match_labels(&selector, "spec.selector.matchLabels", &mut check);
-    let targeted = spec.target_ref.is_some() || !spec.target_refs.is_empty();
-    if targeted && !selector.is_empty() {
+    let targets = targets(spec.target_ref, spec.target_refs, &meta.namespace, &mut check);
+    if !targets.is_empty() && !selector.is_empty() {
         check.error("spec.selector", "may not stand beside targetRefs; keep one of the two");
-    }
-    if spec.target_refs.len() > 16 {
-        check.error("spec.targetRefs", "holds more than 16 targets; split the policy");
-    }
-    for (i, target) in spec.target_refs.iter().enumerate() {
-        if target.kind.is_empty() || target.name.is_empty() {
-            check.error(format!("spec.targetRefs[{i}]"), "needs kind and name");
-        }
-        if !target.namespace.is_empty() && target.namespace != meta.namespace {
-            check.error(format!("spec.targetRefs[{i}].namespace"), "must be the policy's own namespace");
-        }
     }
     let action = match spec.action {
         ActionText::Allow => Action::Allow,
@@ -131,6 +117,10 @@ pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<Fie
     };
     if matches!(action, Action::Custom) != spec.provider.is_some() {
         check.error("spec.provider", "belongs to action CUSTOM and only to it");
+    }
+    let provider = spec.provider.map(|p| p.name);
+    if provider.as_ref().is_some_and(String::is_empty) {
+        check.error("spec.provider.name", "missing; name an entry of extensionProviders in MeshConfig");
     }
     let dry_run = match meta.annotation("istio.io/dry-run") {
         None | Some("false") => false,
@@ -143,6 +133,10 @@ pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<Fie
             false
         }
     };
+    let mut wanted = Vec::new();
+    for (i, text) in spec.rules.iter().enumerate().filter(|_| !targets.is_empty()) {
+        wanted.push(requests(text, &format!("spec.rules[{i}]"), &meta.namespace, &mut check));
+    }
     let rules = spec
         .rules
         .into_iter()
@@ -152,10 +146,12 @@ pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<Fie
     check.finish(Object::AuthorizationPolicy(Arc::new(AuthorizationPolicy {
         meta,
         selector,
-        targeted,
+        targets,
         action,
+        provider: provider.unwrap_or_default(),
         dry_run,
         rules,
+        requests: wanted,
     })))
 }
 
@@ -182,7 +178,7 @@ fn rule(text: RuleText, field: &str, namespace: &str, check: &mut Check<'_>) -> 
 }
 
 /// String values: none empty, a `*` only at one end.
-fn strings(values: Vec<String>, field: &str, check: &mut Check<'_>) -> Vec<String> {
+pub(super) fn strings(values: Vec<String>, field: &str, check: &mut Check<'_>) -> Vec<String> {
     for (i, value) in values.iter().enumerate() {
         let inner = value.strip_prefix('*').unwrap_or(value);
         let inner = if inner.len() == value.len() { inner.strip_suffix('*').unwrap_or(inner) } else { inner };
@@ -208,7 +204,7 @@ fn principals(values: Vec<String>, field: &str, check: &mut Check<'_>) -> Vec<St
     strings(values, field, check)
 }
 
-fn cidrs(values: &[String], field: &str, check: &mut Check<'_>) -> Vec<IpNet> {
+pub(super) fn cidrs(values: &[String], field: &str, check: &mut Check<'_>) -> Vec<IpNet> {
     values.iter().enumerate().filter_map(|(i, v)| check.cidr(&format!("{field}[{i}]"), v)).collect()
 }
 

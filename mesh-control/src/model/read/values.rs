@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 use mesh_core::xds::proto::l7;
 use prost_types::Duration;
-use regex::RegexBuilder;
+use regex::bytes::RegexBuilder;
 use serde::Deserialize;
 
 use super::Check;
 
 /// Protobuf's durations end here.
 const LONGEST_SECONDS: u64 = 315_576_000_000;
-/// Compiled size of one pattern, as Envoy's waypoints bound it: a pattern from a user must not eat a proxy's memory.
-const PATTERN_BYTES: usize = 1 << 20;
+/// Compiled size of one pattern, as waypoints bound it: a pattern from a user must not eat a proxy's memory.
+const PATTERN_BYTES: usize = 256 << 10;
+/// Headers that say how a message is framed or what becomes of its connection (RFC 9110, section 7.6.1): they are the
+/// proxy's.
+const FRAMING: [&str; 7] =
+    ["connection", "content-length", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
 
 /// A duration as Go writes it: numbers with units, `1h30m`, `1.5s`, `250ms`.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
@@ -71,16 +76,29 @@ pub(super) struct StringMatchText {
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct HeadersText {
-    pub(super) request: HeaderEditsText,
-    pub(super) response: HeaderEditsText,
+    pub(super) request: HeaderMapsText,
+    pub(super) response: HeaderMapsText,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub(super) struct HeaderEditsText {
+pub(super) struct HeaderMapsText {
     set: BTreeMap<String, String>,
     add: BTreeMap<String, String>,
     remove: Vec<String>,
+}
+
+/// Edits in either API's form.
+pub(super) struct HeaderEditsText {
+    pub(super) set: Vec<(String, String)>,
+    pub(super) add: Vec<(String, String)>,
+    pub(super) remove: Vec<String>,
+}
+
+impl From<HeaderMapsText> for HeaderEditsText {
+    fn from(text: HeaderMapsText) -> Self {
+        Self { set: text.set.into_iter().collect(), add: text.add.into_iter().collect(), remove: text.remove }
+    }
 }
 
 impl Check<'_> {
@@ -146,7 +164,8 @@ impl Check<'_> {
 
     /// A pattern in RE2's syntax, which matches the whole value.
     pub(super) fn pattern(&mut self, field: &str, value: &str) {
-        if let Err(error) = RegexBuilder::new(value).size_limit(PATTERN_BYTES).build() {
+        // By itself first: what is put around it must not make it valid.
+        if let Err(error) = compile(value).and_then(|()| compile(&format!(r"\A(?:{value})\z"))) {
             let text = error.to_string();
             let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
             self.error(field, format!("{value:?} is no regular expression of RE2: {reason}"));
@@ -208,25 +227,81 @@ impl Check<'_> {
         out
     }
 
-    /// Edits of headers; none when there is nothing to do.
+    /// Names of headers or methods, or `*`: words of a header (RFC 9110, section 5.6.2).
+    pub(super) fn tokens(&mut self, field: &str, values: &[String]) {
+        for (i, value) in values.iter().enumerate() {
+            if http::Method::from_bytes(value.as_bytes()).is_err() {
+                self.error(format!("{field}[{i}]"), format!("{value:?} is no name of a method or header"));
+            }
+        }
+    }
+
+    /// A host, with or without port.
+    pub(super) fn authority(&mut self, field: &str, value: &str) {
+        if value.contains('@') || value.parse::<Authority>().is_err() {
+            self.error(field, format!("{value:?} is no host, nor host:port"));
+        }
+    }
+
+    /// Edits of the headers of requests or responses; none when there is nothing to do.
     pub(super) fn header_edits(
         &mut self,
         field: &str,
         text: HeaderEditsText,
+        of_request: bool,
         unsupported: &mut Vec<String>,
     ) -> Option<l7::HeaderEdits> {
-        for (verb, given) in [("set", &text.set), ("add", &text.add)] {
-            for (name, _) in given.iter().filter(|(_, value)| has_operator(value)) {
-                unsupported.push(format!("{field}.{verb}.{name} (Envoy's % operators, sent as written)"));
+        let set = self.edits(&format!("{field}.set"), text.set, of_request, unsupported);
+        let add = self.edits(&format!("{field}.add"), text.add, of_request, unsupported);
+        let mut remove = Vec::new();
+        for (i, name) in text.remove.iter().enumerate() {
+            let place = format!("{field}.remove[{i}]");
+            let name = self.header_name(&place, name);
+            if FRAMING.contains(&name.as_str()) || name == "host" {
+                unsupported.push(format!("{place} ({name} is the proxy's)"));
+            } else {
+                remove.push(name);
             }
         }
-        let set = self.headers(&format!("{field}.set"), text.set);
-        let add = self.headers(&format!("{field}.add"), text.add);
-        let remove = text.remove.iter().enumerate();
-        let remove =
-            remove.map(|(i, name)| self.header_name(&format!("{field}.remove[{i}]"), name)).collect();
         let edits = l7::HeaderEdits { set, add, remove };
         (edits != l7::HeaderEdits::default()).then_some(edits)
+    }
+
+    fn edits(
+        &mut self,
+        field: &str,
+        given: Vec<(String, String)>,
+        of_request: bool,
+        unsupported: &mut Vec<String>,
+    ) -> Vec<l7::Header> {
+        let mut kept = Vec::new();
+        for (name, value) in given {
+            let lower = name.to_ascii_lowercase();
+            let place = format!("{field}.{name}");
+            if has_operator(&value) {
+                unsupported.push(format!("{place} (Envoy's % operators, sent as written)"));
+            }
+            if of_request && (lower == "host" || lower == ":authority") {
+                self.authority(&place, &value);
+                kept.push(l7::Header { name: "host".to_owned(), value });
+            } else if FRAMING.contains(&lower.as_str()) {
+                unsupported.push(format!("{place} ({lower} is the proxy's)"));
+            } else {
+                kept.extend(self.headers(field, [(name, value)]));
+            }
+        }
+        kept
+    }
+}
+
+/// As waypoints do it: RE2's classes (`\w`, `\d`) are ASCII, and what only the `unicode` mode has is compiled with it.
+fn compile(pattern: &str) -> Result<(), regex::Error> {
+    let build = |unicode: bool| {
+        RegexBuilder::new(pattern).unicode(unicode).size_limit(PATTERN_BYTES).build().map(drop)
+    };
+    match build(false) {
+        Err(regex::Error::Syntax(_)) => build(true),
+        result => result,
     }
 }
 

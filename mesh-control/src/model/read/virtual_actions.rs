@@ -59,6 +59,16 @@ pub(super) fn redirect(text: &RedirectText, field: &str, check: &mut Check<'_>) 
             301
         }
     };
+    if !text.authority.is_empty() {
+        check.authority(&at("authority"), &text.authority);
+    }
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+    };
+    if !text.scheme.is_empty() && !is_scheme(&text.scheme) {
+        check.error(at("scheme"), format!("{:?} is no scheme; write http or https", text.scheme));
+    }
     if text == &RedirectText::default() {
         check.error(field, "is empty; write at least one of uri, prefixRewrite, authority, scheme, port");
     }
@@ -91,6 +101,9 @@ struct RegexRewriteText {
 /// The new path replaces what a prefix match has matched, and the whole path under any other match (as Envoy does).
 pub(super) fn rewrite(text: RewriteText, field: &str, check: &mut Check<'_>) -> Option<l7::Rewrite> {
     use l7::rewrite::Path;
+    if !text.authority.is_empty() {
+        check.authority(&format!("{field}.authority"), &text.authority);
+    }
     let path = match (text.uri.is_empty(), text.uri_regex_rewrite) {
         (false, Some(_)) => {
             check.error(format!("{field}.uri"), "may not stand beside uriRegexRewrite; keep one of the two");
@@ -102,6 +115,7 @@ pub(super) fn rewrite(text: RewriteText, field: &str, check: &mut Check<'_>) -> 
                 check.error(&place, "missing; write the pattern that is replaced");
             }
             check.pattern(&place, &regex.pattern);
+            replacement(&regex, &format!("{field}.uriRegexRewrite.rewrite"), check);
             Some(Path::Regex(l7::RegexRewrite { pattern: regex.pattern, replacement: regex.rewrite }))
         }
         (false, None) => Some(Path::Prefix(text.uri)),
@@ -112,6 +126,26 @@ pub(super) fn rewrite(text: RewriteText, field: &str, check: &mut Check<'_>) -> 
         (true, None) => None,
     };
     Some(l7::Rewrite { authority: text.authority, path })
+}
+
+/// A replacement names groups of its pattern by `\1`, and a backslash by two.
+fn replacement(text: &RegexRewriteText, field: &str, check: &mut Check<'_>) {
+    // The pattern itself is checked elsewhere.
+    let groups = regex::Regex::new(&text.pattern).map_or(10, |pattern| pattern.captures_len());
+    let mut characters = text.rewrite.chars();
+    while let Some(character) = characters.next() {
+        if character != '\\' {
+            continue;
+        }
+        match characters.next() {
+            Some('\\') => {}
+            Some(digit @ '0'..='9') if (digit as usize - '0' as usize) < groups => {}
+            Some(digit @ '0'..='9') => {
+                check.error(field, format!("names group {digit}, and the pattern has {}", groups - 1));
+            }
+            _ => check.error(field, "has a single backslash; write \\\\ for one, or \\1 for a group"),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -149,6 +183,13 @@ pub(super) fn cors(text: CorsText, field: &str, check: &mut Check<'_>) -> l7::Co
     for (i, origin) in text.allow_origins.into_iter().enumerate() {
         let found = check.string_match(&format!("{field}.allowOrigins[{i}]"), origin, None);
         allow_origins.push(l7::StringMatch { kind: any(found.kind), ..found });
+    }
+    for (name, values) in [
+        ("allowMethods", &text.allow_methods),
+        ("allowHeaders", &text.allow_headers),
+        ("exposeHeaders", &text.expose_headers),
+    ] {
+        check.tokens(&format!("{field}.{name}"), values);
     }
     l7::Cors {
         allow_origins,

@@ -233,8 +233,18 @@ fn http_rule(
     let rule = l7::HttpRule {
         name: text.name,
         matches: Vec::new(),
-        request_headers: check.header_edits(&at("headers.request"), text.headers.request, unsupported),
-        response_headers: check.header_edits(&at("headers.response"), text.headers.response, unsupported),
+        request_headers: check.header_edits(
+            &at("headers.request"),
+            text.headers.request.into(),
+            true,
+            unsupported,
+        ),
+        response_headers: check.header_edits(
+            &at("headers.response"),
+            text.headers.response.into(),
+            false,
+            unsupported,
+        ),
         rewrite,
         action: action
             .or_else(|| (!forward.is_empty()).then_some(Action::Forward(l7::Forward { backends: forward }))),
@@ -308,8 +318,13 @@ fn backend(
         backend: Some(destination(&text.destination, &format!("{field}.destination"), check)),
         // The only one gets everything, whether it says so or not.
         weight: if several { weight } else { weight.max(1) },
-        request_headers: check.header_edits(&at("request"), text.headers.request, unsupported),
-        response_headers: check.header_edits(&at("response"), text.headers.response, unsupported),
+        request_headers: check.header_edits(&at("request"), text.headers.request.into(), true, unsupported),
+        response_headers: check.header_edits(
+            &at("response"),
+            text.headers.response.into(),
+            false,
+            unsupported,
+        ),
         ..l7::WeightedBackend::default()
     }
 }

@@ -10,11 +10,12 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use super::Check;
 use super::balancing::{LocalityText, locality};
 use super::traffic::{OutlierText, PoolText, RetriesText, connection_pool, outlier_detection, retries};
-use crate::tree::{Node, typed};
+use crate::tree::{Node, Value, typed};
 
 /// Fields that are read here.
 pub(super) const FIELDS: &[&str] = &[
     "connectTimeout",
+    "defaultConfig",
     "defaultHttpRetryPolicy",
     "defaultTrafficPolicy",
     "extensionProviders",
@@ -38,6 +39,14 @@ enum LevelText {
     Base,
     MergeSlashes,
     DecodeAndMergeSlashes,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct TopologyText {
+    num_trusted_proxies: i64,
+    forward_client_cert_details: Option<IgnoredAny>,
+    proxy_protocol: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,6 +145,7 @@ pub(super) fn field(
                 settings.protocol_detection_timeout = duration;
             }
         }
+        "defaultConfig" => proxies(node, settings, &mut check, unsupported, errors),
         "defaultHttpRetryPolicy" => {
             let Some(text) = value::<RetriesText>(name, node, errors) else { return };
             settings.default_retry = Some(retries(text, name, &mut check));
@@ -172,6 +182,37 @@ pub(super) fn field(
         }
     }
     errors.extend(check.errors.into_iter().map(|e| (e.field, e.message)));
+}
+
+/// Of ProxyConfig only the number of trusted proxies in front of the mesh is ours.
+fn proxies(
+    node: &Node,
+    settings: &mut l7::Settings,
+    check: &mut Check<'_>,
+    unsupported: &mut Vec<String>,
+    errors: &mut Vec<(String, String)>,
+) {
+    const TOPOLOGY: &str = "defaultConfig.gatewayTopology";
+    let Value::Map(entries) = &node.value else {
+        errors.push(("defaultConfig".into(), "expected a mapping such as `gatewayTopology: {}`".into()));
+        return;
+    };
+    for entry in entries {
+        if entry.key != "gatewayTopology" {
+            unsupported.push(format!("defaultConfig.{}", entry.key));
+        } else if let Some(text) = value::<TopologyText>(TOPOLOGY, &entry.value, errors) {
+            let field = format!("{TOPOLOGY}.numTrustedProxies");
+            settings.trusted_proxies = check.count(&field, text.num_trusted_proxies);
+            for (name, set) in [
+                ("forwardClientCertDetails", text.forward_client_cert_details.is_some()),
+                ("proxyProtocol", text.proxy_protocol.is_some()),
+            ] {
+                if set {
+                    unsupported.push(format!("{TOPOLOGY}.{name}"));
+                }
+            }
+        }
+    }
 }
 
 fn value<T: DeserializeOwned>(name: &str, node: &Node, errors: &mut Vec<(String, String)>) -> Option<T> {

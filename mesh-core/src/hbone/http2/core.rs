@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::task::Waker;
+use std::time::Instant;
 
 use super::super::error::Error;
 use super::super::request::{ConnectRequest, RequestError};
@@ -122,7 +123,9 @@ pub(in super::super) struct Core {
     /// Frames that bring nothing, while nothing moves.
     pub(super) useless: u32,
     /// Something came since [`Self::take_heard`].
-    pub(super) heard: bool,
+    heard: bool,
+    /// When something last came.
+    heard_at: Option<Instant>,
     /// A ping is to be sent now.
     asked: bool,
     /// Keepalive pings that were answered.
@@ -164,6 +167,7 @@ impl Core {
             slots: Vec::new(),
             useless: 0,
             heard: false,
+            heard_at: None,
             asked: false,
             pongs: 0,
             scratch: Vec::new(),
@@ -233,6 +237,17 @@ impl Core {
     /// How many keepalive pings were answered.
     pub(in super::super) const fn pongs(&self) -> u64 {
         self.pongs
+    }
+
+    /// Something came.
+    pub(super) fn hear(&mut self) {
+        self.heard = true;
+        self.heard_at = Some(Instant::now());
+    }
+
+    /// When something last came.
+    pub(in super::super) const fn heard_at(&self) -> Option<Instant> {
+        self.heard_at
     }
 
     /// Whether anything came since this was last asked.

@@ -145,6 +145,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
 
     /// What was read: opened, parsed, passed on.
     fn take_in(&mut self, core: &mut Core) -> Result<(), Over> {
+        core.hear();
         let result = loop {
             match self.receiving.next() {
                 Ok(Some(range)) => {

@@ -197,7 +197,8 @@ impl Core {
         Poll::Pending
     }
 
-    fn room(&mut self, key: u32) -> usize {
+    /// How much can be sent now.
+    pub(in super::super) fn room(&mut self, key: u32) -> usize {
         let of_stream = self.streams.get(key).map_or(0, |stream| stream.send_window);
         let windows = usize::try_from(of_stream.min(self.send_window)).unwrap_or(0);
         windows.min(self.sending.room())

@@ -29,7 +29,6 @@ impl Core {
     /// # Errors
     /// The reason to end the connection.
     pub(super) fn receive(&mut self, bytes: &[u8], mut range: Range<usize>) -> Result<(), Reason> {
-        self.heard = true;
         while let Some(piece) = self.parser.next(bytes, &mut range)? {
             match piece {
                 Piece::Preface => {}
