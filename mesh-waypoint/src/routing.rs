@@ -13,11 +13,12 @@
 //! | `headers`, `rewrite`, `cors`, `fault` | edits, rewrites and redirects, other origins, faults and mirrors |
 //! | `tcp` | rules for connections |
 //! | `problem` | what is wrong with an object's rules |
+//! | `quick` | hash maps for what the configuration says |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use mesh_core::state::{MeshState, Str};
+use mesh_core::state::{MeshState, Service, Str};
 
 use crate::config::{Own, Resources};
 use crate::request::{Addressed, Head, Source};
@@ -30,6 +31,7 @@ mod index;
 mod matching;
 mod pattern;
 mod problem;
+mod quick;
 mod rewrite;
 mod rule;
 mod table;
@@ -43,6 +45,7 @@ pub use fault::{Abort, Fault, Injected, Mirror, Share, shadow_authority};
 pub use headers::HeaderEdits;
 pub use matching::MatchedPath;
 pub use problem::Problem;
+use quick::QuickMap;
 pub use rewrite::{Redirect, Rewrite, RewriteError};
 pub use rule::{Action, Backend, DirectResponse, Forward, RateLimit, Rule, WeightedBackend};
 use table::{Named, ServiceRules};
@@ -51,11 +54,21 @@ pub use tcp::TcpRule;
 /// Rules of all services, compiled. A clone shares everything.
 #[derive(Debug, Clone, Default)]
 pub struct Routes {
-    /// By name of the resource.
-    objects: Arc<BTreeMap<String, Arc<CompiledRoute>>>,
+    /// In the order of their resources' names.
+    objects: Arc<[Arc<CompiledRoute>]>,
     /// By `namespace/hostname`; only services that have rules.
-    services: Arc<HashMap<Str, Arc<ServiceRules>>>,
+    services: Arc<QuickMap<Str, Arc<ServiceRules>>>,
+    ground: Ground,
     patterns: pattern::Patterns,
+}
+
+/// What decides, beside the objects, which of them count for which service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Ground {
+    /// Of [`MeshState::services_version`].
+    services: u64,
+    /// Of the waypoint.
+    namespace: String,
 }
 
 /// What becomes of a request.
@@ -81,21 +94,38 @@ pub struct Matched<'a> {
 }
 
 impl Routes {
-    /// Compiles all rules; what did not change since `previous` is shared with it.
+    /// Compiles all rules. What did not change since `previous` is shared with it: a changed object costs what it and the
+    /// services that it names cost.
     #[must_use]
     pub fn build(resources: &Resources, mesh: &MeshState, own: &Own, previous: &Self) -> Self {
         let patterns = previous.patterns.clone();
-        let compile = |(name, route): (&String, &Arc<_>)| {
-            let known = previous.objects.get(name);
-            (name.clone(), CompiledRoute::compile(name, route, &patterns, known))
-        };
-        let objects: BTreeMap<_, _> = resources.routes.iter().map(compile).collect();
-        let services = name_services(&objects, mesh, own).into_iter().map(|(key, named)| {
-            let rules = ServiceRules::build(named, previous.services.get(&key));
-            (key, rules)
-        });
-        let services = services.collect();
-        Self { objects: Arc::new(objects), services: Arc::new(services), patterns }
+        let Objects { all, mut gone, mut come } = Objects::compile(resources, &patterns, &previous.objects);
+        let ground = Ground { services: mesh.services_version(), namespace: own.namespace.clone() };
+        let mut services = Arc::clone(&previous.services);
+        if ground != previous.ground {
+            services = Arc::default();
+            gone.clear();
+            come = all.clone();
+        }
+        if !gone.is_empty() || !come.is_empty() {
+            let touched = touched_services(&gone, &come, mesh, own);
+            let gone: HashSet<_> = gone.iter().map(Arc::as_ptr).collect();
+            let mut changed = (*services).clone();
+            for (key, added) in touched {
+                let kept = services.get(&key).into_iter().flat_map(|rules| rules.named());
+                let kept = kept.filter(|(route, _)| !gone.contains(&Arc::as_ptr(route))).cloned();
+                let mut named: Vec<Named> = kept.chain(added).collect();
+                if named.is_empty() {
+                    changed.remove(&key);
+                    continue;
+                }
+                named.sort_by(|(a, _), (b, _)| a.precedence().cmp(&b.precedence()));
+                let rules = ServiceRules::build(named, previous.services.get(&key));
+                changed.insert(key, rules);
+            }
+            services = Arc::new(changed);
+        }
+        Self { objects: all.into(), services, ground, patterns }
     }
 
     /// The rule of a request.
@@ -126,42 +156,97 @@ impl Routes {
         self.services.get(key)?.port(*port).tcp(hostname, *port, source, destination)
     }
 
+    /// The services that have rules, as `namespace/hostname`, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Str> {
+        self.services.keys()
+    }
+
+    /// The HTTP rules of a service's port with the names of their matches, in the order in which they are tried; a rule
+    /// comes once for each of its matches.
+    pub fn rules(&self, key: &str, port: u16) -> impl Iterator<Item = (&Arc<Rule>, &str)> {
+        let index = self.services.get(key).and_then(|rules| rules.port(port).http.as_ref());
+        let entries = index.into_iter().flat_map(|index| index.entries());
+        entries.map(|entry| (&entry.rule, &*entry.matching.name))
+    }
+
     /// What is wrong with the rules, by object.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.objects.values().flat_map(|object| {
+        self.objects.iter().flat_map(|object| {
             object.problems.iter().chain(object.http.iter().flat_map(|rule| &rule.problems))
         })
     }
 }
 
-/// The objects that count for each service, in the order of precedence.
-fn name_services(
-    objects: &BTreeMap<String, Arc<CompiledRoute>>,
+/// All objects, and what is different from those before.
+struct Objects {
+    all: Vec<Arc<CompiledRoute>>,
+    gone: Vec<Arc<CompiledRoute>>,
+    come: Vec<Arc<CompiledRoute>>,
+}
+
+impl Objects {
+    /// Walks along both versions, which are in the same order.
+    fn compile(resources: &Resources, patterns: &pattern::Patterns, previous: &[Arc<CompiledRoute>]) -> Self {
+        let (mut all, mut gone, mut come) =
+            (Vec::with_capacity(resources.routes.len()), Vec::new(), Vec::new());
+        let mut previous = previous.iter().peekable();
+        for (name, route) in &resources.routes {
+            while let Some(removed) = previous.next_if(|object| *object.resource < **name) {
+                gone.push(removed.clone());
+            }
+            let known = previous.next_if(|object| *object.resource == **name);
+            let object = CompiledRoute::compile(name, route, patterns, known);
+            if known.is_none_or(|known| !Arc::ptr_eq(known, &object)) {
+                gone.extend(known.cloned());
+                come.push(object.clone());
+            }
+            all.push(object);
+        }
+        gone.extend(previous.cloned());
+        Self { all, gone, come }
+    }
+}
+
+/// The services that objects name which went or came, with those that came and count.
+fn touched_services(
+    gone: &[Arc<CompiledRoute>],
+    come: &[Arc<CompiledRoute>],
     mesh: &MeshState,
     own: &Own,
-) -> HashMap<Str, Vec<Named>> {
-    let mut sorted: Vec<_> = objects.values().collect();
-    sorted.sort_by_key(|route| route.precedence());
-    let mut named: HashMap<Str, Vec<Named>> = HashMap::new();
-    for route in sorted {
-        for parent in &route.source.parents {
-            let Ok(port) = u16::try_from(parent.port) else { continue };
-            let mut add = |service: &mesh_core::state::Service| {
-                let host = &service.host;
-                let namespace = parent.namespace.is_empty() || parent.namespace == host.namespace();
-                if namespace && table::counts(route, host.namespace(), own) {
-                    named.entry(host.key().clone()).or_default().push((route.clone(), port));
-                }
-            };
-            match parent.hostname.strip_prefix('*') {
-                // A service may itself be a wildcard; a name with `*.` in front covers those within.
-                Some(suffix) => {
-                    let covered = mesh.services().filter(|s| s.service.host.hostname().ends_with(suffix));
-                    covered.for_each(|service| add(&service.service));
-                }
-                None => mesh.services_by_hostname(&parent.hostname).for_each(|s| add(&s.service)),
+) -> QuickMap<Str, Vec<Named>> {
+    let mut touched: QuickMap<Str, Vec<Named>> = QuickMap::default();
+    for route in gone {
+        parents_of(route, mesh, own, |service, _| {
+            touched.entry(service.clone()).or_default();
+        });
+    }
+    for route in come {
+        parents_of(route, mesh, own, |service, port| {
+            touched.entry(service.clone()).or_default().push((route.clone(), port));
+        });
+    }
+    touched
+}
+
+/// The services that an object counts for, by key, with the port that it names.
+fn parents_of(route: &CompiledRoute, mesh: &MeshState, own: &Own, mut each: impl FnMut(&Str, u16)) {
+    for parent in &route.source.parents {
+        // Out of range: listed as a problem.
+        let Ok(port) = u16::try_from(parent.port) else { continue };
+        let mut add = |service: &Service| {
+            let namespace = service.host.namespace();
+            let is_it = parent.namespace.is_empty() || parent.namespace == namespace;
+            if is_it && table::counts(route, namespace, own) {
+                each(service.host.key(), port);
             }
+        };
+        match parent.hostname.strip_prefix('*') {
+            // A service may itself be a wildcard; a name with `*.` in front covers those within.
+            Some(suffix) => {
+                let covered = mesh.services().filter(|s| s.service.host.hostname().ends_with(suffix));
+                covered.for_each(|service| add(&service.service));
+            }
+            None => mesh.services_by_hostname(&parent.hostname).for_each(|s| add(&s.service)),
         }
     }
-    named
 }

@@ -7,6 +7,7 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use indexmap::IndexMap;
 use rpds::HashTrieMapSync;
@@ -148,6 +149,7 @@ impl StateIndex {
                 previous.endpoints
             }
             None => {
+                self.state.services_version = next_services_version();
                 push(&mut self.state.hostnames, lower_case(service.host.hostname()).into(), key.clone());
                 Arc::new(self.staged.remove(&key).unwrap_or_default())
             }
@@ -169,6 +171,7 @@ impl StateIndex {
             self.drop_prefix(vip, service.host.key());
         }
         drop_from(&mut self.state.hostnames, &*lower_case(service.host.hostname()), |k| &**k == key);
+        self.state.services_version = next_services_version();
         self.state.services.remove_mut(key);
         if !previous.endpoints.is_empty() {
             self.staged.insert(service.host.key().clone(), Arc::unwrap_or_clone(previous.endpoints));
@@ -330,6 +333,12 @@ impl StateIndex {
             self.state.networks.insert_mut(network.clone(), index);
         }
     }
+}
+
+/// Never the same twice in a process.
+fn next_services_version() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 fn push<K, V>(map: &mut HashTrieMapSync<K, Vec<V>>, key: K, value: V)

@@ -55,6 +55,7 @@ pub struct MeshState {
     pub(super) removed_policies: HashTrieMapSync<Str, ()>,
     pub(super) version: u64,
     pub(super) policy_version: u64,
+    pub(super) services_version: u64,
 }
 
 /// The addresses of one network.
@@ -137,6 +138,13 @@ impl MeshState {
     #[must_use]
     pub fn policy_version(&self) -> u64 {
         self.policy_version
+    }
+
+    /// Differs where the names of services differ, also between states that have nothing to do with each other: what was
+    /// derived from the names alone is still right while this is the same.
+    #[must_use]
+    pub fn services_version(&self) -> u64 {
+        self.services_version
     }
 
     /// A workload by primary key.

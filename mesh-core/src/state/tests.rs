@@ -334,6 +334,24 @@ fn a_local_workload_is_found_by_name_account_and_node_together() {
 }
 
 #[test]
+fn the_services_version_differs_where_the_names_of_services_do() {
+    let mut mesh = Mesh::default().with(service("cart", "10.1.0.1", &[(80, 8080)]));
+    let first = mesh.state().services_version();
+    mesh.add(pod("a", &["10.0.0.1"]));
+    mesh.add(service("cart", "10.1.0.2", &[(81, 8080)]));
+    assert_eq!(mesh.state().services_version(), first);
+    mesh.add(service("pay", "10.1.0.3", &[(80, 8080)]));
+    let second = mesh.state().services_version();
+    assert_ne!(second, first);
+    mesh.index.remove_service("shop/pay.shop.svc.cluster.local");
+    let third = mesh.state().services_version();
+    assert!(third != second && third != first);
+    // Neither is that of another state the same.
+    let mut other = Mesh::default().with(service("pay", "10.1.0.1", &[(80, 8080)]));
+    assert!(![first, second, third].contains(&other.state().services_version()));
+}
+
+#[test]
 fn the_version_grows_only_with_changes_and_the_policy_version_only_with_policies() {
     let mut mesh = Mesh::default().with(pod("a", &["10.0.0.1"]));
     let first = mesh.state();

@@ -58,6 +58,11 @@ impl Index {
         Self { paths, folded, entries }
     }
 
+    /// In their order of precedence.
+    pub(super) fn entries(&self) -> &[Arc<Entry>] {
+        &self.entries
+    }
+
     /// The first that matches.
     pub(super) fn find(&self, head: &Head<'_>, port: u16) -> Option<(&Arc<Entry>, MatchedPath)> {
         let none = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);

@@ -52,6 +52,11 @@ impl ServiceRules {
         Arc::new(Self { named, ports, others })
     }
 
+    /// The objects that it was built from, in the order of precedence.
+    pub(super) fn named(&self) -> &[Named] {
+        &self.named
+    }
+
     pub(super) fn port(&self, port: u16) -> &PortRules {
         match self.ports.binary_search_by_key(&port, |(port, _)| *port) {
             Ok(at) => &self.ports[at].1,

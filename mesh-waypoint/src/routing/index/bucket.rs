@@ -1,17 +1,20 @@
 //! Matches that hold under the same circumstances, divided further by the values that they ask for.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderName;
 
 use super::super::compiled::Entry;
 use super::super::matching::{Condition, Field, ValueTest, header_value, query_value};
+use super::super::quick::QuickMap;
 use super::Search;
 
 /// So few are looked at one by one.
 const FEW: usize = 4;
+/// By so many fields, one after the other, matches are divided: ten thousand conditions in an object must not become as
+/// many calls.
+const DEPTH: usize = 6;
 
 /// Positions of matches.
 #[derive(Debug)]
@@ -26,8 +29,8 @@ pub(super) struct Bucket {
 /// Matches by a value that each of them needs.
 #[derive(Debug, Default)]
 struct Files {
-    headers: HashMap<HeaderName, Values>,
-    query: HashMap<Box<str>, Values>,
+    headers: QuickMap<HeaderName, Values>,
+    query: QuickMap<Box<str>, Values>,
     others: Vec<(Field, Values)>,
 }
 
@@ -35,13 +38,16 @@ struct Files {
 #[derive(Debug, Default)]
 struct Values {
     /// That value.
-    exact: HashMap<Box<[u8]>, Bucket>,
+    exact: QuickMap<Box<[u8]>, Bucket>,
     /// Some value.
     some: Bucket,
 }
 
 /// A field, and the value that it must have, or `None` where it must only be there.
 type Key<'a> = (&'a Field, Option<&'a [u8]>);
+
+/// Positions by the keys that they are filed under.
+type Groups<'a> = QuickMap<&'a Field, QuickMap<Option<&'a [u8]>, Vec<u32>>>;
 
 impl Default for Bucket {
     fn default() -> Self {
@@ -58,22 +64,28 @@ impl Bucket {
     /// `used` has the fields that all of these were filed by already.
     fn divide<'a>(positions: Vec<u32>, entries: &'a [Arc<Entry>], used: &mut Vec<&'a Field>) -> Self {
         let first = positions.first().copied().unwrap_or(u32::MAX);
-        if positions.len() <= FEW {
+        if positions.len() <= FEW || used.len() == DEPTH {
             return Self { first, rest: positions.into(), filed: None };
         }
-        let mut sizes: HashMap<Key<'_>, usize> = HashMap::new();
-        for position in &positions {
-            for key in keys(&entries[*position as usize], used) {
+        let mut sizes: QuickMap<Key<'_>, usize> = QuickMap::default();
+        // Without a choice there is nothing to count for.
+        if positions.iter().any(|position| keys(&entries[*position as usize], used).nth(1).is_some()) {
+            sizes.reserve(positions.len());
+            for key in positions.iter().flat_map(|position| keys(&entries[*position as usize], used)) {
                 *sizes.entry(key).or_default() += 1;
             }
         }
         let mut rest = Vec::new();
-        let mut groups: HashMap<Key<'_>, Vec<u32>> = HashMap::new();
+        let mut groups: Groups<'_> = QuickMap::default();
         for position in positions {
             // The file with the fewest in it; of equal ones an exact value.
-            let key = keys(&entries[position as usize], used).min_by_key(|key| (sizes[key], key.1.is_none()));
-            match key {
-                Some(key) => groups.entry(key).or_default().push(position),
+            let sized = keys(&entries[position as usize], used)
+                .map(|key| (sizes.get(&key).copied().unwrap_or(1), key));
+            match sized.min_by_key(|(size, key)| (*size, key.1.is_none())) {
+                Some((size, (field, value))) => {
+                    let group = groups.entry(field).or_default().entry(value);
+                    group.or_insert_with(|| Vec::with_capacity(size)).push(position);
+                }
                 None => rest.push(position),
             }
         }
@@ -94,40 +106,32 @@ impl Bucket {
 }
 
 impl Files {
-    fn build<'a>(
-        groups: HashMap<Key<'a>, Vec<u32>>,
-        entries: &'a [Arc<Entry>],
-        used: &mut Vec<&'a Field>,
-    ) -> Self {
+    fn build<'a>(groups: Groups<'a>, entries: &'a [Arc<Entry>], used: &mut Vec<&'a Field>) -> Self {
         let mut files = Self::default();
-        for ((field, value), positions) in groups {
+        for (field, group) in groups {
+            let mut values = Values { exact: map_of(group.len()), some: Bucket::default() };
             used.push(field);
-            let bucket = Bucket::divide(positions, entries, used);
-            used.pop();
-            let values = files.values_mut(field);
-            match value {
-                Some(value) => {
-                    values.exact.insert(value.into(), bucket);
+            for (value, positions) in group {
+                let bucket = Bucket::divide(positions, entries, used);
+                match value {
+                    Some(value) => {
+                        values.exact.insert(value.into(), bucket);
+                    }
+                    None => values.some = bucket,
                 }
-                None => values.some = bucket,
+            }
+            used.pop();
+            match field {
+                Field::Header(name) => {
+                    files.headers.insert(name.clone(), values);
+                }
+                Field::Query(name) => {
+                    files.query.insert(name.clone(), values);
+                }
+                field => files.others.push((field.clone(), values)),
             }
         }
         files
-    }
-
-    fn values_mut(&mut self, field: &Field) -> &mut Values {
-        match field {
-            Field::Header(name) => self.headers.entry(name.clone()).or_default(),
-            Field::Query(name) => self.query.entry(name.clone()).or_default(),
-            field => {
-                let known = self.others.iter().position(|(other, _)| other == field);
-                let at = known.unwrap_or_else(|| {
-                    self.others.push((field.clone(), Values::default()));
-                    self.others.len() - 1
-                });
-                &mut self.others[at].1
-            }
-        }
     }
 
     /// Names are looked for on the side that has fewer of them.
@@ -168,6 +172,10 @@ impl Values {
         }
         self.some.search(search);
     }
+}
+
+fn map_of<K, V>(capacity: usize) -> QuickMap<K, V> {
+    QuickMap::with_capacity_and_hasher(capacity, Default::default())
 }
 
 /// Under what a match may be filed: it does not hold without that.

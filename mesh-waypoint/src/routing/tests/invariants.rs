@@ -98,6 +98,26 @@ fn some_rules(kind: &'static str) -> impl Strategy<Value = l7::Route> {
     rules.prop_map(move |rules| route(kind, "r", rules.into_iter().map(|matches| rule("r", matches))))
 }
 
+/// An object that comes, changes or goes.
+fn a_change() -> impl Strategy<Value = (String, Option<l7::Route>)> {
+    let parents = prop::collection::vec(
+        (select(&[REVIEWS, "details.shop.svc.cluster.local", "*"][..]), 0..2_u32),
+        0..3,
+    );
+    let object = (select(&["VirtualService", "HTTPRoute"][..]), select(&["a", "b", "c"][..]));
+    let rules = prop::collection::vec(select(&["one", "two", "three"][..]), 0..3);
+    (object, parents, rules, 0..3_i64, prop::bool::weighted(0.3)).prop_map(
+        |((kind, name), parents, rules, created, goes)| {
+            let mut route = route(kind, name, rules.into_iter().map(|name| rule(name, [])));
+            route.parents = parents.into_iter().map(|(host, port)| parent("", host, port * 80)).collect();
+            if let Some(origin) = &mut route.origin {
+                origin.created = created;
+            }
+            (format!("{kind}/shop/{name}"), (!goes).then_some(route))
+        },
+    )
+}
+
 fn a_request() -> impl Strategy<Value = Request> {
     let paths = [
         "/", "/a", "/A", "/a/", "/a/b", "/a/B", "/A/b/c", "/ab", "/abc", "/abb", "/a.b", "/b/x", "/b",
@@ -145,6 +165,35 @@ proptest! {
             let found = index.find(&request.head(), port).map(|(entry, path)| (Arc::as_ptr(entry), path));
             let expected = index.find_one_by_one(&request.head(), port);
             prop_assert_eq!(found, expected.map(|(entry, path)| (Arc::as_ptr(entry), path)), "{:?}", request);
+        }
+    }
+
+    /// One change after the other ends where building everything at once does.
+    #[test]
+    fn changes_in_a_row_come_to_what_building_at_once_comes_to(
+        steps in prop::collection::vec((a_change(), 0..3_usize), 1..12),
+    ) {
+        let hosts = [REVIEWS, "details.shop.svc.cluster.local"];
+        let meshes = [mesh(), mesh_of([("shop", REVIEWS)]), mesh()];
+        let mut resources = Resources::default();
+        let mut routes = Routes::default();
+        for ((name, route), at) in steps {
+            match route {
+                Some(route) => resources.routes.insert(name, Arc::new(route)),
+                None => resources.routes.remove(&name),
+            };
+            routes = Routes::build(&resources, &meshes[at], &own(), &routes);
+            let at_once = Routes::build(&resources, &meshes[at], &own(), &Routes::default());
+            for host in hosts {
+                let listed = |routes: &Routes, port| -> Vec<_> {
+                    let key = format!("shop/{host}");
+                    routes.rules(&key, port).map(|(rule, _)| format!("{} {}", rule.resource, rule.name)).collect()
+                };
+                for port in [80, 9080] {
+                    prop_assert_eq!(listed(&routes, port), listed(&at_once, port));
+                }
+            }
+            prop_assert_eq!(routes.services().count(), at_once.services().count());
         }
     }
 

@@ -308,3 +308,14 @@ fn an_expression_that_does_not_compile_answers_500_and_is_listed() {
     assert_eq!(routed(&routes, &get("/")), "it");
     assert_eq!(routed(&routes, &get("/").with("x", "1")), "it");
 }
+
+#[test]
+fn rules_with_thousands_of_conditions_are_found_like_any_other() {
+    let conditions: Vec<_> = (0..5000).map(|n| header(&format!("x-{n}"), "=1")).collect();
+    let matching = l7::HttpMatch { headers: conditions, ..l7::HttpMatch::default() };
+    let rules = (0..8).map(|n| rule(&format!("r{n}"), [matching.clone()]));
+    let routes = build([route("VirtualService", "v", rules)]);
+    let with = |count| (0..count).fold(get("/"), |request, n| request.with(&format!("x-{n}"), "1"));
+    assert_eq!(routed(&routes, &with(5000)), "r0");
+    assert_eq!(routed(&routes, &with(4999)), "404");
+}

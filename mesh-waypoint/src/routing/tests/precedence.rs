@@ -153,6 +153,17 @@ fn more_specific_matches_of_the_gateway_api_win_whatever_their_place() {
 }
 
 #[test]
+fn the_rules_of_a_service_are_listed_in_the_order_in_which_they_are_tried() {
+    let named = l7::HttpMatch { name: "m".into(), ..path("=/a") };
+    let routes = build([route("HTTPRoute", "h", [rule("any", []), rule("two", [path("/b"), named])])]);
+    let services: Vec<_> = routes.services().map(ToString::to_string).collect();
+    assert_eq!(services, [format!("shop/{REVIEWS}")]);
+    let listed: Vec<_> = routes.rules(&services[0], 80).map(|(rule, name)| (&*rule.name, name)).collect();
+    assert_eq!(listed, [("two", "m"), ("two", ""), ("any", "")]);
+    assert_eq!(routes.rules("shop/other", 80).count(), 0);
+}
+
+#[test]
 fn between_equally_specific_matches_age_then_name_then_position_decide() {
     let of = |name: &str, created, rules: &[&str]| {
         at(route("HTTPRoute", name, rules.iter().map(|r| rule(r, [path("/a")]))), "shop", created)
