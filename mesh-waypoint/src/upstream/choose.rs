@@ -136,12 +136,12 @@ impl Pool {
     }
 
     /// One after the other; with weights, each as often as its weight says, spread out evenly.
-    fn next(&self, chance: &mut Chance<'_>) -> usize {
+    fn next(&self, chance: &Chance<'_>) -> usize {
         let turn = chance.cursor.fetch_add(1, Ordering::Relaxed);
         match self.total() {
             None => self.at((turn % self.endpoints.len() as u64) as usize),
             Some(total) => {
-                let point = u128::from(turn.wrapping_mul(GOLDEN)) * u128::from(total) >> 64;
+                let point = (u128::from(turn.wrapping_mul(GOLDEN)) * u128::from(total)) >> 64;
                 self.of_weight(point as u64)
             }
         }

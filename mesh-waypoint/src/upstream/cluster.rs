@@ -11,7 +11,7 @@ use mesh_core::state::{Mode, Scope, ServiceEndpoints, Str, Workload};
 
 use super::choose::Chance;
 use super::clusters::{ClusterKey, Target, UnknownCluster, View, lock};
-use super::destinations::Rules;
+use super::destinations::{Changes, Rules};
 use super::endpoint::{Endpoint, LeftOut, NoEndpoint};
 use super::limits::{Limit, Overflow, Permit, Usage};
 use super::live::Live;
@@ -63,10 +63,12 @@ pub struct PickContext<'a> {
     pub now: Instant,
     /// For consistent hashing; none: any endpoint.
     pub hash: Option<u64>,
-    /// Endpoints that were tried for this request: used again only when there is no other.
+    /// Endpoints that were tried for this request.
     pub tried: &'a [Tried],
     /// Where the client's connection was opened to: what passthrough dials.
     pub original: Option<SocketAddr>,
+    /// Whether they are avoided (`retryIgnorePreviousHosts`).
+    pub avoid_tried: bool,
     /// Leave the localities of what was tried, if there is something elsewhere (`retryRemoteLocalities`).
     pub leave_localities: bool,
     /// The endpoint of a session ([`Endpoint::sticky`]): taken as long as it takes requests.
@@ -77,7 +79,15 @@ impl PickContext<'_> {
     /// A first try without anything special.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { now, hash: None, tried: &[], original: None, leave_localities: false, sticky: None }
+        Self {
+            now,
+            hash: None,
+            tried: &[],
+            avoid_tried: true,
+            original: None,
+            leave_localities: false,
+            sticky: None,
+        }
     }
 }
 
@@ -218,11 +228,16 @@ impl Cluster {
         self.live.store(Arc::new(Live::build(members, now)));
     }
 
-    /// Takes over what has changed of its service, policy or subset.
-    pub(super) fn refresh(&self, view: &View, now: Instant) -> Result<(), UnknownCluster> {
-        let (subject, rules) = self.subject(view)?;
+    /// Takes over what has changed of its service, policy or subset since it was refreshed last.
+    pub(super) fn refresh(&self, view: &View, changes: &Changes, now: Instant) -> Result<(), UnknownCluster> {
+        let subject = self.subject(view)?;
         let mut basis = lock(&self.basis);
-        if basis.as_ref().is_some_and(|basis| basis.holds(&subject, &rules, view)) {
+        let same = basis.as_ref().is_some_and(|basis| basis.holds(&subject, view));
+        if same && !changes.touch(subject.hostname()) {
+            return Ok(());
+        }
+        let rules = self.rules(&subject, view)?;
+        if same && basis.as_ref().is_some_and(|basis| basis.rules.is_same(&rules)) {
             return Ok(());
         }
         let previous = basis.is_some().then(|| self.live.load_full());
@@ -240,7 +255,7 @@ impl Cluster {
             }
             Subject::Workload(workload) => Members::of_workload(input, workload, self.key.port),
         };
-        let volatile = self.is_volatile(&subject, &members);
+        let volatile = is_volatile(&subject, &members);
         self.live.store(Arc::new(Live::build(&Arc::new(members), now)));
         let (own, labels) = (view.own.clone(), view.labels.clone());
         let by_labels = !self.key.subset.is_empty();
@@ -248,43 +263,34 @@ impl Cluster {
         Ok(())
     }
 
-    fn subject(&self, view: &View) -> Result<(Subject, Rules), UnknownCluster> {
-        let ClusterKey { target, port, subset } = &self.key;
-        let key = match target {
+    fn subject(&self, view: &View) -> Result<Subject, UnknownCluster> {
+        match &self.key.target {
             Target::Workload(uid) => {
                 let found = view.mesh.workload(uid).ok_or_else(|| UnknownCluster::Workload(uid.clone()))?;
-                return Ok((Subject::Workload(found.clone()), view.destinations.no_rules()));
+                Ok(Subject::Workload(found.clone()))
             }
-            Target::Service(key) => key,
-        };
-        let found = view.mesh.service(key).ok_or_else(|| UnknownCluster::Service(key.clone()))?;
-        let service = &found.service;
-        if !service.ports.contains_key(port) {
-            let known = list(service.ports.keys().map(u16::to_string));
-            return Err(UnknownCluster::Port { service: key.clone(), port: *port, known });
+            Target::Service(key) => {
+                let found = view.mesh.service(key).ok_or_else(|| UnknownCluster::Service(key.clone()))?;
+                let (port, ports) = (self.key.port, &found.service.ports);
+                if ports.contains_key(&port) {
+                    return Ok(Subject::Service(found.clone()));
+                }
+                let known = list(ports.keys().map(u16::to_string));
+                Err(UnknownCluster::Port { service: key.clone(), port, known })
+            }
         }
-        let rules = view.destinations.rules(service.host.namespace(), service.host.hostname());
-        if !subset.is_empty() && rules.subset_labels(subset).is_none() {
-            let known = list(rules.subsets().into_iter());
-            return Err(UnknownCluster::Subset { service: key.clone(), subset: subset.clone(), known });
-        }
-        Ok((Subject::Service(found.clone()), rules))
     }
 
-    /// Whether the members depend on more of the mesh than on the service: on gateways, or on where our replicas are.
-    fn is_volatile(&self, subject: &Subject, members: &Members) -> bool {
-        let balancer = &members.policy.balancer;
-        let by_labels = [&balancer.locality, &balancer.mesh_locality]
-            .into_iter()
-            .flatten()
-            .any(|setting| !setting.failover_priority.is_empty());
-        let by_cluster = match subject {
-            Subject::Service(found) => found.service.load_balancing.scopes.contains(&Scope::Cluster),
-            Subject::Workload(_) => false,
-        };
-        let has_remote = members.left_out.unreachable > 0
-            || members.endpoints.iter().any(|endpoint| endpoint.route.endpoint.is_some());
-        balancer.zone_aware.is_some() || by_labels || by_cluster || has_remote
+    fn rules(&self, subject: &Subject, view: &View) -> Result<Rules, UnknownCluster> {
+        let Subject::Service(found) = subject else { return Ok(view.destinations.no_rules()) };
+        let host = &found.service.host;
+        let rules = view.destinations.rules(host.namespace(), host.hostname());
+        let subset = &self.key.subset;
+        if subset.is_empty() || rules.subset_labels(subset).is_some() {
+            return Ok(rules);
+        }
+        let known = list(rules.subsets().into_iter());
+        Err(UnknownCluster::Subset { service: host.key().clone(), subset: subset.clone(), known })
     }
 
     /// What takes requests, as it was built last.
@@ -302,8 +308,19 @@ impl Cluster {
     }
 }
 
+impl Subject {
+    /// What rules go by; empty when none applies.
+    fn hostname(&self) -> &str {
+        match self {
+            Self::Service(found) => found.service.host.hostname(),
+            Self::Workload(_) => "",
+        }
+    }
+}
+
 impl Basis {
-    fn holds(&self, subject: &Subject, rules: &Rules, view: &View) -> bool {
+    /// Whether everything is as it was, apart from rules.
+    fn holds(&self, subject: &Subject, view: &View) -> bool {
         let same_subject = match (&self.subject, subject) {
             (Subject::Service(a), Subject::Service(b)) => a.is_same(b),
             (Subject::Workload(a), Subject::Workload(b)) => Arc::ptr_eq(a, b),
@@ -311,7 +328,6 @@ impl Basis {
         };
         !self.volatile
             && same_subject
-            && self.rules.is_same(rules)
             && Arc::ptr_eq(&self.own, &view.own)
             && (!self.by_labels || Arc::ptr_eq(&self.labels, &view.labels))
     }
@@ -322,7 +338,7 @@ impl Live {
     fn find(&self, chance: &mut Chance<'_>, context: &PickContext<'_>) -> Option<usize> {
         let tried = |at: usize| {
             let id = self.members.endpoints[at].id;
-            context.tried.iter().any(|tried| tried.id == id)
+            context.avoid_tried && context.tried.iter().any(|tried| tried.id == id)
         };
         if let Some(at) = context.sticky.and_then(|id| self.members.by_id(id))
             && self.takes(at, chance.now)
@@ -395,6 +411,22 @@ impl Drop for Picked {
 /// The service itself asks for no choice (a ServiceEntry without resolution).
 fn is_passthrough(members: &Members) -> bool {
     members.service.as_ref().is_some_and(|service| service.load_balancing.mode == Mode::Passthrough)
+}
+
+/// Whether the members depend on more of the mesh than on the service: on gateways, or on where our replicas are.
+fn is_volatile(subject: &Subject, members: &Members) -> bool {
+    let balancer = &members.policy.balancer;
+    let by_labels = [&balancer.locality, &balancer.mesh_locality]
+        .into_iter()
+        .flatten()
+        .any(|setting| !setting.failover_priority.is_empty());
+    let by_cluster = match subject {
+        Subject::Service(found) => found.service.load_balancing.scopes.contains(&Scope::Cluster),
+        Subject::Workload(_) => false,
+    };
+    let has_remote = members.left_out.unreachable > 0
+        || members.endpoints.iter().any(|endpoint| endpoint.route.endpoint.is_some());
+    balancer.zone_aware.is_some() || by_labels || by_cluster || has_remote
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {

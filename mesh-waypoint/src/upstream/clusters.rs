@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use mesh_core::state::{MeshState, Str, Workload};
 
 use super::cluster::Cluster;
-use super::destinations::Destinations;
+use super::destinations::{Changes, Destinations};
 use super::registry::Registry;
 use crate::config::{Labels, Own, Snapshot};
 
@@ -162,7 +162,11 @@ impl Clusters {
     /// have counted; those whose service or subset is gone are forgotten, once nothing uses them any more.
     pub fn apply(&self, view: View, now: Instant) {
         let _building = lock(&self.building);
-        self.clusters.retain(|_, cluster| cluster.refresh(&view, now).is_ok());
+        let changes = match &**self.view.load() {
+            Some(earlier) => view.destinations.changes_since(&earlier.destinations),
+            None => Changes::All,
+        };
+        self.clusters.retain(|_, cluster| cluster.refresh(&view, &changes, now).is_ok());
         self.view.store(Arc::new(Some(view)));
     }
 
@@ -181,7 +185,7 @@ impl Clusters {
             return Err(UnknownCluster::Service(name.clone()));
         };
         let cluster = Arc::new(Cluster::new(key, self.epoch));
-        cluster.refresh(view, now)?;
+        cluster.refresh(view, &Changes::All, now)?;
         Ok(self.clusters.get_or_insert(key, &cluster))
     }
 

@@ -5,7 +5,7 @@
 //! rules of one host are merged, the older one's policy and subsets first. Policies of other kinds that attach to a service
 //! (BackendTLSPolicy and the like) fill what those rules leave open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use mesh_core::xds::proto::l7;
@@ -33,6 +33,25 @@ struct Index {
 #[derive(Debug, Default)]
 struct Hosts(HashMap<String, Vec<Arc<l7::Destination>>>);
 
+/// Hosts whose rules differ between two versions.
+#[derive(Debug)]
+pub(super) enum Changes {
+    /// Perhaps all of them.
+    All,
+    /// These, in lower case.
+    Hosts(HashSet<String>),
+}
+
+impl Changes {
+    pub(super) fn touch(&self, hostname: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Hosts(hosts) if hosts.is_empty() => false,
+            Self::Hosts(hosts) => hosts.contains(hostname) || hosts.contains(&hostname.to_ascii_lowercase()),
+        }
+    }
+}
+
 /// What applies to one host.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
@@ -53,12 +72,35 @@ impl Destinations {
         for destination in resources.destinations.values() {
             let Some(origin) = &destination.origin else { continue };
             let of_kind = if origin.kind == RULE { &mut index.rules } else { &mut index.attached };
-            of_kind.entry(origin.namespace.clone()).or_default().insert(destination);
+            match of_kind.get_mut(&origin.namespace) {
+                Some(hosts) => hosts.insert(destination),
+                None => of_kind.entry(origin.namespace.clone()).or_default().insert(destination),
+            }
         }
         for hosts in index.rules.values_mut().chain(index.attached.values_mut()) {
             hosts.sort();
         }
         Self(Arc::new(index))
+    }
+
+    /// The hosts whose rules may be others than in an earlier version.
+    pub(super) fn changes_since(&self, earlier: &Self) -> Changes {
+        let (new, old) = (&*self.0, &*earlier.0);
+        if new.own_namespace != old.own_namespace || !Arc::ptr_eq(&new.settings, &old.settings) {
+            return Changes::All;
+        }
+        let mut hosts = HashSet::new();
+        let none = Hosts::default();
+        for (new, old) in [(&new.rules, &old.rules), (&new.attached, &old.attached)] {
+            for (namespace, of_new) in new {
+                of_new.differ(old.get(namespace).unwrap_or(&none), &mut hosts);
+            }
+            for (namespace, of_old) in old {
+                of_old.differ(new.get(namespace).unwrap_or(&none), &mut hosts);
+            }
+        }
+        // A wildcard may be meant for any host.
+        if hosts.iter().any(|host| host.starts_with('*')) { Changes::All } else { Changes::Hosts(hosts) }
     }
 
     /// The rules of a host, of a service of this namespace.
@@ -104,8 +146,17 @@ impl Hosts {
             let created = if origin.created == 0 { i64::MAX } else { origin.created };
             (created, origin.namespace, origin.name)
         };
-        for list in self.0.values_mut() {
+        for list in self.0.values_mut().filter(|list| list.len() > 1) {
             list.sort_by_cached_key(age);
+        }
+    }
+
+    /// Adds the hosts of these that are not the same in the others.
+    fn differ(&self, others: &Self, hosts: &mut HashSet<String>) {
+        for (host, list) in &self.0 {
+            if !others.0.get(host).is_some_and(|others| same(list, others)) {
+                hosts.insert(host.clone());
+            }
         }
     }
 
@@ -139,6 +190,11 @@ fn is_private(rule: &l7::Destination) -> bool {
     !rule.exported_to.is_empty() && rule.exported_to.iter().all(|to| to == "." || to == own)
 }
 
+/// Whether these are the same versions of the same objects.
+fn same(a: &[Arc<l7::Destination>], b: &[Arc<l7::Destination>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
 /// The name of an object, `Kind/namespace/name`.
 fn name(destination: &l7::Destination) -> String {
     let origin = destination.origin.clone().unwrap_or_default();
@@ -148,9 +204,6 @@ fn name(destination: &l7::Destination) -> String {
 impl Rules {
     /// Whether these are the same versions of the same objects.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let same = |a: &[Arc<_>], b: &[Arc<_>]| {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
-        };
         same(&self.rules, &other.rules)
             && same(&self.attached, &other.attached)
             && Arc::ptr_eq(&self.settings, &other.settings)

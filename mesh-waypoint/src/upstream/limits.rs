@@ -109,10 +109,11 @@ impl Usage {
                 Ok(())
             }
             // Never above the maximum, not even for a moment: another thread would be refused for nothing.
-            Some(max) => counter
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then(|| n + 1))
-                .map(|_| ())
-                .map_err(|_| max),
+            Some(max) => {
+                let more = |n| (n < max).then(|| n + 1);
+                let taken = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+                taken.map(|_| ()).map_err(|_full| max)
+            }
         };
         match taken {
             Ok(()) if limit == Limit::Request => {

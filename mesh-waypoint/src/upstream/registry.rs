@@ -11,10 +11,13 @@ use arc_swap::ArcSwap;
 /// Parts of the map: a write copies one of them.
 const SHARDS: usize = 64;
 
+/// A part of the map.
+type Shard<K, V> = ArcSwap<HashMap<K, Arc<V>>>;
+
 /// Shared values by key. Reading takes no lock; writing copies a part of the map.
 #[derive(Debug)]
 pub(super) struct Registry<K, V> {
-    shards: Box<[ArcSwap<HashMap<K, Arc<V>>>]>,
+    shards: Box<[Shard<K, V>]>,
 }
 
 impl<K: Clone + Eq + Hash, V> Default for Registry<K, V> {
@@ -61,7 +64,7 @@ impl<K: Clone + Eq + Hash, V> Registry<K, V> {
         self.shards.iter().flat_map(|shard| shard.load().values().cloned().collect::<Vec<_>>()).collect()
     }
 
-    fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> &ArcSwap<HashMap<K, Arc<V>>> {
+    fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> &Shard<K, V> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         &self.shards[hasher.finish() as usize % SHARDS]

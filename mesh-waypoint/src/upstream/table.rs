@@ -132,7 +132,7 @@ fn maglev(entries: &[(u32, u64, f64)], size: u64) -> Vec<u32> {
 
 /// The size of a Maglev table has to be prime, or some orders never reach some places.
 fn next_prime(mut size: u64) -> u64 {
-    let is_prime = |n: u64| n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u64| n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
     while !is_prime(size) {
         size += 1;
     }

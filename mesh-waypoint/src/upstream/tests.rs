@@ -81,7 +81,7 @@ impl World {
 
     fn labels(&mut self, n: usize, labels: &[(&str, &str)]) {
         let labels: Labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        self.resources.labels.insert(uid(n).into(), Arc::new(labels));
+        Arc::make_mut(&mut self.resources.labels).insert(uid(n).into(), Arc::new(labels));
     }
 
     fn rule(&mut self, rule: l7::Destination) {
@@ -106,7 +106,7 @@ impl World {
     /// Takes over everything that was changed.
     fn apply(&mut self, millis: u64) {
         let destinations = Destinations::build(&self.resources, &self.own);
-        let labels = Arc::new(self.resources.labels.clone());
+        let labels = self.resources.labels.clone();
         let view = View::new(self.own.clone(), self.index.snapshot(), labels, destinations);
         self.clusters.apply(view, self.at(millis));
     }

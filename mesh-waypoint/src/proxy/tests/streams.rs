@@ -108,7 +108,7 @@ fn both_sides_may_switch_to_another_protocol() {
 #[test]
 fn an_answer_that_its_client_reads_slowly_arrives_whole_although_the_connection_ends_with_it() {
     run(async {
-        let large = app("large", |_| std::future::ready(text(200, vec![b'x'; 6 << 20])));
+        let large = app("large", |_| std::future::ready(text(200, vec![b'x'; 3 << 20])));
         let waypoint = Bed::new(&[large.await]).start().await;
         let mut stream = waypoint.connect(VIP).await.unwrap();
         let request = "GET / HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n";
@@ -116,7 +116,7 @@ fn an_answer_that_its_client_reads_slowly_arrives_whole_although_the_connection_
         waypoint.expect_metric("istio_requests_total", &["response_code=\"200\""], 1.0).await;
         let mut read = Vec::new();
         stream.read_to_end(&mut read).await.unwrap();
-        assert!(read.len() > 6 << 20, "{} bytes", read.len());
+        assert!(read.len() > 3 << 20, "{} bytes", read.len());
     });
 }
 

@@ -155,6 +155,42 @@ fn an_endpoint_is_reached_through_its_tunnel_or_plainly_at_its_target_port() {
 }
 
 #[test]
+fn an_endpoint_is_dialled_by_an_address_that_the_service_allows_or_by_its_name() {
+    use mesh_core::state::IpFamilies;
+    let mut world = World::with_endpoints(0);
+    world.pod(wire::Workload { addresses: vec![bytes("10.0.0.1"), bytes("fd00::1")], ..pod(0) });
+    let dial = |world: &mut World| {
+        let cluster = world.subset("").unwrap();
+        let picked = cluster.pick(&PickContext::new(world.start), &mut world.rng).unwrap();
+        picked.endpoint().route.dial.clone()
+    };
+    world.web();
+    assert_eq!(dial(&mut world), Dial::Address("10.0.0.1:15008".parse().unwrap()));
+    world.service(wire::Service { ip_families: wire::IpFamilies::Ipv6Only.into(), ..service() });
+    world.apply(1);
+    assert_eq!(dial(&mut world), Dial::Address("[fd00::1]:15008".parse().unwrap()));
+    let named = wire::Workload {
+        addresses: Vec::new(),
+        hostname: "web.example.com".into(),
+        tunnel_protocol: wire::TunnelProtocol::None.into(),
+        ..pod(0)
+    };
+    world.pod(named);
+    world.apply(2);
+    let expected = Dial::Hostname {
+        hostname: "web.example.com".into(),
+        port: 8080,
+        families: IpFamilies::V6Only,
+        prefer_v4: true,
+    };
+    assert_eq!(dial(&mut world), expected);
+    world.pod(wire::Workload { addresses: vec![bytes("10.0.0.1")], ..pod(0) });
+    world.apply(3);
+    let error = world.subset("").unwrap().pick(&PickContext::new(world.start), &mut world.rng).unwrap_err();
+    assert_eq!(error.left_out, LeftOut { endpoints: 1, unreachable: 1, ..LeftOut::default() });
+}
+
+#[test]
 fn a_workload_is_reached_itself_even_when_it_is_not_ready() {
     let mut world = World::with_endpoints(0);
     world.pod(wire::Workload { status: wire::WorkloadStatus::Unhealthy.into(), ..pod(0) });
@@ -238,6 +274,10 @@ fn what_was_tried_is_avoided_as_long_as_there_is_something_else() {
             }
             let context = PickContext { tried: &tried, ..PickContext::new(world.start) };
             assert!(cluster.pick(&context, &mut world.rng).is_ok(), "all were tried: any may be again");
+            let context = PickContext { tried: &tried[..19], avoid_tried: false, ..context };
+            let names: std::collections::BTreeSet<_> =
+                (0..60).map(|_| world.pick_with(&cluster, &context)).collect();
+            assert!(names.len() > 1, "{algorithm:?}: none is avoided");
         }
     }
 }

@@ -292,3 +292,54 @@ fn a_subset_has_the_endpoints_with_its_labels_as_they_are_now() {
         format!("no healthy endpoint of {WEB}:80 (subset v1): 3 endpoints, 3 without the subset's labels")
     );
 }
+
+#[test]
+fn a_changed_rule_reaches_the_clusters_it_is_for_and_leaves_the_tables_of_others() {
+    let other_host = "api.shop.svc.cluster.local";
+    let mut world = World::with_endpoints(2);
+    world.service(wire::Service { name: "api".into(), hostname: other_host.into(), ..service() });
+    let web = world.web();
+    let key = ClusterKey::service(&format!("shop/{other_host}").into(), 80, "");
+    let other = world.clusters.cluster(&key, world.start).unwrap();
+    let connections = |cluster: &Arc<Cluster>| cluster.policy().limits.connections;
+    let tables = |cluster: &Arc<Cluster>| Arc::as_ptr(&cluster.snapshot());
+    let before = (tables(&web), tables(&other));
+
+    world.rule(marked("shop", HOST, 1));
+    world.apply(1);
+    assert_eq!((connections(&web), connections(&other)), (Some(1), None));
+    assert_eq!(tables(&other), before.1, "not built anew");
+    let changed = tables(&web);
+    world.apply(2);
+    assert_eq!((tables(&web), tables(&other)), (changed, before.1), "nothing changed, nothing was built");
+
+    world.rule(marked("shop", "*.SVC.cluster.local", 2));
+    world.apply(3);
+    assert_eq!((connections(&web), connections(&other)), (Some(1), Some(2)));
+    world.resources.destinations.retain(|_, rule| rule.hostname != HOST);
+    world.apply(4);
+    assert_eq!((connections(&web), connections(&other)), (Some(2), Some(2)));
+    world.resources.destinations.clear();
+    world.apply(5);
+    assert_eq!((connections(&web), connections(&other)), (None, None));
+    world
+        .settings(|settings| settings.default_connection_pool = with_connections(7).unwrap().connection_pool);
+    world.apply(6);
+    assert_eq!((connections(&web), connections(&other)), (Some(7), Some(7)));
+}
+
+#[test]
+fn the_subset_of_a_rule_that_is_gone_is_not_served_any_more() {
+    let mut world = World::with_endpoints(1);
+    let subset = l7::Subset { name: "v1".into(), ..l7::Subset::default() };
+    world.rule(l7::Destination { subsets: vec![subset], ..rule("shop", "web") });
+    world.apply(0);
+    let cluster = world.subset("v1").unwrap();
+    world.resources.destinations.clear();
+    world.apply(1);
+    assert!(matches!(world.subset("v1"), Err(UnknownCluster::Subset { .. })));
+    assert!(
+        cluster.pick(&PickContext::new(world.start), &mut world.rng).is_ok(),
+        "who has it may end with it"
+    );
+}

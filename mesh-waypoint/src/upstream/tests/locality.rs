@@ -137,7 +137,8 @@ fn failover_priority_by_a_label_of_our_own_compares_it_with_the_waypoints() {
     };
     world.pod(waypoint);
     let own: Labels = [("track".to_owned(), "blue".to_owned())].into();
-    world.resources.labels.insert("Kubernetes//Pod/shop/waypoint-1".into(), Arc::new(own));
+    Arc::make_mut(&mut world.resources.labels)
+        .insert("Kubernetes//Pod/shop/waypoint-1".into(), Arc::new(own));
     world.labels(0, &[("track", "green")]);
     world.labels(1, &[("track", "blue")]);
     let failover_priority = vec!["track".into()];
@@ -179,6 +180,15 @@ fn a_distribution_gives_each_locality_its_share_and_others_nothing() {
     }
     let dump = cluster.dump(world.start);
     assert_eq!(dump["leftOut"]["out_of_scope"], 1);
+}
+
+#[test]
+fn the_share_of_a_locality_without_endpoints_goes_to_the_others_in_proportion() {
+    let mut world = world(&["r1/a/1", "r2/a/1"]);
+    world.policy(setting(distribute(&[("r1/*", &[("r1/*", 30), ("r2/*", 10), ("r9/*", 60)])]), false));
+    let cluster = world.web();
+    let near = share(&mut world, &cluster, &[0]);
+    assert!((near - 0.75).abs() < 0.03, "{near}");
 }
 
 #[test]
@@ -332,6 +342,7 @@ fn a_retry_may_leave_its_locality() {
     assert_ne!(world.pick_with(&cluster, &stay), "web-2");
     let leave = PickContext { leave_localities: true, ..stay };
     assert_eq!(world.pick_with(&cluster, &leave), "web-2");
+    assert_eq!(world.pick_with(&cluster, &PickContext { avoid_tried: false, ..leave }), "web-2");
     world.remove(2);
     world.apply(1);
     assert_ne!(world.pick_with(&cluster, &leave), name(&first), "nothing elsewhere: the other one here");

@@ -47,6 +47,9 @@ fn gateway_errors_have_a_limit_of_their_own() {
     assert!(!ejects(outlier(), &[GATEWAY, GATEWAY, ERROR, GATEWAY, GATEWAY]), "another error is not one");
     assert!(!ejects(outlier(), &[GATEWAY, GATEWAY, OK, GATEWAY]));
     assert!(!ejects(outlier(), &[ERROR; 20]), "0 turns the other off");
+    assert!(
+        !ejects(outlier(), &[Outcome::Status(501); 20]) && !ejects(outlier(), &[Outcome::Status(505); 20])
+    );
     let both = l7::OutlierDetection { consecutive_5xx: Some(5), ..outlier() };
     assert!(ejects(both, &[GATEWAY; 3]), "the smaller one is reached first");
 }
@@ -201,6 +204,18 @@ fn ejections_outlive_changes_of_endpoints_but_not_the_end_of_the_policy() {
     world.resources.destinations.clear();
     world.apply(2);
     assert_eq!(world.used(&cluster, 2).len(), 4);
+}
+
+#[test]
+fn what_one_thread_has_seen_to_end_does_not_begin_again_by_another_threads_clock() {
+    let (mut world, cluster) =
+        world(4, l7::OutlierDetection { max_ejection_percent: Some(25), ..detecting() });
+    world.report(&cluster, 0, &[ERROR; 5], 0);
+    assert_eq!(world.used(&cluster, 30_000).len(), 4, "over");
+    world.report(&cluster, 1, &[ERROR; 5], 29_000);
+    assert_eq!(world.used(&cluster, 29_000), ["web-0", "web-2", "web-3"]);
+    assert_eq!(world.used(&cluster, 59_999), ["web-0", "web-2", "web-3"], "from the later clock on");
+    assert_eq!(world.used(&cluster, 60_000).len(), 4);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn limits_hold_and_counts_return_to_zero_under_load_and_changes() {
             world.remove(9);
         }
         let destinations = Destinations::build(&world.resources, &world.own);
-        let labels = Arc::new(world.resources.labels.clone());
+        let labels = world.resources.labels.clone();
         views.push(View::new(world.own.clone(), world.index.snapshot(), labels, destinations));
     }
     let (start, clusters) = (world.start, &world.clusters);
