@@ -133,13 +133,14 @@ impl Refusal {
 /// The token rules of one service.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    rules: Vec<Rule>,
+    rules: Vec<Arc<Rule>>,
     /// Headers that rules give out.
     strip: Arc<[HeaderName]>,
 }
 
+/// One rule, compiled.
 #[derive(Debug)]
-struct Rule {
+pub(super) struct Rule {
     id: RuleId,
     issuer: String,
     audiences: Vec<String>,
@@ -170,22 +171,25 @@ struct Held {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+/// Reads the rules of one object; they are shared by all services that it applies to.
+pub(super) fn read(
+    authentication: &l7::Authentication,
+    keys: &KeyStore,
+    problems: &mut Vec<Problem>,
+) -> Vec<Arc<Rule>> {
+    let object = object_name(authentication.origin.as_ref());
+    let rules = authentication.rules.iter().enumerate();
+    let read = rules.map(|(i, rule)| {
+        Arc::new(Rule::new(rule, keys, &mut |field, message| {
+            let field = format!("jwtRules[{i}].{field}");
+            problems.push(Problem { object: object.clone(), field, message });
+        }))
+    });
+    read.collect()
+}
+
 impl Rules {
-    pub(super) fn build(
-        authentications: &[Arc<l7::Authentication>],
-        keys: &KeyStore,
-        problems: &mut Vec<Problem>,
-    ) -> Self {
-        let mut rules = Vec::new();
-        for authentication in authentications {
-            let object = object_name(authentication.origin.as_ref());
-            for (i, rule) in authentication.rules.iter().enumerate() {
-                rules.push(Rule::new(rule, keys, &mut |field, message| {
-                    let field = format!("jwtRules[{i}].{field}");
-                    problems.push(Problem { object: object.clone(), field, message });
-                }));
-            }
-        }
+    pub(super) fn new(rules: Vec<Arc<Rule>>) -> Self {
         let strip = rules.iter().flat_map(|rule| {
             rule.payload_header.iter().chain(rule.claim_headers.iter().map(|(name, _)| name)).cloned()
         });

@@ -161,8 +161,7 @@ impl PolicySet {
                 Action::Allow => set.allow.push(policy),
                 Action::Audit => set.audit.push(policy),
                 Action::Custom => {
-                    let provider =
-                        settings.providers.iter().find(|provider| *provider.name == *policy.provider);
+                    let provider = compile::provider(settings, &policy.provider);
                     set.custom.push(CustomPolicy { policy, provider: provider.cloned().map(Arc::new) });
                 }
             }

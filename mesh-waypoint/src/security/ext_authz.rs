@@ -32,7 +32,7 @@ pub struct Asked<'a> {
     pub protocol: &'a str,
     /// When it came.
     pub time: SystemTime,
-    /// The beginning of its body, if the provider wants one ([`body_limit`]).
+    /// The beginning of its body, as much as the one that wants most of it wants ([`body_limit`]).
     pub body: Option<&'a Body>,
 }
 
@@ -43,6 +43,17 @@ pub struct Body {
     pub bytes: Bytes,
     /// Whether there is more.
     pub partial: bool,
+}
+
+impl Body {
+    /// As much as one provider wants.
+    fn cut_to(&self, limit: BodyLimit) -> Result<Self, String> {
+        let partial = self.partial || self.bytes.len() > limit.bytes;
+        if partial && !limit.cut {
+            return Err(format!("the body is larger than {} bytes (maxRequestBytes)", limit.bytes));
+        }
+        Ok(Self { bytes: self.bytes.slice(..self.bytes.len().min(limit.bytes)), partial })
+    }
 }
 
 /// How much of a body is to be collected for a provider.
@@ -161,11 +172,13 @@ pub fn body_limit(provider: &l7::Provider) -> Option<BodyLimit> {
 /// What to send to the provider.
 ///
 /// # Errors
-/// The request cannot be put into a question, for example because of its path; to be passed to [`answer`].
+/// The request cannot be put into a question, for example because of its host; to be passed to [`answer`].
 pub fn question(provider: &l7::Provider, asked: &Asked<'_>) -> Result<Question, String> {
     let service = provider.service.clone().unwrap_or_default();
     let timeout = provider.timeout.and_then(|timeout| Duration::try_from(timeout).ok());
     let timeout = timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(DEFAULT_TIMEOUT);
+    let body = asked.body.zip(body_limit(provider)).map(|(body, limit)| body.cut_to(limit)).transpose()?;
+    let asked = &Asked { body: body.as_ref(), ..*asked };
     let request =
         if provider.grpc { grpc::request(&service, asked, timeout) } else { http1::request(provider, asked) };
     Ok(Question {

@@ -1,12 +1,12 @@
 //! Which policy applies to which service.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::state::Str;
 use mesh_core::xds::proto::l7;
 
-use super::authn::Rules;
+use super::authn::{self, Rule, Rules};
 use super::authz::{PolicySet, compile};
 use super::jwks::KeyStore;
 use super::{Policies, Problem, ServicePolicies, object_name};
@@ -44,22 +44,19 @@ pub(super) fn build(resources: &Resources, own: &Own, keys: &KeyStore) -> Polici
         if attachment == Attachment::default() {
             continue;
         }
-        sets.each(&attachment, |parts| parts.authentications.push(Arc::clone(authentication)));
+        let rules = authn::read(authentication, keys, &mut problems);
+        sets.each(&attachment, |parts| parts.token_rules.extend_from_slice(&rules));
     }
 
-    let finish = |parts: &Parts, problems: &mut Vec<Problem>| {
+    let finish = |parts: Parts| {
         Arc::new(ServicePolicies {
-            authn: Rules::build(&parts.authentications, keys, problems),
+            authn: Rules::new(parts.token_rules),
             authz: PolicySet::new(&parts.authorizations, settings),
         })
     };
-    let common = finish(&sets.common, &mut problems);
-    let services =
-        sets.services.iter().map(|(key, parts)| (key.clone(), finish(parts, &mut problems))).collect();
+    let services = sets.services.into_iter().map(|(key, parts)| (key, finish(parts))).collect();
+    let common = finish(sets.common);
     let normalization = normalization(settings, &mut problems);
-    // A rule that applies to several services is compiled for each of them.
-    let mut seen = HashSet::new();
-    problems.retain(|problem| seen.insert(problem.to_string()));
     Policies { services, common, normalization, problems }
 }
 
@@ -67,7 +64,7 @@ pub(super) fn build(resources: &Resources, own: &Own, keys: &KeyStore) -> Polici
 #[derive(Debug, Default, Clone)]
 struct Parts {
     authorizations: Vec<Arc<compile::Policy>>,
-    authentications: Vec<Arc<l7::Authentication>>,
+    token_rules: Vec<Arc<Rule>>,
 }
 
 #[derive(Debug, Default)]

@@ -110,13 +110,11 @@ pub(in crate::security) fn policy(
             None
         }
     };
-    if action == Some(Action::Custom)
-        && !settings.providers.iter().any(|provider| provider.name == policy.provider)
-    {
+    if action == Some(Action::Custom) && provider(settings, &policy.provider).is_none() {
         reader.report(
             "provider.name",
             format!(
-                "{:?} is no extension provider of the mesh settings; what matches is denied",
+                "{:?} is no extension provider of the mesh settings with a service; what matches is denied",
                 policy.provider
             ),
         );
@@ -129,6 +127,11 @@ pub(in crate::security) fn policy(
         provider: policy.provider.as_str().into(),
         dry_run: policy.dry_run && action.is_some(),
     }
+}
+
+/// The provider of this name; one without a service cannot be asked, whatever it says about failures.
+pub(super) fn provider<'s>(settings: &'s l7::Settings, name: &str) -> Option<&'s l7::Provider> {
+    settings.providers.iter().find(|provider| provider.name == name && provider.service.is_some())
 }
 
 struct Reader<'a> {

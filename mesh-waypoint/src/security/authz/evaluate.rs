@@ -11,18 +11,19 @@ use super::facts::{Claims, Facts};
 use super::text::{Text, truth};
 
 impl Rule {
-    /// All parts hold; of each of `from` and `to` one entry is enough.
+    /// All parts hold; of each of `from` and `to` one entry is enough. What is compared quickest comes first: most rules
+    /// are about other paths.
     pub(super) fn truth(&self, facts: &Facts<'_>) -> Truth {
-        let mut least = all(&self.when, facts);
-        for alternatives in [&self.from, &self.to] {
-            if least == Truth::False {
-                break;
-            }
+        let mut least = Truth::True;
+        for alternatives in [&self.to, &self.from] {
             if !alternatives.is_empty() {
                 least = least.min(max(alternatives.iter().map(|checks| all(checks, facts))));
+                if least == Truth::False {
+                    return least;
+                }
             }
         }
-        least
+        least.min(all(&self.when, facts))
     }
 }
 

@@ -257,6 +257,8 @@ fn hosts_are_compared_whatever_their_case_and_port() {
             (host("CART.shop"), true),
             (host("cart.shop:80"), true),
             (host("cart.shop.evil"), false),
+            (host("cart.shop."), true),
+            (host("cart.shop.:80"), true),
             (host("x.example.COM"), true),
             (host("x.example.com:8080"), true),
             (host("example.com"), false),

@@ -64,10 +64,12 @@ impl Text {
         }
     }
 
-    /// A host is equal whatever its case and whatever port goes with it, unless the value has a port itself.
+    /// A host is equal whatever its case and whatever port goes with it, unless the value has a port itself; and whether or
+    /// not a dot says that the name is whole.
     pub(super) fn matches_host(&self, authority: &str) -> bool {
-        self.matches_ignoring_case(authority.as_bytes())
-            || self.matches_ignoring_case(without_port(authority).as_bytes())
+        let host = without_port(authority);
+        let relative = host.strip_suffix('.').unwrap_or(host);
+        [authority, host, relative].iter().any(|form| self.matches_ignoring_case(form.as_bytes()))
     }
 }
 

@@ -146,11 +146,13 @@ fn the_wire_form_has_envoys_field_numbers() {
 fn the_beginning_of_the_body_goes_along_where_it_is_wanted() {
     let case = Case::get("/");
     let head = case.head();
-    let http = |body: &Body| {
-        let question = question(&grpc(), &asked(&head, Some(body))).unwrap();
+    let wants = |bytes, cut| l7::Provider { max_request_bytes: bytes, allow_partial_message: cut, ..grpc() };
+    let sent = |provider: l7::Provider, body: &Body| {
+        let question = question(&provider, &asked(&head, Some(body)))?;
         let message = wire::CheckRequest::decode(&question.request.body()[5..]).unwrap();
-        message.attributes.unwrap().request.unwrap().http.unwrap()
+        Ok::<_, String>(message.attributes.unwrap().request.unwrap().http.unwrap())
     };
+    let http = |body: &Body| sent(wants(10, true), body).unwrap();
     let text = http(&Body { bytes: Bytes::from_static(b"hello"), partial: true });
     assert_eq!((text.body.as_str(), text.raw_body.len()), ("hello", 0));
     assert_eq!(text.headers["x-envoy-auth-partial-body"], "true");
@@ -159,8 +161,14 @@ fn the_beginning_of_the_body_goes_along_where_it_is_wanted() {
     assert_eq!(bytes.headers["x-envoy-auth-partial-body"], "false");
 
     assert_eq!(body_limit(&grpc()), None);
-    let wants = l7::Provider { max_request_bytes: 10, allow_partial_message: true, ..grpc() };
-    assert_eq!(body_limit(&wants), Some(BodyLimit { bytes: 10, cut: true }));
+    assert_eq!(body_limit(&wants(10, true)), Some(BodyLimit { bytes: 10, cut: true }));
+    // Each gets what it wants of what was collected.
+    let hello = Body { bytes: Bytes::from_static(b"hello"), partial: false };
+    let cut = sent(wants(2, true), &hello).unwrap();
+    assert_eq!((cut.body.as_str(), cut.headers["x-envoy-auth-partial-body"].as_str()), ("he", "true"));
+    assert!(sent(wants(2, false), &hello).is_err());
+    let none = sent(grpc(), &hello).unwrap();
+    assert_eq!((none.body.as_str(), none.headers.contains_key("x-envoy-auth-partial-body")), ("", false));
 }
 
 #[test]

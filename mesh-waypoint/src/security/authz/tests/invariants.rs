@@ -148,7 +148,11 @@ fn requests() -> impl Strategy<Value = Case> {
 
 fn settings() -> l7::Settings {
     l7::Settings {
-        providers: vec![l7::Provider { name: "opa".into(), ..Default::default() }],
+        providers: vec![l7::Provider {
+            name: "opa".into(),
+            service: Some(l7::ServiceRef::default()),
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }

@@ -102,7 +102,12 @@ fn audit_and_dry_run_are_reported_and_change_nothing() {
 }
 
 fn provider(name: &str) -> l7::Provider {
-    l7::Provider { name: name.into(), grpc: true, ..Default::default() }
+    l7::Provider {
+        name: name.into(),
+        grpc: true,
+        service: Some(l7::ServiceRef::default()),
+        ..Default::default()
+    }
 }
 
 fn custom(name: &str, provider: &str, rules: Vec<l7::AuthorizationRule>) -> l7::Authorization {
@@ -117,7 +122,9 @@ fn asked(set: &ServicePolicies, case: &Case) -> (Vec<String>, bool) {
 
 #[test]
 fn custom_policies_that_match_ask_each_provider_once() {
-    let settings = l7::Settings { providers: vec![provider("opa"), provider("login")], ..Default::default() };
+    let nowhere = l7::Provider { service: None, fail_open: true, ..provider("missing") };
+    let settings =
+        l7::Settings { providers: vec![provider("opa"), provider("login"), nowhere], ..Default::default() };
     let set = policies(
         [
             custom("a", "opa", vec![on("/x*")]),

@@ -58,7 +58,11 @@ fn the_question_is_the_requests_head_with_the_headers_that_are_wanted() {
     );
 
     let body = Body { bytes: Bytes::from_static(b"hello"), partial: true };
-    let question = super::super::question(&http(), &asked(&head, Some(&body))).unwrap();
+    let question = super::super::question(
+        &l7::Provider { max_request_bytes: 5, allow_partial_message: true, ..http() },
+        &asked(&head, Some(&body)),
+    )
+    .unwrap();
     assert_eq!(question.request.body(), "hello");
     assert_eq!(question.request.headers()["content-length"], "5");
     assert_eq!(question.request.headers()["x-envoy-auth-partial-body"], "true");
