@@ -136,7 +136,7 @@ fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemet
         tcp: TcpMetrics::register(&mut registry),
         access_log,
         log_requests: config.access_log,
-        streams: streams.clone(),
+        streams,
     };
     Ok((telemetry, registry))
 }

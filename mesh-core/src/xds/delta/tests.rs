@@ -25,7 +25,7 @@ impl Handler for Texts {
         &[ROUTE_TYPE, DESTINATION_TYPE]
     }
     fn further(&mut self, type_url: &'static str, name: &str, payload: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(payload).map_err(|_| "is no text".to_owned())?;
+        let text = std::str::from_utf8(payload).map_err(|error| format!("is no text: {error}"))?;
         self.held.insert((type_url, name.to_owned()), text.to_owned());
         Ok(())
     }
@@ -63,7 +63,10 @@ fn further_types_are_asked_for_handed_over_and_named_when_they_are_wrong() {
     let received = state
         .receive(response(ROUTE_TYPE, &[("a", b"one"), ("b", b"\xff"), ("c", b"two")], &[]), &mut handler);
     assert_eq!((received.type_url, received.applied), (Some(ROUTE_TYPE), 2));
-    assert_eq!(received.answer.error_detail.expect("a NACK").message, "b: is no text");
+    assert_eq!(
+        received.answer.error_detail.expect("a NACK").message,
+        "b: is no text: invalid utf-8 sequence of 1 bytes from index 0"
+    );
     // The same name of another type is another resource.
     state.receive(response(DESTINATION_TYPE, &[("a", b"three")], &[]), &mut handler);
     state.receive(response(ROUTE_TYPE, &[], &["a"]), &mut handler);
