@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::http::StatusCode;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use mesh_core::tls;
 use tokio::net::TcpStream;
 
 use super::detect::Spoken;
+use super::dial;
 use super::http::{self, Downstream};
 use super::io::{ClientIo, Prefixed, TunnelStream};
 use super::target::{self, Target};
@@ -45,19 +46,34 @@ pub async fn handle(local: &Rc<Local>, socket: TcpStream, from: SocketAddr) {
     };
     match ServerConnection::handshake(channel, &Settings::server()).await {
         Ok(connection) => {
-            streams(local, connection, &Rc::new(Remote { socket: from, identity: peer.identity })).await;
+            let until = dial::valid_until(&certificate, &peer.chain);
+            let remote = Rc::new(Remote { socket: from, identity: peer.identity });
+            streams(local, connection, &remote, until).await;
         }
         Err(error) => tracing::warn!(client = %from, %error, "a tunnel was refused"),
     }
 }
 
-/// Serves the CONNECTs of one tunnel until it ends. While draining, it takes no new ones and lets the others end.
-async fn streams(local: &Rc<Local>, mut connection: ServerConnection<TcpStream>, peer: &Rc<Remote>) {
+/// Serves the CONNECTs of one tunnel until it ends. While draining, and when its certificates have expired, it takes no
+/// new ones and lets the others end.
+async fn streams(
+    local: &Rc<Local>,
+    mut connection: ServerConnection<TcpStream>,
+    peer: &Rc<Remote>,
+    until: SystemTime,
+) {
+    let farewell = async {
+        tokio::select! {
+            () = local.shared.drain.cancelled() => {}
+            () = dial::passed(until) => {}
+        }
+    };
+    let mut farewell = std::pin::pin!(farewell);
     let mut draining = false;
     loop {
         let incoming = tokio::select! {
             incoming = connection.accept() => incoming,
-            () = local.shared.drain.cancelled(), if !draining => {
+            () = &mut farewell, if !draining => {
                 draining = true;
                 connection.drain();
                 continue;

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -438,24 +438,52 @@ impl Pool {
         to: &Destination,
     ) -> Result<(EndpointIo, Option<SpiffeId>), DialError> {
         let timeout = to.policy.connection.connect_timeout;
-        let tunnel = match &to.route.protocol {
+        let (tunnel, outer) = match &to.route.protocol {
             Protocol::Tcp => {
                 let stream = dial::plain(to.dial, timeout).await?;
                 return Ok((EndpointIo::Plain(stream), None));
             }
-            Protocol::Hbone(tunnel) => tunnel,
-            Protocol::DoubleHbone { .. } => {
-                let text = "endpoints of other networks are not reached from waypoints yet";
-                return Err(DialError::Tunnel(text.into()));
-            }
+            Protocol::Hbone(tunnel) => (tunnel, None),
+            Protocol::DoubleHbone { outer, inner } => (inner, Some(outer)),
         };
-        let (connection, peer) = self.tunnel(shared, to.dial, tunnel, timeout).await?;
-        let connect = ConnectRequest::to(tunnel.authority.clone());
-        let opened = tokio::time::timeout(timeout, connection.open(&connect)).await;
-        let opened = opened.map_err(|_elapsed| DialError::Timeout)?;
+        let opened = async {
+            let (connection, peer) = match outer {
+                None => self.tunnel(shared, to.dial, tunnel, timeout).await?,
+                Some(outer) => self.through_gateway(shared, to.dial, outer, tunnel, timeout).await?,
+            };
+            let mut connect = ConnectRequest::to(tunnel.authority.clone());
+            if outer.is_some() {
+                connect.network = Some(shared.config.own.network.as_str().into());
+            }
+            let stream = self.open(&connection, &connect).await?;
+            Ok((EndpointIo::Tunnel(stream), Some(peer)))
+        };
+        tokio::time::timeout(timeout, opened).await.map_err(|_elapsed| DialError::Timeout)?
+    }
+
+    async fn open(
+        &self,
+        connection: &ClientConnection,
+        connect: &ConnectRequest,
+    ) -> Result<TunnelStream, DialError> {
+        let opened = connection.open(connect).await;
         let opened = opened.map_err(|error| DialError::Tunnel(error.to_string().into()))?;
-        let stream = TunnelStream::new(opened.stream.into_io(), self.0.keeper.clone());
-        Ok((EndpointIo::Tunnel(stream), Some(peer)))
+        Ok(TunnelStream::new(opened.stream.into_io(), self.0.keeper.clone()))
+    }
+
+    /// A tunnel to an endpoint of another network, within one to that network's gateway. The inner one is used once.
+    async fn through_gateway(
+        &self,
+        shared: &Arc<Shared>,
+        gateway: SocketAddr,
+        outer: &Tunnel,
+        inner: &Tunnel,
+        timeout: Duration,
+    ) -> Result<(ClientConnection, SpiffeId), DialError> {
+        let (connection, _) = self.tunnel(shared, gateway, outer, timeout).await?;
+        let stream = self.open(&connection, &ConnectRequest::to(outer.authority.clone())).await?;
+        let opened = dial::secure(shared, stream, &inner.expected).await?;
+        Ok((opened.connection, opened.peer))
     }
 
     async fn tunnel(
@@ -492,7 +520,8 @@ impl Pool {
     fn usable_tunnel(&self, node: SocketAddr, to: &Tunnel) -> Option<(ClientConnection, SpiffeId)> {
         let mut tunnels = self.0.tunnels.borrow_mut();
         let tunnels = tunnels.get_mut(&node)?;
-        tunnels.retain(|t| !t.tunnel.connection.is_closed());
+        let now = SystemTime::now();
+        tunnels.retain(|t| !t.tunnel.connection.is_closed() && now < t.tunnel.until);
         let usable = |t: &&Pooled| t.tunnel.connection.has_room() && to.expected.contains(&t.tunnel.peer);
         let found = tunnels.iter().filter(usable).max_by_key(|t| t.tunnel.connection.active_streams())?;
         found.idle_since.set(Instant::now());
@@ -525,14 +554,6 @@ impl Pool {
             });
         }
         tunnels.retain(|_, tunnels| !tunnels.is_empty());
-    }
-
-    /// Tunnels, and HTTP connections, that are held.
-    #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        let tunnels = self.0.tunnels.borrow().values().map(Vec::len).sum();
-        let http = self.0.http.borrow().values().map(|e| e.idle.len() + e.shared.len()).sum();
-        (tunnels, http)
     }
 }
 
