@@ -19,6 +19,7 @@
 //! | [`body`] | bodies on their way |
 //! | [`pool`] | tunnels and connections to endpoints |
 //! | [`dial`] | how those are opened |
+//! | `secure` | TLS to applications |
 //! | [`tcp`] | streams that are not HTTP |
 
 pub mod body;
@@ -34,6 +35,7 @@ pub mod message;
 pub mod mirror;
 pub mod pool;
 pub mod refused;
+mod secure;
 pub mod target;
 pub mod tcp;
 #[cfg(test)]

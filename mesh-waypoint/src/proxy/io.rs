@@ -12,6 +12,7 @@ use mesh_core::hbone::stream::TunnelIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::client::TlsStream;
 
 /// A transport of which some bytes were read already.
 #[derive(Debug)]
@@ -166,6 +167,8 @@ pub enum EndpointIo {
     Tunnel(TunnelStream),
     /// A socket.
     Plain(TcpStream),
+    /// TLS of the application over one of them.
+    Tls(Box<TlsStream<Box<Self>>>),
 }
 
 impl AsyncRead for EndpointIo {
@@ -173,6 +176,7 @@ impl AsyncRead for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_read(cx, to),
             Self::Plain(io) => Pin::new(io).poll_read(cx, to),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, to),
         }
     }
 }
@@ -182,6 +186,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write(cx, data),
             Self::Plain(io) => Pin::new(io).poll_write(cx, data),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, data),
         }
     }
 
@@ -193,6 +198,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, pieces),
             Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, pieces),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, pieces),
         }
     }
 
@@ -204,6 +210,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -211,6 +218,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

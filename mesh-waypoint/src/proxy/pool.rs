@@ -17,6 +17,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::hbone::{Authority, ClientConnection, ConnectRequest};
 use mesh_core::identity::SpiffeId;
 use mesh_core::route::{Protocol, Route, Tunnel};
+use mesh_core::state::Str;
+use mesh_core::xds::proto::l7;
+use rustls::ClientConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, oneshot};
 
@@ -25,6 +28,7 @@ use super::body::RequestBody;
 use super::dial::{self, DialError};
 use super::http::LocalExec;
 use super::io::{EndpointIo, Keeper, TunnelStream};
+use super::secure;
 use crate::upstream::{Cluster, Limit, Overflow, Permit, Policy};
 
 /// A tunnel without streams is closed after this long.
@@ -50,13 +54,27 @@ pub struct Destination {
     pub dial: SocketAddr,
     /// Whether the application speaks HTTP/2.
     pub http2: bool,
+    /// TLS of the application, with the name that it goes by.
+    pub secure: Option<Secure>,
+}
+
+/// TLS of an application.
+#[derive(Debug, Clone)]
+pub struct Secure {
+    /// What the destination says.
+    pub tls: Arc<l7::ClientTls>,
+    /// The same, ready to be used.
+    pub config: Arc<ClientConfig>,
+    /// The service's name.
+    pub host: Str,
 }
 
 impl Destination {
     fn key(&self) -> Key {
         let authority = self.tunnel().map(|tunnel| tunnel.authority.clone());
         let cluster = Arc::as_ptr(&self.cluster).addr();
-        Key { cluster, dial: self.dial, authority, http2: self.http2 }
+        let config = self.secure.as_ref().map_or(0, |secure| Arc::as_ptr(&secure.config).addr());
+        Key { cluster, dial: self.dial, authority, http2: self.http2, config }
     }
 
     fn tunnel(&self) -> Option<&Tunnel> {
@@ -93,6 +111,7 @@ struct Key {
     dial: SocketAddr,
     authority: Option<Authority>,
     http2: bool,
+    config: usize,
 }
 
 /// Why there is no connection for a request.
@@ -135,6 +154,7 @@ struct Life {
     requests: Cell<u32>,
     /// Keeps what the key's address stands for, and says how long it may live.
     _cluster: Arc<Cluster>,
+    _secure: Option<Secure>,
     policy: Arc<Policy>,
 }
 
@@ -394,8 +414,14 @@ impl Pool {
         let (io, peer) = self.transport(shared, to).await?;
         let refused = |error: hyper::Error| DialError::Tunnel(error.to_string().into());
         let (cluster, policy) = (Arc::clone(&to.cluster), Arc::clone(&to.policy));
-        let life =
-            Rc::new(Life { peer, made: Instant::now(), requests: Cell::new(0), _cluster: cluster, policy });
+        let life = Rc::new(Life {
+            peer,
+            made: Instant::now(),
+            requests: Cell::new(0),
+            _cluster: cluster,
+            _secure: to.secure.clone(),
+            policy,
+        });
         if !to.http2 {
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(64 << 10)
@@ -433,6 +459,18 @@ impl Pool {
     /// # Errors
     /// The endpoint could not be connected to.
     pub async fn transport(
+        &self,
+        shared: &Arc<Shared>,
+        to: &Destination,
+    ) -> Result<(EndpointIo, Option<SpiffeId>), DialError> {
+        let (io, peer) = self.bare(shared, to).await?;
+        let Some(Secure { tls, config, host }) = &to.secure else { return Ok((io, peer)) };
+        let secured = secure::connect(Arc::clone(config), tls, host, io);
+        let secured = tokio::time::timeout(to.policy.connection.connect_timeout, secured).await;
+        Ok((secured.map_err(|_elapsed| DialError::Timeout)??, peer))
+    }
+
+    async fn bare(
         &self,
         shared: &Arc<Shared>,
         to: &Destination,
