@@ -6,6 +6,7 @@
 //! | [`worker`] | threads and listeners |
 //! | [`inbound`] | tunnels from peers |
 //! | [`target`] | what a CONNECT leads to: pure |
+//! | [`destination`] | where a request goes |
 //! | [`detect`] | what a stream speaks: pure |
 //! | [`io`] | streams and sockets as transports |
 //! | [`http`] | the server's side of HTTP |
@@ -23,6 +24,7 @@
 //! | [`tcp`] | streams that are not HTTP |
 
 pub mod body;
+pub mod destination;
 pub mod detect;
 pub mod dial;
 pub mod forward;

@@ -14,13 +14,13 @@ use mesh_core::telemetry::Flags;
 use mesh_core::xds::proto::l7;
 
 use super::body::{Replay, RequestBody, ResponseBody};
+use super::destination::Destination;
 use super::gate::{self, Passed};
 use super::headers;
 use super::http::{Downstream, Upgraded};
 use super::io::EndpointIo;
 use super::message::{Message, Switch};
 use super::mirror;
-use super::pool::Destination;
 use super::refused::Refused;
 use super::secure::Inside;
 use super::tries::{self, Answered, Body, Terms, Tries};

@@ -15,11 +15,12 @@ use mesh_core::telemetry::Flags;
 use tokio::time::Sleep;
 
 use super::body::{Progress, Replay, RequestBody};
+use super::destination::{Destination, Secure};
 use super::dial::DialError;
 use super::headers;
 use super::http::Downstream;
 use super::message::Message;
-use super::pool::{Destination, Lease, NoConnection, Secure};
+use super::pool::{Lease, NoConnection};
 use super::refused::Refused;
 use super::secure::Inside;
 use super::worker::Local;

@@ -111,11 +111,12 @@ pub struct Local {
     pub names: RefCell<HashMap<Str, (Vec<IpAddr>, Instant)>>,
     retries: RefCell<Retries>,
     /// TLS of applications, by address in memory of what it was made from, which it keeps.
-    tls: RefCell<HashMap<(usize, Inside), (Arc<l7::ClientTls>, TlsConfig)>>,
+    tls: RefCell<TlsConfigs>,
 }
 
 /// A configuration, or why there is none.
 type TlsConfig = Result<Arc<ClientConfig>, String>;
+type TlsConfigs = HashMap<(usize, Inside), (Arc<l7::ClientTls>, TlsConfig)>;
 
 /// Retry policies of rules, ready to be used, under one version of the mesh's settings.
 #[derive(Default)]
