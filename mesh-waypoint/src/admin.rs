@@ -1,8 +1,10 @@
 //! What the waypoint says about itself: admin over loopback, metrics, readiness.
 
+use std::cell::RefCell;
 use std::future::ready;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use http::{Method, StatusCode};
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::certificate;
 use crate::cli::Config;
 use crate::config::Snapshot;
+use crate::proxy::Shared;
 
 /// What the endpoints read.
 pub struct Admin {
@@ -37,6 +40,8 @@ pub struct Admin {
     pub registry: Registry,
     /// Level changes.
     pub logging: Logging,
+    /// What the workers share, once they run.
+    pub shared: RefCell<Option<Arc<Shared>>>,
     /// Starts the drain.
     pub quit: CancellationToken,
 }
@@ -44,6 +49,7 @@ pub struct Admin {
 const HELP: &str = "\
 GET  /status          this waypoint at a glance
 GET  /config_dump     workloads, services, certificate, settings
+GET  /clusters        backends that have been used: policies, endpoints, counts, ejections
 GET  /logging         log levels in force
 POST /logging?level=  change them: a level, target=level, or reset
 POST /quitquitquit    drain and exit
@@ -61,6 +67,7 @@ fn answer(admin: &Admin, ask: &Ask) -> Reply {
         ("/" | "/help", true) => text(StatusCode::OK, HELP),
         ("/status", true) => json(&status(admin)),
         ("/config_dump", true) => json(&dump(admin)),
+        ("/clusters", true) => json(&clusters(admin)),
         ("/logging", true) => text(StatusCode::OK, format!("{}\n", admin.logging.level())),
         ("/logging", false) if post => set_level(admin, ask),
         ("/quitquitquit", false) if post => {
@@ -92,6 +99,13 @@ fn status(admin: &Admin) -> Value {
             "rejected": rejected,
         },
     })
+}
+
+fn clusters(admin: &Admin) -> Value {
+    let shared = admin.shared.borrow();
+    let used = shared.as_ref().map(|shared| shared.clusters.all()).unwrap_or_default();
+    let now = Instant::now();
+    used.iter().map(|cluster| cluster.dump(now)).collect()
 }
 
 fn dump(admin: &Admin) -> Value {

@@ -6,6 +6,7 @@
 //! | [`worker`] | threads and listeners |
 //! | [`inbound`] | tunnels from peers |
 //! | [`target`] | what a CONNECT leads to: pure |
+//! | [`destination`] | where a request goes |
 //! | [`detect`] | what a stream speaks: pure |
 //! | [`io`] | streams and sockets as transports |
 //! | [`http`] | the server's side of HTTP |
@@ -19,9 +20,11 @@
 //! | [`body`] | bodies on their way |
 //! | [`pool`] | tunnels and connections to endpoints |
 //! | [`dial`] | how those are opened |
+//! | `secure` | TLS to applications |
 //! | [`tcp`] | streams that are not HTTP |
 
 pub mod body;
+pub mod destination;
 pub mod detect;
 pub mod dial;
 pub mod forward;
@@ -34,6 +37,7 @@ pub mod message;
 pub mod mirror;
 pub mod pool;
 pub mod refused;
+mod secure;
 pub mod target;
 pub mod tcp;
 #[cfg(test)]

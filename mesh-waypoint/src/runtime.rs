@@ -4,6 +4,7 @@
 //! tunnel port opens once there are a certificate and a first snapshot: until then peers find nobody rather than
 //! somebody who knows nothing.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -93,6 +94,7 @@ async fn serve(config: Config, settings: &LogSettings, logging: Logging) -> anyh
         readiness: Arc::clone(&readiness),
         registry,
         logging,
+        shared: RefCell::default(),
         quit: CancellationToken::new(),
     });
     open_ports(&config, &admin)?;
@@ -102,6 +104,7 @@ async fn serve(config: Config, settings: &LogSettings, logging: Logging) -> anyh
         () = admin.quit.cancelled() => return Ok(access_log),
     };
     let shared = Arc::new(Shared::new(config, first, certificate, telemetry));
+    *admin.shared.borrow_mut() = Some(Arc::clone(&shared));
     let workers: Result<Vec<_>, _> =
         (0..shared.config.workers).map(|index| Worker::start(index, Arc::clone(&shared))).collect();
     let workers = workers.with_context(|| format!("cannot listen on {}", shared.config.listen))?;
@@ -136,7 +139,7 @@ fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemet
         tcp: TcpMetrics::register(&mut registry),
         access_log,
         log_requests: config.access_log,
-        streams: streams.clone(),
+        streams,
     };
     Ok((telemetry, registry))
 }

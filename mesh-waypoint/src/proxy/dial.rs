@@ -3,12 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_core::hbone::{ClientConnection, Settings};
 use mesh_core::identity::SpiffeId;
-use mesh_core::tls;
+use mesh_core::tls::{self, WorkloadCertificate};
+use rustls_pki_types::CertificateDer;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::Shared;
@@ -44,6 +46,8 @@ pub(super) struct Opened {
     pub(super) connection: ClientConnection,
     /// Who the peer proved to be.
     pub(super) peer: SpiffeId,
+    /// The certificates of both sides hold until then.
+    pub(super) until: SystemTime,
 }
 
 /// Connects to a socket.
@@ -65,21 +69,42 @@ pub(super) async fn tunnel(
     expected: Vec<SpiffeId>,
     timeout: Duration,
 ) -> Result<Opened, DialError> {
+    let opened = async {
+        let tcp = plain(to, timeout).await?;
+        secure(&shared, tcp, &expected).await
+    };
+    tokio::time::timeout(timeout, opened).await.map_err(|_elapsed| DialError::Timeout)?
+}
+
+/// TLS and HTTP/2 over a connection that is open: a socket, or a stream of an outer tunnel.
+pub(super) async fn secure<IO>(shared: &Shared, io: IO, expected: &[SpiffeId]) -> Result<Opened, DialError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let tls_error = |text: String| DialError::Tls(text.into());
     let certificate = shared.certificate.load_full();
     let certificate = certificate.ok_or_else(|| tls_error("the waypoint has no certificate".to_owned()))?;
-    let config = certificate.client_config(&expected).map_err(|e| tls_error(e.to_string()))?;
-    let opened = async {
-        let tcp = plain(to, timeout).await?;
-        tls::connect(config, tcp).await.map_err(|e| tls_error(e.to_string()))
-    };
-    let opened = tokio::time::timeout(timeout, opened).await.map_err(|_elapsed| DialError::Timeout)?;
-    let (channel, peer) = opened?;
+    let config = certificate.client_config(expected).map_err(|e| tls_error(e.to_string()))?;
+    let (channel, peer) = tls::connect(config, io).await.map_err(|e| tls_error(e.to_string()))?;
     let (connection, driver) = ClientConnection::handshake(channel, &Settings::client());
+    let identity = peer.identity.clone();
     drop(tokio::task::spawn_local(async move {
         if let Err(error) = driver.await {
-            tracing::debug!(%to, %error, code = error.code().code(), "a tunnel ended");
+            tracing::debug!(peer = %identity, %error, code = error.code().code(), "a tunnel ended");
         }
     }));
-    Ok(Opened { connection, peer: peer.identity })
+    let until = valid_until(&certificate, &peer.chain);
+    Ok(Opened { connection, peer: peer.identity, until })
+}
+
+/// Until when the certificates of a tunnel hold.
+pub(super) fn valid_until(own: &WorkloadCertificate, peer: &[CertificateDer<'_>]) -> SystemTime {
+    tls::expiry(peer).map_or(own.not_after(), |theirs| theirs.min(own.not_after()))
+}
+
+/// Resolves at that time; a clock that was set forward is noticed within a minute.
+pub(super) async fn passed(until: SystemTime) {
+    while let Ok(left) = until.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(Duration::from_secs(60))).await;
+    }
 }

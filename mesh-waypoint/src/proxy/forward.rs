@@ -14,14 +14,15 @@ use mesh_core::telemetry::Flags;
 use mesh_core::xds::proto::l7;
 
 use super::body::{Replay, RequestBody, ResponseBody};
+use super::destination::Destination;
 use super::gate::{self, Passed};
 use super::headers;
 use super::http::{Downstream, Upgraded};
 use super::io::EndpointIo;
 use super::message::{Message, Switch};
 use super::mirror;
-use super::pool::Destination;
 use super::refused::Refused;
+use super::secure::Inside;
 use super::tries::{self, Answered, Body, Terms, Tries};
 use crate::config::Snapshot;
 use crate::request::Addressed;
@@ -466,7 +467,7 @@ pub async fn connect(downstream: &Rc<Downstream>) -> Result<(Chosen, EndpointIo)
     let picked = cluster.pick(&context, &mut local.rng.borrow_mut());
     let picked = picked.map_err(|none| Refused::no_healthy_upstream(none.to_string()))?;
     let opened = async {
-        let to = tries::destination(local, &picked, cluster.policy(), false).await?;
+        let to = tries::destination(local, &picked, cluster.policy(), Inside::Other).await?;
         let (io, _) = local.pool.transport(&local.shared, &to).await?;
         Ok((to, io))
     };

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::http::StatusCode;
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use mesh_core::tls;
 use tokio::net::TcpStream;
 
 use super::detect::Spoken;
+use super::dial;
 use super::http::{self, Downstream};
-use super::io::{ClientIo, Prefixed};
+use super::io::{ClientIo, Prefixed, TunnelStream};
 use super::target::{self, Target};
 use super::tcp::{self, First};
 use super::worker::Local;
@@ -45,19 +46,34 @@ pub async fn handle(local: &Rc<Local>, socket: TcpStream, from: SocketAddr) {
     };
     match ServerConnection::handshake(channel, &Settings::server()).await {
         Ok(connection) => {
-            streams(local, connection, &Rc::new(Remote { socket: from, identity: peer.identity })).await;
+            let until = dial::valid_until(&certificate, &peer.chain);
+            let remote = Rc::new(Remote { socket: from, identity: peer.identity });
+            streams(local, connection, &remote, until).await;
         }
         Err(error) => tracing::warn!(client = %from, %error, "a tunnel was refused"),
     }
 }
 
-/// Serves the CONNECTs of one tunnel until it ends. While draining, it takes no new ones and lets the others end.
-async fn streams(local: &Rc<Local>, mut connection: ServerConnection<TcpStream>, peer: &Rc<Remote>) {
+/// Serves the CONNECTs of one tunnel until it ends. While draining, and when its certificates have expired, it takes no
+/// new ones and lets the others end.
+async fn streams(
+    local: &Rc<Local>,
+    mut connection: ServerConnection<TcpStream>,
+    peer: &Rc<Remote>,
+    until: SystemTime,
+) {
+    let farewell = async {
+        tokio::select! {
+            () = local.shared.drain.cancelled() => {}
+            () = dial::passed(until) => {}
+        }
+    };
+    let mut farewell = std::pin::pin!(farewell);
     let mut draining = false;
     loop {
         let incoming = tokio::select! {
             incoming = connection.accept() => incoming,
-            () = local.shared.drain.cancelled(), if !draining => {
+            () = &mut farewell, if !draining => {
                 draining = true;
                 connection.drain();
                 continue;
@@ -93,7 +109,8 @@ async fn serve(local: &Rc<Local>, connect: IncomingConnect, peer: &Remote) {
     let Ok(stream) = connect.accept(None) else { return };
     let limit = detection_limit(&snapshot);
     drop(snapshot);
-    let io = Prefixed::new(Bytes::new(), stream.into_io());
+    let stream = TunnelStream::new(stream.into_io(), local.keeper.clone());
+    let io = Prefixed::new(Bytes::new(), stream);
     carry(local, source, target, io, limit).await;
 }
 

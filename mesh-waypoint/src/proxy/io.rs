@@ -4,12 +4,15 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use mesh_core::hbone::copy::Meter;
 use mesh_core::hbone::stream::TunnelIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::client::TlsStream;
 
 /// A transport of which some bytes were read already.
 #[derive(Debug)]
@@ -19,7 +22,96 @@ pub struct Prefixed<IO> {
 }
 
 /// The client's side: a stream of its tunnel.
-pub type ClientIo = Prefixed<TunnelIo>;
+pub type ClientIo = Prefixed<TunnelStream>;
+
+/// How long a stream that we have ended may wait for the other side's end.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// A stream of a tunnel whose last bytes arrive: a stream that is dropped is reset, and what waits in it for its peer to
+/// read is lost, so one that we have ended is kept until the peer ends it, too.
+#[derive(Debug)]
+pub struct TunnelStream {
+    io: Option<TunnelIo>,
+    finished: bool,
+    ended: bool,
+    keeper: Keeper,
+}
+
+/// Keeps streams that only wait for their peer's end.
+#[derive(Debug, Clone)]
+pub struct Keeper(mpsc::UnboundedSender<TunnelIo>);
+
+impl Keeper {
+    /// Starts to keep streams on this thread.
+    #[must_use]
+    pub fn start() -> Self {
+        let (keeper, mut kept) = mpsc::unbounded_channel();
+        drop(tokio::task::spawn_local(async move {
+            while let Some(io) = kept.recv().await {
+                drop(tokio::task::spawn_local(tokio::time::timeout(LINGER, until_end(io))));
+            }
+        }));
+        Self(keeper)
+    }
+}
+
+async fn until_end(mut io: TunnelIo) {
+    let mut rest = [0; 512];
+    while io.read(&mut rest).await.is_ok_and(|n| n > 0) {}
+}
+
+impl TunnelStream {
+    /// A stream, with who keeps it at its end.
+    #[must_use]
+    pub const fn new(io: TunnelIo, keeper: Keeper) -> Self {
+        Self { io: Some(io), finished: false, ended: false, keeper }
+    }
+
+    fn io(&mut self) -> io::Result<&mut TunnelIo> {
+        self.io.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let (before, room) = (to.filled().len(), to.remaining());
+        let read = Pin::new(this.io()?).poll_read(cx, to);
+        if let Poll::Ready(Ok(())) = read {
+            this.ended |= room > 0 && to.filled().len() == before;
+        }
+        read
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self.get_mut().io()?).poll_write(cx, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().io()?).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let ended = Pin::new(this.io()?).poll_shutdown(cx);
+        this.finished |= matches!(ended, Poll::Ready(Ok(())));
+        ended
+    }
+}
+
+impl Drop for TunnelStream {
+    fn drop(&mut self) {
+        if let Some(io) = self.io.take()
+            && self.finished
+            && !self.ended
+        {
+            // Without its keeper the thread is ending.
+            let _ = self.keeper.0.send(io);
+        }
+    }
+}
 
 impl<IO> Prefixed<IO> {
     /// `io` after `prefix`.
@@ -72,9 +164,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Prefixed<IO> {
 #[derive(Debug)]
 pub enum EndpointIo {
     /// A stream of a tunnel to it.
-    Tunnel(TunnelIo),
+    Tunnel(TunnelStream),
     /// A socket.
     Plain(TcpStream),
+    /// TLS of the application over one of them.
+    Tls(Box<TlsStream<Box<Self>>>),
 }
 
 impl AsyncRead for EndpointIo {
@@ -82,6 +176,7 @@ impl AsyncRead for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_read(cx, to),
             Self::Plain(io) => Pin::new(io).poll_read(cx, to),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, to),
         }
     }
 }
@@ -91,6 +186,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write(cx, data),
             Self::Plain(io) => Pin::new(io).poll_write(cx, data),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, data),
         }
     }
 
@@ -102,6 +198,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, pieces),
             Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, pieces),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, pieces),
         }
     }
 
@@ -113,6 +210,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -120,6 +218,7 @@ impl AsyncWrite for EndpointIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

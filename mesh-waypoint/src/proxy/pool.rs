@@ -10,21 +10,23 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_core::hbone::{Authority, ClientConnection, ConnectRequest};
+use mesh_core::hbone::{ClientConnection, ConnectRequest};
 use mesh_core::identity::SpiffeId;
-use mesh_core::route::{Protocol, Route, Tunnel};
+use mesh_core::route::{Protocol, Tunnel};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, oneshot};
 
 use super::Shared;
 use super::body::RequestBody;
+use super::destination::{Destination, Key, Secure};
 use super::dial::{self, DialError};
 use super::http::LocalExec;
-use super::io::EndpointIo;
+use super::io::{EndpointIo, Keeper, TunnelStream};
+use super::secure;
 use crate::upstream::{Cluster, Limit, Overflow, Permit, Policy};
 
 /// A tunnel without streams is closed after this long.
@@ -36,64 +38,6 @@ const STREAMS: u32 = 100;
 /// Windows of HTTP/2 towards endpoints, bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-
-/// Where a request goes, and how it is carried there.
-#[derive(Debug, Clone)]
-pub struct Destination {
-    /// The backend that the endpoint was picked of.
-    pub cluster: Arc<Cluster>,
-    /// What holds for its connections.
-    pub policy: Arc<Policy>,
-    /// What to dial: an address; and to speak.
-    pub route: Arc<Route>,
-    /// That address.
-    pub dial: SocketAddr,
-    /// Whether the application speaks HTTP/2.
-    pub http2: bool,
-}
-
-impl Destination {
-    fn key(&self) -> Key {
-        let authority = self.tunnel().map(|tunnel| tunnel.authority.clone());
-        let cluster = Arc::as_ptr(&self.cluster).addr();
-        Key { cluster, dial: self.dial, authority, http2: self.http2 }
-    }
-
-    fn tunnel(&self) -> Option<&Tunnel> {
-        match &self.route.protocol {
-            Protocol::Hbone(tunnel) => Some(tunnel),
-            Protocol::DoubleHbone { inner, .. } => Some(inner),
-            Protocol::Tcp => None,
-        }
-    }
-
-    /// The application's address, as far as it is known here.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        match self.tunnel().map(|tunnel| &tunnel.authority) {
-            Some(Authority::Socket(address)) => *address,
-            Some(Authority::Host { .. }) | None => self.dial,
-        }
-    }
-
-    /// Whether who proved to be `peer` may answer. Without a tunnel nobody proves anything.
-    fn accepts(&self, peer: Option<&SpiffeId>) -> bool {
-        match (self.tunnel(), peer) {
-            (None, None) => true,
-            (Some(tunnel), Some(peer)) => tunnel.expected.contains(peer),
-            _ => false,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    /// By address in memory; connections keep their cluster.
-    cluster: usize,
-    dial: SocketAddr,
-    authority: Option<Authority>,
-    http2: bool,
-}
 
 /// Why there is no connection for a request.
 #[derive(Debug, Clone)]
@@ -135,6 +79,7 @@ struct Life {
     requests: Cell<u32>,
     /// Keeps what the key's address stands for, and says how long it may live.
     _cluster: Arc<Cluster>,
+    _secure: Option<Secure>,
     policy: Arc<Policy>,
 }
 
@@ -276,8 +221,8 @@ struct Pooled {
     idle_since: Cell<Instant>,
 }
 
-#[derive(Default)]
 struct Parts {
+    keeper: Keeper,
     tunnels: RefCell<HashMap<SocketAddr, Vec<Pooled>>>,
     dials: RefCell<HashMap<SocketAddr, Rc<Dial>>>,
     http: RefCell<HashMap<Key, Entry>>,
@@ -285,10 +230,22 @@ struct Parts {
 }
 
 /// See the module. A clone is the same pool.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Pool(Rc<Parts>);
 
 impl Pool {
+    /// An empty pool, whose streams `keeper` keeps at their end.
+    #[must_use]
+    pub fn new(keeper: Keeper) -> Self {
+        Self(Rc::new(Parts {
+            keeper,
+            tunnels: RefCell::default(),
+            dials: RefCell::default(),
+            http: RefCell::default(),
+            given_back: Notify::new(),
+        }))
+    }
+
     /// A connection that takes a request: an idle one, else a new one. While the cluster may have no more connections,
     /// the request waits for one, if as many may wait.
     ///
@@ -382,8 +339,14 @@ impl Pool {
         let (io, peer) = self.transport(shared, to).await?;
         let refused = |error: hyper::Error| DialError::Tunnel(error.to_string().into());
         let (cluster, policy) = (Arc::clone(&to.cluster), Arc::clone(&to.policy));
-        let life =
-            Rc::new(Life { peer, made: Instant::now(), requests: Cell::new(0), _cluster: cluster, policy });
+        let life = Rc::new(Life {
+            peer,
+            made: Instant::now(),
+            requests: Cell::new(0),
+            _cluster: cluster,
+            _secure: to.secure.clone(),
+            policy,
+        });
         if !to.http2 {
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(64 << 10)
@@ -425,24 +388,65 @@ impl Pool {
         shared: &Arc<Shared>,
         to: &Destination,
     ) -> Result<(EndpointIo, Option<SpiffeId>), DialError> {
+        let (io, peer) = self.bare(shared, to).await?;
+        let Some(Secure { tls, config, host }) = &to.secure else { return Ok((io, peer)) };
+        let secured = secure::connect(Arc::clone(config), tls, host, io);
+        let secured = tokio::time::timeout(to.policy.connection.connect_timeout, secured).await;
+        Ok((secured.map_err(|_elapsed| DialError::Timeout)??, peer))
+    }
+
+    async fn bare(
+        &self,
+        shared: &Arc<Shared>,
+        to: &Destination,
+    ) -> Result<(EndpointIo, Option<SpiffeId>), DialError> {
         let timeout = to.policy.connection.connect_timeout;
-        let tunnel = match &to.route.protocol {
+        let (tunnel, outer) = match &to.route.protocol {
             Protocol::Tcp => {
                 let stream = dial::plain(to.dial, timeout).await?;
                 return Ok((EndpointIo::Plain(stream), None));
             }
-            Protocol::Hbone(tunnel) => tunnel,
-            Protocol::DoubleHbone { .. } => {
-                let text = "endpoints of other networks are not reached from waypoints yet";
-                return Err(DialError::Tunnel(text.into()));
-            }
+            Protocol::Hbone(tunnel) => (tunnel, None),
+            Protocol::DoubleHbone { outer, inner } => (inner, Some(outer)),
         };
-        let (connection, peer) = self.tunnel(shared, to.dial, tunnel, timeout).await?;
-        let connect = ConnectRequest::to(tunnel.authority.clone());
-        let opened = tokio::time::timeout(timeout, connection.open(&connect)).await;
-        let opened = opened.map_err(|_elapsed| DialError::Timeout)?;
+        let opened = async {
+            let (connection, peer) = match outer {
+                None => self.tunnel(shared, to.dial, tunnel, timeout).await?,
+                Some(outer) => self.through_gateway(shared, to.dial, outer, tunnel, timeout).await?,
+            };
+            let mut connect = ConnectRequest::to(tunnel.authority.clone());
+            if outer.is_some() {
+                connect.network = Some(shared.config.own.network.as_str().into());
+            }
+            let stream = self.open(&connection, &connect).await?;
+            Ok((EndpointIo::Tunnel(stream), Some(peer)))
+        };
+        tokio::time::timeout(timeout, opened).await.map_err(|_elapsed| DialError::Timeout)?
+    }
+
+    async fn open(
+        &self,
+        connection: &ClientConnection,
+        connect: &ConnectRequest,
+    ) -> Result<TunnelStream, DialError> {
+        let opened = connection.open(connect).await;
         let opened = opened.map_err(|error| DialError::Tunnel(error.to_string().into()))?;
-        Ok((EndpointIo::Tunnel(opened.stream.into_io()), Some(peer)))
+        Ok(TunnelStream::new(opened.stream.into_io(), self.0.keeper.clone()))
+    }
+
+    /// A tunnel to an endpoint of another network, within one to that network's gateway. The inner one is used once.
+    async fn through_gateway(
+        &self,
+        shared: &Arc<Shared>,
+        gateway: SocketAddr,
+        outer: &Tunnel,
+        inner: &Tunnel,
+        timeout: Duration,
+    ) -> Result<(ClientConnection, SpiffeId), DialError> {
+        let (connection, _) = self.tunnel(shared, gateway, outer, timeout).await?;
+        let stream = self.open(&connection, &ConnectRequest::to(outer.authority.clone())).await?;
+        let opened = dial::secure(shared, stream, &inner.expected).await?;
+        Ok((opened.connection, opened.peer))
     }
 
     async fn tunnel(
@@ -479,7 +483,8 @@ impl Pool {
     fn usable_tunnel(&self, node: SocketAddr, to: &Tunnel) -> Option<(ClientConnection, SpiffeId)> {
         let mut tunnels = self.0.tunnels.borrow_mut();
         let tunnels = tunnels.get_mut(&node)?;
-        tunnels.retain(|t| !t.tunnel.connection.is_closed());
+        let now = SystemTime::now();
+        tunnels.retain(|t| !t.tunnel.connection.is_closed() && now < t.tunnel.until);
         let usable = |t: &&Pooled| t.tunnel.connection.has_room() && to.expected.contains(&t.tunnel.peer);
         let found = tunnels.iter().filter(usable).max_by_key(|t| t.tunnel.connection.active_streams())?;
         found.idle_since.set(Instant::now());
@@ -512,14 +517,6 @@ impl Pool {
             });
         }
         tunnels.retain(|_, tunnels| !tunnels.is_empty());
-    }
-
-    /// Tunnels, and HTTP connections, that are held.
-    #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        let tunnels = self.0.tunnels.borrow().values().map(Vec::len).sum();
-        let http = self.0.http.borrow().values().map(|e| e.idle.len() + e.shared.len()).sum();
-        (tunnels, http)
     }
 }
 

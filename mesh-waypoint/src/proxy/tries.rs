@@ -15,12 +15,14 @@ use mesh_core::telemetry::Flags;
 use tokio::time::Sleep;
 
 use super::body::{Progress, Replay, RequestBody};
+use super::destination::{Destination, Secure};
 use super::dial::DialError;
 use super::headers;
 use super::http::Downstream;
 use super::message::Message;
-use super::pool::{Destination, Lease, NoConnection};
+use super::pool::{Lease, NoConnection};
 use super::refused::Refused;
+use super::secure::Inside;
 use super::worker::Local;
 use crate::config::Snapshot;
 use crate::request::Addressed;
@@ -232,7 +234,7 @@ impl Tries<'_> {
         let policy = self.cluster.policy();
         let declared = declared(&self.snapshot.mesh, self.downstream, self.cluster.key());
         let http2 = self.message.switch.is_none() && speaks_http2(&policy, declared, self.downstream.http2);
-        destination(&self.downstream.worker, picked, policy, http2).await
+        destination(&self.downstream.worker, picked, policy, Inside::of_http(http2)).await
     }
 
     /// One try, within its time.
@@ -444,12 +446,9 @@ pub(super) async fn destination(
     local: &Local,
     picked: &Picked,
     policy: Arc<Policy>,
-    http2: bool,
+    inside: Inside,
 ) -> Result<Destination, DialError> {
     let endpoint = picked.endpoint();
-    if endpoint.tls.is_some() {
-        return Err(DialError::Tls("TLS to applications is not originated by waypoints yet".into()));
-    }
     if policy.proxy_protocol.is_some() {
         return Err(DialError::Tunnel("the PROXY protocol is not sent by waypoints yet".into()));
     }
@@ -463,7 +462,16 @@ pub(super) async fn destination(
         }
     };
     let dial = address(&route).ok_or_else(|| DialError::Connect("the endpoint has no address".into()))?;
-    Ok(Destination { cluster, policy, route: Arc::new(route), dial, http2 })
+    let secure = match &endpoint.tls {
+        None => None,
+        Some(tls) => {
+            let config = local.tls_config(tls, inside).map_err(|error| DialError::Tls(error.into()))?;
+            let host = route.service.as_ref().map_or("", |service| service.host.hostname()).into();
+            Some(Secure { tls: Arc::clone(tls), config, host })
+        }
+    };
+    let http2 = inside == Inside::Http2;
+    Ok(Destination { cluster, policy, route: Arc::new(route), dial, http2, secure })
 }
 
 const fn address(route: &Route) -> Option<SocketAddr> {
@@ -515,7 +523,7 @@ pub(super) async fn once(
     let policy = cluster.policy();
     let declared = declared(&snapshot.mesh, downstream, cluster.key());
     let http2 = http2.unwrap_or_else(|| speaks_http2(&policy, declared, downstream.http2));
-    let to = destination(local, &picked, policy, http2).await;
+    let to = destination(local, &picked, policy, Inside::of_http(http2)).await;
     let to = to.map_err(|error| Refused::unconnected(&error))?;
     attempt(local, &to, make(http2)).await.map_err(|failure| failure.refused)
 }

@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 use mesh_core::state::Str;
 use mesh_core::telemetry::{HandleCache, RequestCache};
 use mesh_core::xds::proto::l7;
+use rustls::ClientConfig;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio_util::sync::CancellationToken;
 
+use super::io::Keeper;
 use super::pool::Pool;
+use super::secure::{self, Inside};
 use super::{Shared, inbound};
 use crate::routing::Rule;
 use crate::upstream::RetryPolicy;
@@ -96,6 +99,8 @@ pub struct Local {
     pub shared: Arc<Shared>,
     /// Tunnels and connections to endpoints.
     pub pool: Pool,
+    /// Keeps clients' streams at their end.
+    pub keeper: Keeper,
     /// Request metrics by who talks to whom and how it ended.
     pub requests: RefCell<RequestCache>,
     /// TCP metrics by pair of peers.
@@ -105,7 +110,13 @@ pub struct Local {
     /// Addresses of names, with when they were asked for.
     pub names: RefCell<HashMap<Str, (Vec<IpAddr>, Instant)>>,
     retries: RefCell<Retries>,
+    /// TLS of applications, by address in memory of what it was made from, which it keeps.
+    tls: RefCell<TlsConfigs>,
 }
+
+/// A configuration, or why there is none.
+type TlsConfig = Result<Arc<ClientConfig>, String>;
+type TlsConfigs = HashMap<(usize, Inside), (Arc<l7::ClientTls>, TlsConfig)>;
 
 /// Retry policies of rules, ready to be used, under one version of the mesh's settings.
 #[derive(Default)]
@@ -116,26 +127,39 @@ struct Retries {
     by_rule: HashMap<usize, (Arc<l7::Retry>, Rc<RetryPolicy>)>,
 }
 
-/// Retry policies that a worker keeps; beyond, it starts over.
+/// Retry policies, and TLS configurations, that a worker keeps; beyond, it starts over.
 const RETRY_POLICIES: usize = 4096;
 
 impl Local {
-    /// A worker without connections.
+    /// A worker without connections, on this thread's runtime.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+        let keeper = Keeper::start();
         Rc::new(Self {
             shared,
-            pool: Pool::default(),
+            pool: Pool::new(keeper.clone()),
+            keeper,
             requests: RefCell::default(),
             connections: RefCell::default(),
             rng: RefCell::new(fastrand::Rng::new()),
             names: RefCell::default(),
             retries: RefCell::default(),
+            tls: RefCell::default(),
         })
     }
 }
 
 impl Local {
+    /// The TLS configuration of a destination.
+    pub(super) fn tls_config(&self, tls: &Arc<l7::ClientTls>, inside: Inside) -> TlsConfig {
+        let mut kept = self.tls.borrow_mut();
+        if kept.len() >= RETRY_POLICIES {
+            kept.clear();
+        }
+        let made = || (Arc::clone(tls), secure::config(tls, inside));
+        kept.entry((Arc::as_ptr(tls).addr(), inside)).or_insert_with(made).1.clone()
+    }
+
     /// The retry policy of a rule, or without one the mesh's.
     #[must_use]
     pub fn retry_policy(&self, settings: &Arc<l7::Settings>, rule: Option<&Rule>) -> Rc<RetryPolicy> {

@@ -18,6 +18,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+pub(crate) use fetch::system_roots;
 pub use fetch::{FetchError, Fetcher, Roots};
 pub(in crate::security) use keys::{Algorithm, SignatureError};
 pub use keys::{KeySet, KeySetError};

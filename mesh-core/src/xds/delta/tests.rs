@@ -63,7 +63,10 @@ fn further_types_are_asked_for_handed_over_and_named_when_they_are_wrong() {
     let received = state
         .receive(response(ROUTE_TYPE, &[("a", b"one"), ("b", b"\xff"), ("c", b"two")], &[]), &mut handler);
     assert_eq!((received.type_url, received.applied), (Some(ROUTE_TYPE), 2));
-    assert_eq!(received.answer.error_detail.expect("a NACK").message, "b: is no text");
+    assert_eq!(
+        received.answer.error_detail.expect("a NACK").message,
+        "b: is no text: invalid utf-8 sequence of 1 bytes from index 0"
+    );
     // The same name of another type is another resource.
     state.receive(response(DESTINATION_TYPE, &[("a", b"three")], &[]), &mut handler);
     state.receive(response(ROUTE_TYPE, &[], &["a"]), &mut handler);

@@ -130,37 +130,6 @@ pub(super) struct Waypoint {
     address: SocketAddr,
     registry: Registry,
     pub(super) shared: Arc<Shared>,
-    pub(super) log: Lines,
-}
-
-/// What was logged.
-#[derive(Clone, Default)]
-pub(super) struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Lines {
-    /// Waits for a line with all of these parts.
-    pub(super) async fn expect(&self, parts: &[&str]) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            if text.lines().any(|line| parts.iter().all(|part| line.contains(part))) {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "no line with {parts:?} in\n{text}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 fn identity(name: &str) -> SpiffeId {
@@ -286,11 +255,11 @@ impl Bed {
         let (keys, _) = KeyStore::new(Roots::Given(Vec::new()));
         let snapshot = Snapshot::compile(&own, mesh, &self.resources, Changed::ALL, None, &keys);
         let mut registry = Registry::default();
-        let log = Lines::default();
         let telemetry = Telemetry {
             requests: RequestMetrics::register(&mut registry),
             tcp: TcpMetrics::register(&mut registry),
-            access_log: AccessLog::start(LogFormat::Text, Box::new(log.clone()), Counter::default()).unwrap(),
+            access_log: AccessLog::start(LogFormat::Text, Box::new(std::io::sink()), Counter::default())
+                .unwrap(),
             log_requests: true,
             streams: Default::default(),
         };
@@ -310,7 +279,7 @@ impl Bed {
                 drop(tokio::task::spawn_local(async move { inbound::handle(&local, stream, peer).await }));
             }
         }));
-        Waypoint { ca: self.ca, address, registry, shared, log }
+        Waypoint { ca: self.ca, address, registry, shared }
     }
 }
 

@@ -1,8 +1,11 @@
 //! What is no HTTP, what switches protocols, and the end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::xds::proto::l7;
 use mesh_core::xds::proto::workload::AppProtocol;
+use rustls_pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::bed::*;
@@ -67,6 +70,49 @@ fn an_undeclared_stream_is_http_or_not_by_who_speaks_first_and_how() {
 }
 
 #[test]
+fn an_application_with_tls_is_reached_by_it_if_it_proves_its_name() {
+    run(async {
+        let issued = rcgen::generate_simple_self_signed(vec![WEB.to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(issued.signing_key.serialize_der().into());
+        let config = rustls::ServerConfig::builder_with_provider(mesh_core::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![issued.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let app = raw("app", move |stream| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret").await.unwrap();
+            }
+        });
+        let app = app.await;
+        let simple = |names: &[&str]| l7::Destination {
+            policy: Some(l7::TrafficPolicy {
+                tls: Some(l7::ClientTls {
+                    mode: l7::client_tls::Mode::Simple as i32,
+                    roots: issued.cert.pem(),
+                    subject_alt_names: names.iter().map(|&name| name.to_owned()).collect(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let with = |names| Bed::new(std::slice::from_ref(&app)).destination(simple(names));
+        assert_eq!(said(&with(&[]).start().await.get("/").await), (200, "secret"));
+        assert_eq!(said(&with(&["other", WEB]).start().await.get("/").await), (200, "secret"));
+        let refused = with(&["other"]).start().await;
+        let answer = refused.get("/").await;
+        assert!(answer.status() == 503 && said(&answer).1.contains("TLS error"), "{:?}", said(&answer));
+    });
+}
+
+#[test]
 fn both_sides_may_switch_to_another_protocol() {
     run(async {
         let app = raw("app", |mut stream| async move {
@@ -102,6 +148,21 @@ fn both_sides_may_switch_to_another_protocol() {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.unwrap();
         waypoint.expect_metric("istio_requests_total", &["response_code=\"101\""], 1.0).await;
+    });
+}
+
+#[test]
+fn an_answer_that_its_client_reads_slowly_arrives_whole_although_the_connection_ends_with_it() {
+    run(async {
+        let large = app("large", |_| std::future::ready(text(200, vec![b'x'; 3 << 20])));
+        let waypoint = Bed::new(&[large.await]).start().await;
+        let mut stream = waypoint.connect(VIP).await.unwrap();
+        let request = "GET / HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        waypoint.expect_metric("istio_requests_total", &["response_code=\"200\""], 1.0).await;
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.unwrap();
+        assert!(read.len() > 3 << 20, "{} bytes", read.len());
     });
 }
 

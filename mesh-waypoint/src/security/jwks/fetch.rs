@@ -233,18 +233,24 @@ impl Tls {
     }
 }
 
+/// The bundle of the system, or the one that `SSL_CERT_FILE` names.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub(crate) fn system_roots() -> Result<Vec<CertificateDer<'static>>, String> {
+    let named = std::env::var("SSL_CERT_FILE").ok();
+    let mut files = named.iter().map(String::as_str).chain(BUNDLES);
+    let file = files.find(|file| std::path::Path::new(file).is_file()).ok_or_else(|| {
+        format!("none of {} is there; set SSL_CERT_FILE to a bundle in PEM", BUNDLES.join(", "))
+    })?;
+    let text = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
+    Ok(CertificateDer::pem_slice_iter(&text).filter_map(Result::ok).collect())
+}
+
 fn client_config(roots: Roots) -> Result<Arc<ClientConfig>, String> {
     let certificates = match roots {
         Roots::Given(certificates) => certificates,
-        Roots::System => {
-            let named = std::env::var("SSL_CERT_FILE").ok();
-            let mut files = named.iter().map(String::as_str).chain(BUNDLES);
-            let file = files.find(|file| std::path::Path::new(file).is_file()).ok_or_else(|| {
-                format!("none of {} is there; set SSL_CERT_FILE to a bundle in PEM", BUNDLES.join(", "))
-            })?;
-            let text = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
-            CertificateDer::pem_slice_iter(&text).filter_map(Result::ok).collect()
-        }
+        Roots::System => system_roots()?,
     };
     let mut store = RootCertStore::empty();
     let (added, _) = store.add_parsable_certificates(certificates);
