@@ -22,7 +22,7 @@ use mesh_core::hbone::{
     Authority as To, ClientConnection, ConnectRequest, Incoming, ServerConnection, Settings,
 };
 use mesh_core::identity::SpiffeId;
-use mesh_core::tls::KeyAndCsr;
+use mesh_core::tls::{Channel, KeyAndCsr};
 use mesh_core::tls::testing::{Leaf, TestCa};
 use mesh_core::xds::delta::DeltaState;
 use mesh_core::xds::proto::node::{EnrolledPod, EnrolmentReport};
@@ -63,7 +63,8 @@ fn connect_requests(dir: &Path) {
 
 /// The bytes of both directions of one tunnel with one stream that echoes.
 fn tunnel(to_server: &Path, to_client: &Path) {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
+    let rt = rt.unwrap();
     let (sent, answered) = rt.block_on(recorded());
     // The flag: no preface is put in front, the server reads.
     write(to_server, "echo", &[&[2], &sent]);
@@ -104,12 +105,12 @@ async fn recorded() -> (Vec<u8>, Vec<u8>) {
             }
         }
     });
-    tokio::spawn(async move {
-        let mut server = ServerConnection::handshake(far, &Settings::server()).await.unwrap();
+    tokio::task::spawn_local(async move {
+        let mut server = ServerConnection::handshake(Channel::bare(far), &Settings::server()).await.unwrap();
         while let Some(Ok(incoming)) = server.accept().await {
             let Incoming::Connect(connect) = incoming else { continue };
             let mut stream = connect.accept(None).unwrap().into_io();
-            tokio::spawn(async move {
+            tokio::task::spawn_local(async move {
                 let mut data = Vec::new();
                 stream.read_to_end(&mut data).await.unwrap();
                 stream.write_all(&data).await.unwrap();
@@ -117,8 +118,8 @@ async fn recorded() -> (Vec<u8>, Vec<u8>) {
             });
         }
     });
-    let (client, driver) = ClientConnection::handshake(near, &Settings::client()).await.unwrap();
-    let driver = tokio::spawn(driver);
+    let (client, driver) = ClientConnection::handshake(Channel::bare(near), &Settings::client());
+    let driver = tokio::task::spawn_local(driver);
     let to: To = "10.0.0.7:8080".parse().unwrap();
     let mut stream = client.open(&ConnectRequest::to(to)).await.unwrap().stream.into_io();
     stream.write_all(b"hello").await.unwrap();
