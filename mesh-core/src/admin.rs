@@ -166,18 +166,21 @@ pub enum PodState {
     Captured,
     /// No longer wanted; captured for a few seconds more for the sake of peers that have not heard yet.
     Releasing,
+    /// Not in the mesh any more; the connections that it had with the agent go on until they end.
+    Left,
     /// Capturing it failed; see the problem.
     Failed,
 }
 
 impl PodState {
-    /// `pending`, `captured`, `releasing` or `failed`.
+    /// `pending`, `captured`, `releasing`, `left` or `failed`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Captured => "captured",
             Self::Releasing => "releasing",
+            Self::Left => "left",
             Self::Failed => "failed",
         }
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`plan`] | which pods are taken under capture and let go: pure |
 //! | [`enrol`] | carrying that out |
+//! | [`left`] | pods that have left the mesh, while connections of theirs go on |
 //! | [`report`] | telling the control plane |
 //! | [`authority`] | certificates over gRPC |
 //! | [`net`] | a pod's network for the proxies |
@@ -12,6 +13,7 @@
 
 pub mod authority;
 pub mod enrol;
+mod left;
 pub mod net;
 pub mod plan;
 pub mod report;

@@ -12,7 +12,7 @@ pub mod judge;
 #[cfg(test)]
 mod model;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -68,6 +68,8 @@ struct Controller {
     shared: Arc<Shared>,
     capture: Arc<Capture>,
     enrolled: Enrolled,
+    /// Pods that have left the mesh and have connections of before.
+    left: Enrolled,
     identities: Identities,
     /// When the identities were last looked at for expiry.
     looked: SystemTime,
@@ -113,6 +115,7 @@ pub async fn run(
     }
     let mut controller = Controller {
         enrolled: enrolled.borrow_and_update().clone(),
+        left: Arc::default(),
         identities: Identities::of(&shared.certificates.snapshot()),
         looked: SystemTime::now(),
         reviewed: Vec::new(),
@@ -140,7 +143,7 @@ pub async fn run(
                 if changed.is_err() {
                     break;
                 }
-                controller.enrolled = enrolled.borrow_and_update().clone();
+                controller.enrolment_changed(enrolled.borrow_and_update().clone());
                 controller.review()
             }
             _ = poll.tick() => controller.tick(),
@@ -157,18 +160,42 @@ impl Controller {
         Judge::new(state, pods, self.shared.config.proxy.same_node)
     }
 
+    /// Who is no longer enrolled is remembered for the sake of its connections.
+    fn enrolment_changed(&mut self, enrolled: Enrolled) {
+        let before = std::mem::replace(&mut self.enrolled, enrolled);
+        let now: HashSet<u64> = self.enrolled.iter().map(|pod| pod.cookie).collect();
+        let left = before.iter().chain(&*self.left).filter(|pod| !now.contains(&pod.cookie));
+        self.left = Arc::new(left.cloned().collect());
+    }
+
+    /// Pods that have left and whose connections have ended are forgotten.
+    fn forget_left(&mut self, flows: &[FlowFigures]) {
+        if self.left.is_empty() {
+            return;
+        }
+        let clients: HashSet<u64> = flows.iter().map(|flow| flow.netns).collect();
+        let servers: HashSet<IpAddr> = flows.iter().map(|flow| flow.server.ip()).collect();
+        let is_used = |pod: &&Arc<EnrolledPod>| {
+            clients.contains(&pod.cookie) || pod.addresses().iter().any(|ip| servers.contains(ip))
+        };
+        self.left = Arc::new(self.left.iter().filter(is_used).cloned().collect());
+    }
+
+    /// Those that have left first: where one has come back, the later one counts.
     fn pods(&self) -> Vec<PodFacts> {
         let node = &self.shared.config.node.name;
-        let facts = |pod: &Arc<EnrolledPod>| {
+        let facts = |(pod, left): (&Arc<EnrolledPod>, bool)| {
             let info = &pod.info;
             PodFacts {
                 cookie: pod.cookie,
                 local: LocalWorkload::new(&info.namespace, &info.name, &info.service_account, node),
                 addresses: pod.addresses(),
                 on_segment: pod.on_segment(),
+                left,
             }
         };
-        self.enrolled.iter().map(facts).collect()
+        let left = self.left.iter().map(|pod| (pod, true));
+        left.chain(self.enrolled.iter().map(|pod| (pod, false))).map(facts).collect()
     }
 
     fn decide(&self, judge: &Judge<'_>, pair: &Pair) -> Option<Option<Str>> {
@@ -310,6 +337,7 @@ impl Controller {
     /// Reads the kernel's figures into metrics, and puts pairs whose SYNs get no answer back on the tunnel.
     fn account(&mut self) -> Result<Vec<FlowFigures>, CaptureError> {
         let flows = self.capture.fastpath_flows()?;
+        self.forget_left(&flows);
         if flows.is_empty() && self.flows.is_empty() {
             self.listed.send_if_modified(|listed| !std::mem::take(listed).is_empty());
             return Ok(flows);

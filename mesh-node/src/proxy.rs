@@ -108,8 +108,10 @@ pub struct Pod {
     pub net: Box<dyn PodNet>,
     /// Its connections.
     pub gauge: Arc<PodGauge>,
-    /// Told when the pod is gone or no longer enrolled.
+    /// Told when the pod is gone: its connections end.
     pub gone: CancellationToken,
+    /// Told when the pod has left the mesh and lives on: its connections go on until they end, and it gets no new ones.
+    pub left: CancellationToken,
     /// Told when the pod stops being an endpoint, as when it begins to terminate: peers are to look for another.
     pub leaving: Notify,
 }

@@ -13,7 +13,7 @@ pub mod udp;
 pub use diag::sock_destroy;
 pub use memory::{bound_heap, trim_heap, unmap_code};
 pub use netns::Netns;
-pub use socket::{application_socket, listener, outbound_socket};
+pub use socket::{application_socket, listener, listener_groups, outbound_socket};
 
 use std::io;
 

@@ -11,6 +11,7 @@ mod gateways;
 mod hostile;
 mod insight;
 mod interop;
+mod leaving;
 mod life;
 mod network;
 mod overload;
@@ -85,6 +86,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         policy::SCENARIOS,
         fast::SCENARIOS,
         life::SCENARIOS,
+        leaving::SCENARIOS,
         upgrades::SCENARIOS,
         insight::SCENARIOS,
         programs::SCENARIOS,

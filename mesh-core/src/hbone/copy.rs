@@ -122,7 +122,12 @@ impl<M: Meter + 'static> Copy<M> {
         if !self.sending.done
             && let Poll::Ready(Err(ended)) = self.sending.poll(&self.application, &mut self.stream.send, cx)
         {
-            return Poll::Ready(ended);
+            if !matches!(ended, Ended::Tunnel(_)) || !self.stream.recv.is_complete() {
+                return Poll::Ready(ended);
+            }
+            // Nobody listens to the application any more, as when a server has closed its socket. What that has said
+            // before still goes to the application.
+            self.sending.done = true;
         }
         if self.sending.done && self.received {
             return Poll::Ready(Ended::Finished);
@@ -130,8 +135,9 @@ impl<M: Meter + 'static> Copy<M> {
         if self.received
             && let Poll::Ready(error) = self.stream.send.poll_aborted(cx)
         {
-            // The peer may abort although its direction has ended.
-            return Poll::Ready(Ended::Tunnel(error));
+            // The peer may abort although its direction has ended, or listen no more, or be gone.
+            let is_complete = self.stream.recv.is_complete();
+            return Poll::Ready(if is_complete { Ended::Finished } else { Ended::Tunnel(error) });
         }
         if self.sending.watches_socket && !self.sending.done {
             self.broken = None;

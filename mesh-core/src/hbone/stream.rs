@@ -157,6 +157,11 @@ impl RecvHalf {
         self.0.shared.core.borrow_mut().credit(self.0.key, n);
     }
 
+    /// Whether all that the peer has said is here: it can be passed on whatever becomes of stream and connection.
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.shared.core.borrow_mut().is_complete(self.0.key)
+    }
+
     /// From now on the connection writes what comes to `sink`, and [`Self::pass_on`] what that did not take.
     pub(super) fn attach(&self, sink: Rc<dyn Sink>) {
         self.0.shared.core.borrow_mut().attach(self.0.key, sink);

@@ -227,12 +227,13 @@ impl Telemetry {
     pub fn open(&self, cache: &mut HandleCache, opened: Opened) -> Recorder {
         let metrics = self.tcp.handle(cache, &opened.connection);
         metrics.opened();
+        let Opened { connection: _, started, source, destination, hbone_target, fast_path } = opened;
         let recorder = Recorder {
             metrics,
             log: self.access_log.clone(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            opened: RefCell::new(Some(opened)),
+            opened: RefCell::new(Some(Facts { started, source, destination, hbone_target, fast_path })),
         };
         if let Some(opened) = &*recorder.opened.borrow()
             && AccessLog::logs_opened()
@@ -255,7 +256,17 @@ pub struct Recorder {
     received: AtomicU64,
     sent: AtomicU64,
     /// Taken when the connection has ended.
-    opened: RefCell<Option<Opened>>,
+    opened: RefCell<Option<Facts>>,
+}
+
+/// What is the connection's own of [`Opened`]; who talks to whom is in its metrics.
+#[derive(Debug)]
+struct Facts {
+    started: Instant,
+    source: SocketAddr,
+    destination: SocketAddr,
+    hbone_target: Option<Authority>,
+    fast_path: bool,
 }
 
 impl Recorder {
@@ -291,8 +302,9 @@ impl Recorder {
         self.metrics.sent(bytes);
     }
 
-    fn record(&self, opened: &Opened, event: Event, failure: Option<Failure>) -> AccessRecord {
-        let direction = match opened.connection.reporter {
+    fn record(&self, opened: &Facts, event: Event, failure: Option<Failure>) -> AccessRecord {
+        let connection = self.metrics.connection();
+        let direction = match connection.reporter {
             Reporter::Source => Direction::Outbound,
             Reporter::Destination | Reporter::Waypoint => Direction::Inbound,
         };
@@ -303,7 +315,7 @@ impl Recorder {
             source: opened.source,
             destination: opened.destination,
             hbone_target: opened.hbone_target.clone(),
-            connection: Some(opened.connection.clone()),
+            connection: Some(connection.clone()),
             received: self.received(),
             sent: self.sent(),
             duration: opened.started.elapsed(),

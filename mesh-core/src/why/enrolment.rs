@@ -78,6 +78,10 @@ fn captured_here(pod: &Pod, node: &str, object: Option<Object>, stage: Stage) ->
             let detail = format!("leaves the mesh; still captured on node {node} for a few seconds");
             (Enrolment::Captured, Step::warn(stage, object, detail, ENROL.to_owned()))
         }
+        PodState::Left => {
+            let detail = format!("has left the mesh; node {node} carries what it had open until it ends");
+            (Enrolment::Outside, Step::warn(stage, object, detail, ENROL.to_owned()))
+        }
         PodState::Pending => {
             let detail = format!("node {node} is about to capture it");
             let fix = "wait a moment; if it stays like this see `meshctl status` and the node's log";

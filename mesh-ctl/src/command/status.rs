@@ -177,7 +177,8 @@ fn node_table(nodes: &[(Endpoint, NodeStatus)]) -> Block {
     ]);
     for (endpoint, node) in nodes {
         let captured = node.pods.iter().filter(|pod| pod.state == PodState::Captured).count();
-        let wanted = node.pods.iter().filter(|pod| pod.state != PodState::Releasing).count();
+        let goes = |pod: &&Pod| matches!(pod.state, PodState::Releasing | PodState::Left);
+        let wanted = node.pods.iter().filter(|pod| !goes(pod)).count();
         let (usable, all) = certificates(node);
         let resources: usize = node.xds.resources.values().sum();
         table.row([
@@ -239,7 +240,7 @@ fn pod_table(nodes: &[(Endpoint, NodeStatus)], all: bool) -> Vec<Block> {
         for pod in node.pods.iter().filter(shown) {
             let tone = match pod.state {
                 PodState::Captured => Tone::Good,
-                PodState::Pending | PodState::Releasing => Tone::Warn,
+                PodState::Pending | PodState::Releasing | PodState::Left => Tone::Warn,
                 PodState::Failed => Tone::Bad,
             };
             table.row([

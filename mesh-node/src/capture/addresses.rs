@@ -87,12 +87,13 @@ impl Shared {
                 self.maps.probe_ports.set(&Endpoint::new((*ip).into(), *port), &1, Write::Any)?;
             }
         }
-        let gone: Vec<IpAddr> = table
-            .owners
-            .iter()
-            .filter(|(ip, slots)| slots.contains(&pod.slot) && !now.contains(ip))
-            .map(|(ip, _)| *ip)
-            .collect();
+        let mut gone: Vec<IpAddr> = if pod.is_adopted {
+            table.owners.iter().filter(|(_, slots)| slots.contains(&pod.slot)).map(|(ip, _)| *ip).collect()
+        } else {
+            // No other was ever written for it: a thousand pods need not look through the addresses of all of them.
+            before.to_vec()
+        };
+        gone.retain(|ip| !now.contains(ip));
         // The rewritten destination moves before the old one stops being an own address.
         let on_segment = found.iter().any(|address| address.on_segment);
         pod.set_addresses(now, self.entry(pod, found, &before), on_segment);

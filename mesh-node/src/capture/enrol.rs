@@ -12,7 +12,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Descriptors that one pod needs: its namespace, netlink, and listeners of the workers.
 const DESCRIPTORS_PER_POD: u64 = 16;
@@ -92,6 +92,8 @@ impl EnrolledPod {
 #[derive(Default)]
 struct State {
     pods: HashMap<u64, Arc<EnrolledPod>>,
+    /// Pods that were let go, as long as somebody looks after what is left of their connections.
+    left: HashMap<u64, Weak<EnrolledPod>>,
     /// Slots of pods that an earlier agent enrolled and this one has not yet.
     adopted: HashMap<u64, u32>,
     /// What an earlier agent enrolled and this one did not has been let go.
@@ -202,6 +204,13 @@ impl Capture {
         self.enrolled.state().pods.get(&cookie).cloned()
     }
 
+    /// The pod of a network namespace, if it is enrolled, or was and connections of it are still looked after.
+    pub(super) fn known(&self, cookie: u64) -> Option<Arc<EnrolledPod>> {
+        let state = self.enrolled.state();
+        let left = || state.left.get(&cookie).and_then(Weak::upgrade);
+        state.pods.get(&cookie).cloned().or_else(left)
+    }
+
     /// All enrolled pods.
     #[must_use]
     pub fn enrolled_pods(&self) -> Vec<Arc<EnrolledPod>> {
@@ -297,6 +306,20 @@ impl Capture {
             && self.maps.pods.get(&pod.cookie).is_ok_and(|entry| entry == Some(pod.entry()))
     }
 
+    /// Captures no new outbound connection of a pod. One whose connect call came before is still on its way to the
+    /// outbound listener: give it a moment before [`Capture::release`].
+    ///
+    /// # Errors
+    /// Only if the kernel refuses the map write.
+    pub fn let_out(&self, pod: &EnrolledPod) -> Result<(), CaptureError> {
+        // The watch of addresses writes entries of active pods.
+        let removed = self.addresses.paused(|| {
+            pod.active.store(false, Ordering::Release);
+            self.maps.pods.remove(&pod.cookie)
+        });
+        removed.map(drop).map_err(failed(&pod.info, "remove it from the map PODS"))
+    }
+
     /// Stops capturing a pod: outbound first, then inbound. Its connections of this moment go on; close its listeners
     /// afterwards.
     ///
@@ -306,8 +329,10 @@ impl Capture {
         pod.active.store(false, Ordering::Release);
         let outcome = self.clear(pod.cookie, pod.slot).and(self.addresses.remove(pod));
         let mut state = self.enrolled.state();
-        if state.pods.remove(&pod.cookie).is_some() {
+        if let Some(released) = state.pods.remove(&pod.cookie) {
             state.free.insert(pod.slot);
+            state.left.retain(|_, left| left.strong_count() > 0);
+            state.left.insert(pod.cookie, Arc::downgrade(&released));
         }
         outcome.map_err(failed(&pod.info, "release it"))
     }

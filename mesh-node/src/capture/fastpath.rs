@@ -272,9 +272,9 @@ impl Capture {
     /// whether it was still there.
     ///
     /// # Errors
-    /// The client's pod is not enrolled here, or the kernel lacks CONFIG_INET_DIAG_DESTROY.
+    /// The kernel lacks CONFIG_INET_DIAG_DESTROY.
     pub fn destroy(&self, flow: &FlowFigures) -> Result<bool, CaptureError> {
-        let Some(pod) = self.enrolled(flow.netns) else { return Ok(false) };
+        let Some(pod) = self.known(flow.netns) else { return Ok(false) };
         sys::sock_destroy(&pod.netns, flow.client, flow.server).map_err(|source| CaptureError::Pod {
             pod: pod.info.to_string(),
             action: "destroy a connection",

@@ -27,6 +27,8 @@ use std::os::fd::{AsRawFd, RawFd};
 const TABLE: u8 = 100;
 /// Index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
+/// The kernel's datagrams are never longer (NETLINK: the reader's buffer, at most 32 KiB).
+const LARGEST_ANSWER: usize = 32 << 10;
 const GROUP_IPV4_ADDRESSES: u32 = 5;
 const GROUP_IPV6_ADDRESSES: u32 = 9;
 
@@ -94,14 +96,13 @@ impl PodNetlink {
         Ok(found)
     }
 
-    /// Makes the rule and the local route of one family. Both may be there from an earlier agent.
-    fn route_marked(&self, family: AddressFamily) -> io::Result<()> {
+    /// The rule and the local route of one family.
+    fn route_marked(family: AddressFamily) -> [RouteNetlinkMessage; 2] {
         let mut rule = RuleMessage::default();
         rule.header.family = family;
         rule.header.table = TABLE;
         rule.header.action = RuleAction::ToTable;
         rule.attributes = vec![RuleAttribute::FwMark(AGENT_MARK), RuleAttribute::Table(u32::from(TABLE))];
-        self.add(RouteNetlinkMessage::NewRule(rule))?;
         let mut route = RouteMessage::default();
         route.header.address_family = family;
         route.header.table = TABLE;
@@ -109,7 +110,7 @@ impl PodNetlink {
         route.header.scope = RouteScope::Host;
         route.header.kind = RouteType::Local;
         route.attributes = vec![RouteAttribute::Oif(LOOPBACK)];
-        self.add(RouteNetlinkMessage::NewRoute(route))
+        [RouteNetlinkMessage::NewRule(rule), RouteNetlinkMessage::NewRoute(route)]
     }
 
     /// Prepares the namespace for the agent's connections to the application.
@@ -118,16 +119,23 @@ impl PodNetlink {
         lo.header.index = LOOPBACK;
         lo.header.flags = LinkFlags::Up;
         lo.header.change_mask = LinkFlags::Up;
-        self.exchange(RouteNetlinkMessage::SetLink(lo), NLM_F_ACK, &mut |_| {})?;
-        self.route_marked(AddressFamily::Inet)?;
-        match self.route_marked(AddressFamily::Inet6) {
-            // IPv6 is off in this kernel or namespace: there is nothing to route.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EACCES | libc::EPERM)
-                ) => {}
-            other => other?,
+        let create = |message| (message, NLM_F_CREATE | NLM_F_EXCL);
+        let [v4, v6] = [AddressFamily::Inet, AddressFamily::Inet6].map(Self::route_marked);
+        let requests = [(RouteNetlinkMessage::SetLink(lo), 0)];
+        let requests = requests.into_iter().chain(v4.into_iter().chain(v6).map(create)).collect();
+        for (i, outcome) in self.ask_all(requests)?.into_iter().enumerate() {
+            match outcome {
+                // From an earlier agent.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                // IPv6 is off in this kernel or namespace: there is nothing to route.
+                Err(error)
+                    if i >= 3
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EACCES | libc::EPERM)
+                        ) => {}
+                other => other?,
+            }
         }
         netns.run(|| {
             fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1")?;
@@ -159,6 +167,18 @@ impl PodNetlink {
         }
     }
 
+    /// Sends requests in one datagram and tells what became of each.
+    fn ask_all(&self, requests: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<Vec<io::Result<()>>> {
+        let count = requests.len();
+        let mut bytes = Vec::new();
+        for (sequence, (request, flags)) in (1..).zip(requests) {
+            append(&mut bytes, request, NLM_F_ACK | flags, sequence);
+        }
+        self.socket.send(&bytes, 0)?;
+        // The kernel answers in order, one datagram each.
+        (1..).take(count).map(|sequence| Ok(self.answers(sequence, &mut |_| {}))).collect()
+    }
+
     /// Sends a request and gives every answer to `each` until the kernel says that it is done.
     fn exchange(
         &self,
@@ -167,25 +187,39 @@ impl PodNetlink {
         each: &mut dyn FnMut(RouteNetlinkMessage),
     ) -> io::Result<()> {
         const SEQUENCE: u32 = 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = SEQUENCE;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
+        let mut bytes = Vec::new();
+        append(&mut bytes, request, flags, SEQUENCE);
         self.socket.send(&bytes, 0)?;
+        self.answers(SEQUENCE, each)
+    }
+
+    /// Gives every answer to a request to `each` until the kernel says that it is done.
+    fn answers(&self, sequence: u32, each: &mut dyn FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+        let mut answer = Vec::with_capacity(LARGEST_ANSWER);
         loop {
-            let (answer, _) = match self.socket.recv_from_full() {
+            answer.clear();
+            match self.socket.recv(&mut answer, 0) {
                 // Notifications were lost; they only say what a dump says anyway.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
                 other => other?,
             };
-            if read_answer(&answer, SEQUENCE, each)? {
+            if read_answer(&answer, sequence, each)? {
                 return Ok(());
             }
         }
     }
+}
+
+/// Appends a request to a datagram, where each begins at a multiple of four bytes.
+fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16, sequence: u32) {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    message.finalize();
+    let start = bytes.len();
+    bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+    message.serialize(&mut bytes[start..]);
 }
 
 /// Reads one datagram of answers; says whether it was the last. Notifications carry another sequence number.

@@ -3,19 +3,21 @@
 //! Listeners are made before a pod is activated, and its certificate is fetched before that: the first captured
 //! connection finds everything in place, and a successor takes pods over only once it can serve them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod publish;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::admin::{self, PodState};
+use mesh_core::admin;
 use mesh_core::state::{Health, LocalWorkload, MeshState};
-use mesh_core::xds::proto::node::{EnrolledPod as Reported, EnrolmentReport};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::left::Left;
 use super::net::KernelNet;
 use super::plan::{Held, Plan, Wanted, plan, wanted};
 use super::settings::{InForce, answers_dns};
@@ -36,12 +38,16 @@ const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(3);
 /// Connect calls from before a pod's capture may still send their SYN for this long; the first retransmission comes
 /// after one second.
 const JOINING: Duration = Duration::from_secs(2);
+/// A connect call that was captured before its pod left has sent its SYN to the listener after this long.
+const LAST_CONNECTS: Duration = Duration::from_millis(10);
 /// How often the kernel's maps are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
 /// A record of a connection that nobody took for this long belongs to none.
 const STALE: Duration = Duration::from_secs(150);
 /// Changes that come this close after another look are one.
 const COALESCE: Duration = Duration::from_millis(2);
+/// While many pods join, this often it is asked whether a later agent is there.
+const SUCCESSION: Duration = Duration::from_millis(10);
 /// Connections that wait for accept, per listener.
 const BACKLOG: i32 = 1024;
 /// Name in the list of what readiness waits for.
@@ -88,6 +94,7 @@ pub struct Enroller {
     parts: Parts,
     held: BTreeMap<PodKey, Held>,
     enrolled: HashMap<PodKey, Enrolled>,
+    left: Left,
     problems: BTreeMap<PodKey, String>,
     waiting_since: HashMap<PodKey, Instant>,
     /// The node's pods, as they were read last.
@@ -111,6 +118,7 @@ impl Enroller {
             parts,
             held: BTreeMap::new(),
             enrolled: HashMap::new(),
+            left: Left::default(),
             problems: BTreeMap::new(),
             waiting_since: HashMap::new(),
             present: HashMap::new(),
@@ -183,6 +191,10 @@ impl Enroller {
                 self.present = self.held.values().map(|h| (h.info.key(), h.info.clone())).collect();
             }
         }
+        // Here and not at each change of the mesh, since it costs two system calls for each pod.
+        for (key, held) in &mut self.held {
+            held.alive = self.enrolled.get(key).is_some_and(|e| is_same_namespace(&e.kernel));
+        }
     }
 
     /// Keeps the DNS sockets of pods that are still there until a successor has taken over.
@@ -190,6 +202,7 @@ impl Enroller {
         let handed_over = self.parts.handed_over.clone();
         loop {
             self.enrolled.retain(|_, enrolled| is_same_namespace(&enrolled.kernel));
+            self.left.look(|_, kernel| is_same_namespace(kernel));
             tokio::select! {
                 () = handed_over.cancelled() => return,
                 () = tokio::time::sleep(RESYNC) => {}
@@ -206,20 +219,28 @@ impl Enroller {
         }
         let wanted = wanted(&state, &self.parts.shared.config.node.name);
         self.ask_for_certificates(&wanted);
-        for (key, held) in &mut self.held {
-            held.alive = self.enrolled.get(key).is_some_and(|e| is_same_namespace(&e.kernel));
-        }
         let linger = self.parts.shared.config.capture.linger;
-        let Plan { enrol, release, missing, mut again } =
+        let Plan { enrol, leave, release, missing, mut again } =
             plan(&wanted, &self.present, &mut self.held, Instant::now(), linger);
         for key in release {
             self.release(&key);
         }
+        self.leave(leave).await;
+        let present = &self.present;
+        self.left.look(|key, kernel| {
+            present.get(key).is_some_and(|info| info.uid == kernel.info.uid) && is_same_namespace(kernel)
+        });
         // In order, as the map of the wanted ones is.
         let is_due = |key: &PodKey| enrol.binary_search(key).is_ok();
         self.problems.retain(|key, _| is_due(key));
         self.waiting_since.retain(|key, _| is_due(key));
+        let mut asked: Option<Instant> = None;
         for key in enrol {
+            if asked.is_none_or(|at| at.elapsed() >= SUCCESSION) {
+                asked = Some(Instant::now());
+                let run_dir = &self.parts.shared.config.admin.run_dir;
+                self.parts.capture.yield_to_later(generations::has_later(run_dir));
+            }
             let (Some(info), Some(pod)) = (self.present.get(&key).cloned(), wanted.get(&key)) else {
                 continue;
             };
@@ -253,10 +274,11 @@ impl Enroller {
     fn ask_for_certificates(&self, wanted: &BTreeMap<PodKey, Wanted>) {
         let state = self.parts.shared.state.load();
         let here = wanted.iter().filter(|(key, _)| self.present.contains_key(key));
-        let new = here.map(|(_, w)| w.identity.clone());
+        let new = here.map(|(_, w)| &w.identity);
         let held = self.enrolled.values().filter_map(|e| state.local_workload(&e.pod.local));
-        let needed: BTreeSet<_> = new.chain(held.map(|w| w.identity.clone())).collect();
-        self.parts.shared.certificates.need(needed);
+        // Many pods share few identities.
+        let needed: HashSet<_> = new.chain(held.map(|w| &w.identity)).collect();
+        self.parts.shared.certificates.need(needed.into_iter().cloned().collect());
     }
 
     /// How long a pod still waits for its certificate, if it does.
@@ -290,8 +312,6 @@ impl Enroller {
     }
 
     fn capture(&self, info: &PodInfo) -> Result<Enrolled, CaptureError> {
-        let run_dir = &self.parts.shared.config.admin.run_dir;
-        self.parts.capture.yield_to_later(generations::has_later(run_dir));
         let kernel = self.parts.capture.enrol(info)?;
         let outcome = self.serve_pod(info, Arc::clone(&kernel));
         if outcome.is_err()
@@ -309,19 +329,18 @@ impl Enroller {
             let pod = info.to_string();
             move |source| CaptureError::Pod { pod, action, source }
         };
-        let mut listeners: Vec<Vec<_>> = workers.iter().map(|_| Vec::new()).collect();
-        for (kind, register) in [
+        let kinds = [
             (Kind::Outbound, ListenerKind::Outbound),
             (Kind::Plaintext, ListenerKind::Inbound),
             (Kind::Hbone, ListenerKind::Hbone),
-        ] {
-            let mut port = 0;
-            for of_worker in &mut listeners {
-                let listener =
-                    sys::listener(&kernel.netns, port, BACKLOG).map_err(failed("make a listener"))?;
-                prepare_listener(&listener).map_err(failed("prepare a listener"))?;
-                port = listener.local_addr().map_err(failed("prepare a listener"))?.port();
-                of_worker.push((kind, register, listener));
+        ];
+        let groups = sys::listener_groups(&kernel.netns, kinds.len(), workers.len(), BACKLOG)
+            .map_err(failed("make its listeners"))?;
+        groups.iter().flatten().try_for_each(prepare_listener).map_err(failed("prepare its listeners"))?;
+        // Registered before they are handed over: the kernel needs one of each group, alive or queued.
+        for ((_, register), group) in kinds.iter().zip(&groups) {
+            if let Some(first) = group.first() {
+                capture.set_listener(&kernel, *register, first)?;
             }
         }
         let local =
@@ -333,16 +352,14 @@ impl Enroller {
             net: Box::new(KernelNet { capture: Arc::clone(capture), pod: Arc::clone(&kernel) }),
             gauge: shared.gauge.pod(&format!("{}/{}", info.namespace, info.name)),
             gone: CancellationToken::new(),
+            left: CancellationToken::new(),
             leaving: Notify::new(),
         });
-        // Registered before they are handed over: the kernel needs one of each group, alive or queued.
-        if let Some(first) = listeners.first() {
-            for (_, register, listener) in first {
-                capture.set_listener(&kernel, *register, listener)?;
-            }
-        }
-        for (worker, sockets) in workers.iter().zip(listeners) {
-            let sockets = sockets.into_iter().map(|(kind, _, listener)| (kind, listener)).collect();
+        let mut groups: Vec<_> = groups.into_iter().map(Vec::into_iter).collect();
+        for worker in &**workers {
+            let of_kind =
+                |((kind, _), group): (&(Kind, _), &mut std::vec::IntoIter<_>)| Some((*kind, group.next()?));
+            let sockets = kinds.iter().zip(&mut groups).filter_map(of_kind).collect();
             worker.tell(Command::Add(Arc::clone(&pod), Listeners { sockets }));
         }
         let activate = || {
@@ -363,18 +380,50 @@ impl Enroller {
         }
     }
 
-    /// Has the workers forget a pod.
+    /// Has the workers forget a pod, and end its connections.
     fn withdraw(&self, pod: &Arc<Pod>) {
+        self.tell_workers(pod);
+        pod.gone.cancel();
+    }
+
+    fn tell_workers(&self, pod: &Arc<Pod>) {
         for worker in &*self.parts.workers {
             worker.tell(Command::Remove(Arc::clone(pod)));
         }
-        pod.gone.cancel();
+    }
+
+    /// Lets pods go that live on: outbound first, so that what was captured until then still reaches its listener.
+    async fn leave(&mut self, keys: Vec<PodKey>) {
+        let mut leaving = Vec::with_capacity(keys.len());
+        for key in keys {
+            self.held.remove(&key);
+            let Some(enrolled) = self.enrolled.remove(&key) else { continue };
+            if let Err(error) = self.parts.capture.let_out(&enrolled.kernel) {
+                tracing::error!(%error, "new connections of a pod that leaves are still captured");
+            }
+            leaving.push((key, enrolled));
+        }
+        if leaving.is_empty() {
+            return;
+        }
+        tokio::time::sleep(LAST_CONNECTS).await;
+        for (key, Enrolled { pod, kernel, .. }) in leaving {
+            tracing::info!(pod = %pod.label, connections = pod.gauge.open(), "left the mesh; what is open goes on");
+            self.parts.shared.metrics.pods_stopped.inc();
+            if let Err(error) = self.parts.capture.release(&kernel) {
+                tracing::error!(%error, "cannot let go of a pod entirely");
+            }
+            pod.left.cancel();
+            self.tell_workers(&pod);
+            self.left.add(key, pod, kernel);
+            tokio::task::yield_now().await;
+        }
     }
 
     fn release(&mut self, key: &PodKey) {
         self.held.remove(key);
         let Some(enrolled) = self.enrolled.remove(key) else { return };
-        tracing::info!(pod = %enrolled.pod.label, "let go");
+        tracing::info!(pod = %enrolled.pod.label, "gone");
         self.parts.shared.metrics.pods_stopped.inc();
         if let Err(error) = self.parts.capture.release(&enrolled.kernel) {
             tracing::error!(%error, "cannot let go of a pod entirely");
@@ -426,14 +475,15 @@ impl Enroller {
                 }
             }
         }
-        change(&self.parts.in_force, wanted);
+        publish::change(&self.parts.in_force, wanted);
     }
 
-    /// Pods that are no longer wanted keep what they had while they linger.
+    /// The queries of a pod that is no longer wanted go where it sends them: none is under way when it leaves.
     fn apply_dns(&self, state: &MeshState, wanted: &BTreeMap<PodKey, Wanted>) {
-        for (_, enrolled) in self.enrolled.iter().filter(|(key, _)| wanted.contains_key(key)) {
+        for (key, enrolled) in &self.enrolled {
             let Some(workload) = state.local_workload(&enrolled.pod.local) else { continue };
-            if let Err(error) = self.parts.capture.set_dns(&enrolled.kernel, answers_dns(workload)) {
+            let answered = wanted.contains_key(key) && answers_dns(workload);
+            if let Err(error) = self.parts.capture.set_dns(&enrolled.kernel, answered) {
                 tracing::error!(%error, "whether a pod's DNS queries are answered cannot be changed");
             }
         }
@@ -494,75 +544,6 @@ impl Enroller {
         }
     }
 
-    fn publish(&self, state: &MeshState, wanted: &BTreeMap<PodKey, Wanted>, missing: &[PodKey]) {
-        let mut reported = Vec::new();
-        for (key, enrolled) in &self.enrolled {
-            let workload = wanted.get(key).map(|w| &w.workload);
-            let workload = workload.or_else(|| state.local_workload(&enrolled.pod.local).map(|w| &w.uid));
-            if let Some(uid) = workload {
-                reported.push(Reported { workload_uid: uid.to_string(), problem: String::new() });
-            }
-        }
-        for (key, problem) in &self.problems {
-            if let Some(wanted) = wanted.get(key) {
-                reported
-                    .push(Reported { workload_uid: wanted.workload.to_string(), problem: problem.clone() });
-            }
-        }
-        reported.sort_by(|a, b| a.workload_uid.cmp(&b.workload_uid));
-        // While an agent takes over, a pod that still waits for its certificate is not one that has left: the control
-        // plane would announce it as one without a tunnel, and the fast path would end its connections.
-        let takes_over = !self.settled && !self.waiting_since.is_empty();
-        if !takes_over {
-            let node = self.parts.shared.config.node.name.clone();
-            change(&self.parts.report, Some(EnrolmentReport { node, pods: reported }));
-        }
-        change(&self.parts.status, self.status(wanted, missing));
-        let mut kernel: Vec<_> = self.enrolled.values().map(|e| Arc::clone(&e.kernel)).collect();
-        kernel.sort_by_key(|k| k.cookie);
-        self.parts.enrolled.send_if_modified(|known| {
-            let same = known.iter().map(|k| k.cookie).eq(kernel.iter().map(|k| k.cookie));
-            let tell = !takes_over && !same;
-            if tell {
-                *known = Arc::new(kernel);
-            }
-            tell
-        });
-        let metrics = &self.parts.shared.metrics;
-        metrics.active_pods.set(i64::try_from(self.enrolled.len()).unwrap_or(i64::MAX));
-        let pending = self.problems.len() + self.waiting_since.len() + missing.len();
-        metrics.pending_pods.set(i64::try_from(pending).unwrap_or(i64::MAX));
-    }
-
-    fn status(&self, wanted: &BTreeMap<PodKey, Wanted>, missing: &[PodKey]) -> Vec<admin::Pod> {
-        let mut keys: BTreeSet<&PodKey> = wanted.keys().collect();
-        keys.extend(self.enrolled.keys());
-        let describe = |key: &PodKey| {
-            let held = self.held.get(key);
-            let problem = self.problems.get(key).cloned();
-            let (state, problem) = match (held, problem) {
-                (Some(held), None) if held.unwanted_since.is_some() => (PodState::Releasing, None),
-                (Some(_), None) => (PodState::Captured, None),
-                (_, Some(problem)) => (PodState::Failed, Some(problem)),
-                (None, None) if missing.contains(key) => {
-                    let why = "the control plane wants it captured here, but the node does not have this pod";
-                    (PodState::Pending, Some(why.to_owned()))
-                }
-                (None, None) => (PodState::Pending, Some("waits for its certificate".to_owned())),
-            };
-            let addresses = self.enrolled.get(key).map(|e| e.kernel.addresses());
-            admin::Pod {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-                service_account: key.service_account.clone(),
-                state,
-                problem,
-                addresses: addresses.iter().flat_map(|a| a.iter()).map(ToString::to_string).collect(),
-            }
-        };
-        keys.into_iter().map(describe).collect()
-    }
-
     /// After the first pass that left no pod waiting, the agent has taken over: what an earlier one captured and nobody
     /// wants any more is let go.
     fn settle(&mut self, wanted: &BTreeMap<PodKey, Wanted>) {
@@ -591,14 +572,4 @@ impl Enroller {
 fn is_same_namespace(pod: &EnrolledPod) -> bool {
     let behind_path = std::fs::metadata(&pod.info.netns).map(|m| m.ino());
     matches!((behind_path, pod.netns.inode()), (Ok(now), Ok(then)) if now == then)
-}
-
-fn change<T: PartialEq>(to: &watch::Sender<T>, value: T) {
-    to.send_if_modified(|known| {
-        let changed = *known != value;
-        if changed {
-            *known = value;
-        }
-        changed
-    });
 }

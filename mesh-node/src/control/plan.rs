@@ -2,7 +2,8 @@
 //! pods the node has, and what is captured now.
 //!
 //! A pod that is no longer wanted stays captured for a few seconds, so that tunnels of peers that have not heard yet
-//! still work. A pod that the node no longer has, or whose network namespace is another one, is let go at once.
+//! still work; then it leaves, and its open connections go on. A pod that the node no longer has, or whose network
+//! namespace is another one, is gone at once, and so are its connections.
 
 #[cfg(test)]
 mod tests;
@@ -55,7 +56,9 @@ pub struct Held {
 pub struct Plan {
     /// Take under capture.
     pub enrol: Vec<PodKey>,
-    /// Let go.
+    /// Let go; they live on.
+    pub leave: Vec<PodKey>,
+    /// Let go; they are gone.
     pub release: Vec<PodKey>,
     /// Wanted, and the node does not have it (yet).
     pub missing: Vec<PodKey>,
@@ -83,7 +86,7 @@ pub fn plan(
         } else {
             let left = linger.saturating_sub(now.duration_since(*held.unwanted_since.get_or_insert(now)));
             if left.is_zero() {
-                plan.release.push(key.clone());
+                plan.leave.push(key.clone());
             } else {
                 plan.again = Some(plan.again.map_or(left, |again| again.min(left)));
             }

@@ -31,6 +31,8 @@ pub struct PodFacts {
     pub addresses: Arc<Vec<IpAddr>>,
     /// A neighbour on the link could claim an address of it, see [`crate::capture::EnrolledPod::on_segment`].
     pub on_segment: bool,
+    /// It has left the mesh, and connections of before go on. All else is as it was then.
+    pub left: bool,
 }
 
 /// What verdicts are made from, indexed: thousands of pairs are judged at once.
@@ -43,7 +45,7 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Judges by the mesh, the enrolled pods of this node, and the node's setting.
+    /// Judges by the mesh, the enrolled pods of this node and before them those that have left, and the node's setting.
     #[must_use]
     pub fn new(state: &'a MeshState, pods: &'a [PodFacts], same_node: SameNode) -> Self {
         let by_cookie = pods.iter().map(|p| (p.cookie, p)).collect();
@@ -51,7 +53,7 @@ impl<'a> Judge<'a> {
         Self { state, by_cookie, by_address, same_node }
     }
 
-    /// The workloads of both ends, if both are enrolled here with these very addresses.
+    /// The workloads of both ends, if both are, or were, enrolled here with these very addresses.
     #[must_use]
     pub fn ends(&self, pair: &Pair) -> Option<(&'a Arc<Workload>, &'a Arc<Workload>)> {
         let source = self.by_cookie.get(&pair.netns).filter(|p| p.addresses.contains(&pair.source))?;
@@ -68,7 +70,10 @@ impl<'a> Judge<'a> {
     /// Whether the pair may use the fast path, and the ALLOW policy that lets it, if one applies.
     #[must_use]
     pub fn allows(&self, pair: &Pair, vouched_for: impl Fn(&SpiffeId) -> bool) -> Option<Option<Str>> {
-        let (source, destination) = self.eligible(pair)?;
+        let (source, destination) = self.eligible(pair).filter(|(_, to)| to.is_hbone())?;
+        if self.facts(pair).is_none_or(|ends| ends.iter().any(|pod| pod.left)) {
+            return None;
+        }
         if ![source, destination].iter().all(|w| vouched_for(&w.identity)) {
             return None;
         }
@@ -80,9 +85,13 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether a connection that the pair has on the fast path must end. A policy that is listed and not there yet must
-    /// not cut what it may allow.
+    /// not cut what it may allow. That an end leaves the mesh ends nothing: it was allowed when it began, and while the
+    /// end is remembered, policy is still asked about it.
     #[must_use]
     pub fn ends_connections(&self, pair: &Pair, disowned: impl Fn(&SpiffeId) -> bool) -> bool {
+        if self.facts(pair).is_none() {
+            return false;
+        }
         let Some((source, destination)) = self.eligible(pair) else { return true };
         if [source, destination].iter().any(|w| disowned(&w.identity)) {
             return true;
@@ -90,7 +99,13 @@ impl<'a> Judge<'a> {
         matches!(self.policy(pair, source, destination), Verdict::Deny(reason) if !reason.is_pending())
     }
 
-    /// Both workloads, if the tunnel would do no more for the pair than carry bytes.
+    /// What is known of both ends' pods.
+    fn facts(&self, pair: &Pair) -> Option<[&'a PodFacts; 2]> {
+        Some([*self.by_cookie.get(&pair.netns)?, *self.by_address.get(&pair.destination)?])
+    }
+
+    /// Both workloads, if the tunnel would do no more for the pair than carry bytes. Whether the destination takes tunnels
+    /// is another question.
     fn eligible(&self, pair: &Pair) -> Option<(&'a Arc<Workload>, &'a Arc<Workload>)> {
         if self.on_segment(pair) {
             return None;
@@ -103,7 +118,6 @@ impl<'a> Judge<'a> {
             && Arc::ptr_eq(addressed, destination)
             && self.state.service_by_ip(network, pair.destination, client).is_none()
             && source.network == destination.network
-            && destination.is_hbone()
             && destination.waypoint.is_none()
             && destination.application_tunnel.is_none()
             && !OWN_PORTS.contains(&pair.port)

@@ -6,6 +6,7 @@
 use super::{PodInfo, PodSnapshot, PodSource, SourceError, WatchGuard};
 use crate::dns::names::MAX_SEARCH;
 use notify::{RecursiveMode, Watcher};
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -91,17 +92,15 @@ impl PodSource for DirectorySource {
             .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .collect();
         paths.sort();
+        let mut uids = HashSet::with_capacity(paths.len());
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             match read(&path, self.owner) {
-                Ok(pod) => match snapshot.pods.iter().find(|other| other.uid == pod.uid) {
-                    None => snapshot.pods.push(pod),
-                    Some(_) => {
-                        snapshot
-                            .rejected
-                            .push((name, format!("uid `{}` is already taken by another file", pod.uid)));
-                    }
-                },
+                Ok(pod) if uids.insert(pod.uid.clone()) => snapshot.pods.push(pod),
+                Ok(pod) => {
+                    let problem = format!("uid `{}` is already taken by another file", pod.uid);
+                    snapshot.rejected.push((name, problem));
+                }
                 // Removed between the listing and the reading.
                 Err(_) if !path.exists() => {}
                 Err(problem) => snapshot.rejected.push((name, problem)),

@@ -10,7 +10,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::ptr;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -108,9 +108,9 @@ impl Turns {
     }
 }
 
-/// Runs `task` in turns that count as the pod's.
-pub(super) async fn counted<T>(pod: &PodGauge, task: impl Future<Output = T>) -> T {
-    let mut task = pin!(task);
+/// Runs `task` in turns that count as the pod's. Pinned by the caller: a future that is handed over would have room here
+/// and in what makes it.
+pub(super) async fn counted<T>(pod: &PodGauge, mut task: Pin<&mut impl Future<Output = T>>) -> T {
     let id = ptr::from_ref(pod).addr();
     poll_fn(|cx| match WORKER.with_borrow_mut(|turns| turns.begin(id, |n| fastrand::u32(..n))) {
         Turn::Untimed => task.as_mut().poll(cx),
@@ -132,6 +132,7 @@ pub(super) async fn counted<T>(pod: &PodGauge, task: impl Future<Output = T>) ->
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::rc::Rc;
 
     use super::*;
@@ -160,7 +161,8 @@ mod tests {
         let node = Gauge::new(Limits::default());
         let (busy, idle) = (node.pod("shop/a"), node.pod("shop/b"));
         let turn = Duration::from_micros(20);
-        tokio::join!(counted(&busy, work(turn, 5_000)), counted(&idle, work(Duration::ZERO, 5_000)));
+        let (long, short) = (pin!(work(turn, 5_000)), pin!(work(Duration::ZERO, 5_000)));
+        tokio::join!(counted(&busy, long), counted(&idle, short));
         let [busy, idle] = [0, 1].map(|i| busy_of(&node)[i]);
         // 100 ms; other programs may interrupt a turn.
         assert!(busy > Duration::from_millis(80), "{busy:?}");
@@ -171,7 +173,7 @@ mod tests {
     async fn the_time_of_a_lonely_pod_is_estimated() {
         let node = Gauge::new(Limits::default());
         let pod = node.pod("shop/a");
-        counted(&pod, work(Duration::from_micros(20), 10_000)).await;
+        counted(&pod, pin!(work(Duration::from_micros(20), 10_000))).await;
         let busy = busy_of(&node)[0];
         assert!((Duration::from_millis(100)..Duration::from_secs(4)).contains(&busy), "{busy:?} of 200 ms");
     }
@@ -187,9 +189,9 @@ mod tests {
             let many = Rc::new(many);
             for _ in 0..16 {
                 let many = Rc::clone(&many);
-                tokio::task::spawn_local(async move { counted(&many, work(turn, u32::MAX)).await });
+                tokio::task::spawn_local(async move { counted(&many, pin!(work(turn, u32::MAX))).await });
             }
-            counted(&one, work(turn, 500)).await;
+            counted(&one, pin!(work(turn, 500))).await;
         });
         let busy = node.by_pod();
         let of = |label: &str| busy.iter().find(|pod| pod.label == label).map(|pod| pod.busy);

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,7 +184,7 @@ where
     let expiry = Expiry::of(&certificate, &peer.chain);
     let pod = Arc::clone(&proxy.pod);
     let driven = drive(Rc::clone(proxy), driver, certificate, peer);
-    tokio::task::spawn_local(async move { busy::counted(&pod.gauge, driven).await });
+    tokio::task::spawn_local(async move { busy::counted(&pod.gauge, pin!(driven)).await });
     Ok(TunnelHandle { connection, peer: identity, expiry, doubted: Rc::default() })
 }
 

@@ -49,32 +49,44 @@ pub(super) struct Remote {
     local: SocketAddr,
 }
 
-/// Takes an accepted connection on the tunnel port to its end.
-pub(super) async fn handle(proxy: &Rc<PodProxy>, socket: TcpStream, from: SocketAddr) {
+/// An open tunnel.
+pub(super) struct Accepted {
+    proxy: Rc<PodProxy>,
+    connection: ServerConnection<TcpStream>,
+    peer: Rc<Remote>,
+    _permit: Permit,
+}
+
+/// Opens the tunnel of an accepted connection on the tunnel port.
+pub(super) async fn accept(
+    proxy: Rc<PodProxy>,
+    socket: TcpStream,
+    from: SocketAddr,
+) -> Option<Box<Accepted>> {
     let from = canonical(from);
     // A peer that is gone already has no address any more.
-    let Ok(local) = socket.local_addr().map(canonical) else { return };
-    let refuse = |failed: &Failed| report_early(proxy, Direction::Inbound, from, Some(local), failed);
-    let _permit = match proxy.admit() {
+    let local = socket.local_addr().map(canonical).ok()?;
+    let refuse = |failed: &Failed| report_early(&proxy, Direction::Inbound, from, Some(local), failed);
+    let permit = match proxy.admit() {
         Ok(permit) => permit,
         Err(failed) => {
             dial::reset_on_close(&socket);
-            return refuse(&failed);
+            refuse(&failed);
+            return None;
         }
     };
-    let (tls, peer, certificate) = match accept_tls(proxy, socket).await {
-        Ok(accepted) => accepted,
-        Err(failed) => return refuse(&failed),
-    };
+    let accepted = accept_tls(&proxy, socket).await;
+    let (tls, peer, certificate) = accepted.map_err(|failed| refuse(&failed)).ok()?;
     let connection = match ServerConnection::handshake(tls, &Settings::server()).await {
         Ok(connection) => connection,
         Err(error) => {
             let text = format!("http2 handshake failed: {error}");
-            return refuse(&Failed::new(error.code(), text));
+            refuse(&Failed::new(error.code(), text));
+            return None;
         }
     };
-    let remote = Remote { socket: from, identity: peer.identity, chain: peer.chain, certificate, local };
-    streams(proxy, connection, &Rc::new(remote)).await;
+    let peer = Remote { socket: from, identity: peer.identity, chain: peer.chain, certificate, local };
+    Some(Box::new(Accepted { proxy, connection, peer: Rc::new(peer), _permit: permit }))
 }
 
 async fn accept_tls(
@@ -95,18 +107,20 @@ async fn accept_tls(
     Ok((tls, peer, certificate))
 }
 
-/// Resolves when a tunnel is to take no new streams: the agent drains, the pod stops being an endpoint, or the
-/// certificates have expired.
+/// Resolves when a tunnel is to take no new streams: the agent drains, the pod has left the mesh or stops being an
+/// endpoint, or the certificates have expired.
 async fn farewell(proxy: &PodProxy, peer: &Remote) {
     tokio::select! {
         () = proxy.shared().drain.cancelled() => {}
+        () = proxy.pod.left.cancelled() => {}
         () = proxy.pod.leaving.notified() => {}
         () = Expiry::of(&peer.certificate, &peer.chain).passed() => {}
     }
 }
 
 /// Serves the CONNECTs of one tunnel until it ends. While draining, it takes no new ones and lets the others end.
-async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<TcpStream>, peer: &Rc<Remote>) {
+pub(super) async fn streams(mut tunnel: Box<Accepted>) {
+    let Accepted { proxy, connection, peer, _permit } = &mut *tunnel;
     let mut farewell = std::pin::pin!(farewell(proxy, peer).fuse());
     let mut draining = false;
     loop {
@@ -129,8 +143,7 @@ async fn streams(proxy: &Rc<PodProxy>, mut connection: ServerConnection<TcpStrea
         };
         match incoming {
             Some(Ok(Incoming::Connect(connect))) => {
-                let (pod, proxy, peer) = (Rc::clone(proxy), Rc::clone(proxy), Rc::clone(peer));
-                until(pod, async move || serve(&proxy, connect, &peer).await);
+                until(proxy, make(Rc::clone(proxy), connect, Rc::clone(peer)), carry);
             }
             Some(Ok(Incoming::Malformed(error))) => {
                 let failed = Failed::new(error.code(), error.to_string());
@@ -159,7 +172,7 @@ struct Admitted {
 }
 
 /// A connection to the application that was made: what is needed while its bytes flow, and nothing more.
-struct Made {
+pub(super) struct Made {
     session: Session,
     registered: Registered,
     application: TcpStream,
@@ -167,16 +180,19 @@ struct Made {
     _permit: Permit,
 }
 
-/// Takes one CONNECT of a tunnel to its end.
-pub(super) async fn serve(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) {
-    // Boxed, so that its room is free again while bytes flow.
-    let Some(mut made) = Box::pin(make(proxy, connect, peer)).await else { return };
+/// Takes the connection of a CONNECT to its end.
+pub(super) async fn carry(mut made: Box<Made>) {
     made.session.relay_tunnel(made.application, made.stream, Some(&made.registered)).await;
 }
 
 /// Makes the connection that a CONNECT asks for, and answers it.
-async fn make(proxy: &Rc<PodProxy>, connect: IncomingConnect, peer: &Remote) -> Option<Box<Made>> {
+pub(super) async fn make(
+    proxy: Rc<PodProxy>,
+    connect: IncomingConnect,
+    peer: Rc<Remote>,
+) -> Option<Box<Made>> {
     let started = Instant::now();
+    let (proxy, peer) = (&proxy, &*peer);
     let admitted = match validate(proxy, &connect, peer).await {
         Ok(admitted) => admitted,
         Err((status, failed)) => {

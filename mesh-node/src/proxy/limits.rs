@@ -6,6 +6,8 @@
 //! And `memory`: above what the agent may hold, pods with at least an average number of connections get no more; the
 //! others still do within a reserve, since it is not they who fill it.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -181,7 +183,7 @@ impl Gauge {
         !below_average || memory > limit.saturating_add(limit / MEMORY_RESERVE)
     }
 
-    /// Each pod's share.
+    /// Each pod's share. A pod that left the mesh and came back while connections of before went on is one.
     #[must_use]
     pub fn by_pod(&self) -> Vec<Share> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,7 +194,23 @@ impl Gauge {
             open: pod.open(),
             busy: Duration::from_nanos(pod.busy.load(Ordering::Relaxed)),
         };
-        pods.iter().map(share).collect()
+        let mut shares: Vec<Share> = Vec::with_capacity(pods.len());
+        let mut places: HashMap<&str, usize> = HashMap::with_capacity(pods.len());
+        for pod in &pods {
+            let share = share(pod);
+            match places.entry(&pod.label) {
+                Entry::Occupied(known) => {
+                    let known = &mut shares[*known.get()];
+                    known.open += share.open;
+                    known.busy += share.busy;
+                }
+                Entry::Vacant(place) => {
+                    place.insert(shares.len());
+                    shares.push(share);
+                }
+            }
+        }
+        shares
     }
 }
 
@@ -347,6 +365,19 @@ mod tests {
         assert_eq!(listed(), [("shop/b".to_owned(), 1)], "its connection is still open");
         drop(held);
         assert!(node.by_pod().is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_came_back_is_listed_once_with_what_it_had_open_before() {
+        let node = limits(0, 0);
+        let before = node.pod("shop/a").admit().unwrap();
+        let again = node.pod("shop/a");
+        let held = [again.admit().unwrap(), again.admit().unwrap()];
+        let listed = || -> Vec<_> { node.by_pod().into_iter().map(|pod| (pod.label, pod.open)).collect() };
+        assert_eq!(listed(), [("shop/a".to_owned(), 3)]);
+        drop(before);
+        assert_eq!(listed(), [("shop/a".to_owned(), 2)]);
+        drop(held);
     }
 
     #[test]

@@ -63,30 +63,32 @@ struct Opened {
 
 /// A connection that was made: what is needed while its bytes flow, and nothing more. In particular not its route and
 /// the mesh of the moment it began in.
-struct Made {
+pub(super) struct Made {
     session: Session,
+    client: TcpStream,
     upstream: Upstream,
     /// First bytes that went to the peer already.
     early: usize,
     _permit: Permit,
 }
 
-/// Takes an accepted connection of the application to its end.
-pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: SocketAddr) {
-    // Boxed, so that its room is free again while bytes flow.
-    let Some(mut made) = Box::pin(make(proxy, &client, canonical(peer))).await else { return };
+/// Takes a connection to its end.
+pub(super) async fn carry(mut made: Box<Made>) {
     made.session.count_sent(made.early);
     match made.upstream {
-        Upstream::Plain(server) => made.session.relay_sockets(client, server, None).await,
-        Upstream::Tunnel(opened) => made.session.relay_tunnel(client, opened.stream, None).await,
+        // Boxed: what two sockets need is three times what a stream needs.
+        Upstream::Plain(server) => Box::pin(made.session.relay_sockets(made.client, server, None)).await,
+        Upstream::Tunnel(opened) => made.session.relay_tunnel(made.client, opened.stream, None).await,
     }
 }
 
-/// Makes the connection that the application asked for; one that cannot be made is reset and reported.
-async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
+/// Makes the connection that the application asked for with one that was accepted; one that cannot be made is reset and
+/// reported.
+pub(super) async fn make(proxy: Rc<PodProxy>, client: TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
     let started = Instant::now();
+    let (proxy, peer) = (&proxy, canonical(peer));
     let refuse = |destination: Option<SocketAddr>, failed: &Failed| {
-        dial::reset_on_close(client);
+        dial::reset_on_close(&client);
         report_early(proxy, Direction::Outbound, peer, destination, failed);
     };
     let destination =
@@ -101,23 +103,23 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
     let patience = proxy.shared().config.proxy.workload_wait;
     let (state, source) =
         proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refused(&failed)).ok()?;
-    let early = Early::new(client, proxy.shared().config.proxy.early_data);
+    let early = Early::new(&client, proxy.shared().config.proxy.early_data);
     let asked = Asked { proxy, source: &source, early, peer, destination };
     match asked.establish(&state).await {
         Ok((route, mut upstream)) => {
             asked.offer_fast_path(&route);
             let session = asked.session(&route, Some(&upstream), started);
             match asked.finish_early(&mut upstream).await {
-                Ok(early) => Some(Box::new(Made { session, upstream, early, _permit: permit })),
+                Ok(early) => Some(Box::new(Made { session, client, upstream, early, _permit: permit })),
                 Err(failed) => {
-                    dial::reset_on_close(client);
+                    dial::reset_on_close(&client);
                     session.fail(&failed);
                     None
                 }
             }
         }
         Err((Some(route), failed)) => {
-            dial::reset_on_close(client);
+            dial::reset_on_close(&client);
             asked.session(&route, None, started).fail(&failed);
             None
         }

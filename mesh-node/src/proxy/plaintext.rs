@@ -22,27 +22,27 @@ use super::worker::PodProxy;
 use super::{OWN_PORTS, canonical};
 
 /// A connection to the application that was made: what is needed while its bytes flow, and nothing more.
-struct Made {
+pub(super) struct Made {
     session: Session,
     registered: Registered,
     application: TcpStream,
+    client: TcpStream,
     _permit: Permit,
 }
 
-/// Takes an accepted plaintext connection to its end.
-pub(super) async fn handle(proxy: &Rc<PodProxy>, client: TcpStream, peer: SocketAddr) {
-    // Boxed, so that its room is free again while bytes flow.
-    let Some(mut made) = Box::pin(make(proxy, &client, canonical(peer))).await else { return };
-    made.session.relay_sockets(made.application, client, Some(&made.registered)).await;
+/// Takes a connection to its end.
+pub(super) async fn carry(mut made: Box<Made>) {
+    made.session.relay_sockets(made.application, made.client, Some(&made.registered)).await;
 }
 
-/// Makes the connection to the application; one that cannot be made is reset and reported.
-async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
+/// Makes the connection to the application for one that was accepted; one that cannot be made is reset and reported.
+pub(super) async fn make(proxy: Rc<PodProxy>, client: TcpStream, peer: SocketAddr) -> Option<Box<Made>> {
     let started = Instant::now();
+    let (proxy, peer) = (&proxy, canonical(peer));
     // A client that is gone already has no address any more.
     let destination = client.local_addr().map(canonical).ok()?;
     let refuse = |failed: &Failed| {
-        dial::reset_on_close(client);
+        dial::reset_on_close(&client);
         report_early(proxy, Direction::Inbound, peer, Some(destination), failed);
     };
     if OWN_PORTS.contains(&destination.port()) {
@@ -77,9 +77,9 @@ async fn make(proxy: &Rc<PodProxy>, client: &TcpStream, peer: SocketAddr) -> Opt
         Err(failed) => Err(failed),
     };
     match connected {
-        Ok(application) => Some(Box::new(Made { session, registered, application, _permit: permit })),
+        Ok(application) => Some(Box::new(Made { session, registered, application, client, _permit: permit })),
         Err(failed) => {
-            dial::reset_on_close(client);
+            dial::reset_on_close(&client);
             session.fail(&failed);
             None
         }

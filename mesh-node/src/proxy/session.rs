@@ -121,7 +121,7 @@ impl Drop for Session {
 }
 
 fn pod_gone() -> Failed {
-    Failed::new(Code::PodGone, "connection closed: the pod is gone or no longer enrolled")
+    Failed::new(Code::PodGone, "connection closed: the pod is gone")
 }
 
 fn direction(reporter: Reporter) -> Direction {

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -65,7 +66,8 @@ pub struct Listeners {
 pub enum Command {
     /// Serve a pod.
     Add(Arc<Pod>, Listeners),
-    /// Serve it no more; its connections end through [`Pod::gone`].
+    /// Serve it no more. Its connections end through [`Pod::gone`]; after [`Pod::left`] they go on, and its listeners
+    /// accept what is under way to them.
     Remove(Arc<Pod>),
     /// Policies changed.
     Reevaluate,
@@ -299,9 +301,10 @@ fn add(local: &Rc<Local>, pod: Arc<Pod>, listeners: Listeners) {
         gone: Rc::default(),
         pod,
     });
-    let (pod, gone) = (Arc::clone(&proxy.pod), Rc::clone(&proxy.gone));
+    // It holds no more of the pod than it waits for: whoever holds a pod that has left is one of its connections.
+    let (told, gone) = (proxy.pod.gone.clone(), Rc::clone(&proxy.gone));
     drop(tokio::task::spawn_local(async move {
-        pod.gone.cancelled().await;
+        told.cancelled().await;
         gone.happen();
     }));
     for (kind, socket) in listeners.sockets {
@@ -322,7 +325,9 @@ fn remove(local: &Rc<Local>, pod: &Arc<Pod>) {
     if pods.get(&pod.uid).is_some_and(|p| Arc::ptr_eq(&p.pod, pod))
         && let Some(proxy) = pods.remove(&pod.uid)
     {
-        proxy.stop.cancel();
+        if !pod.left.is_cancelled() {
+            proxy.stop.cancel();
+        }
         proxy.pool.clear();
     }
 }
@@ -352,7 +357,10 @@ async fn accept(proxy: Rc<PodProxy>, kind: Kind, listener: TcpListener) {
         }
     };
     let drain = async {
-        proxy.shared().drain.cancelled().await;
+        tokio::select! {
+            () = proxy.shared().drain.cancelled() => {}
+            () = proxy.pod.left.cancelled() => {}
+        }
         let began = Instant::now();
         while last.get().max(began).elapsed() < QUIET && began.elapsed() < LONGEST_QUIET {
             tokio::time::sleep(QUIET / 10).await;
@@ -363,6 +371,10 @@ async fn accept(proxy: Rc<PodProxy>, kind: Kind, listener: TcpListener) {
         () = proxy.stop.cancelled() => {}
         () = proxy.pod.gone.cancelled() => {}
         () = drain => {}
+    }
+    if proxy.pod.left.is_cancelled() {
+        // Nobody looks for unused tunnels of a pod that is served no more.
+        proxy.pool.clear();
     }
 }
 
@@ -382,29 +394,44 @@ async fn on_accept_error(proxy: &PodProxy, error: &io::Error) {
 }
 
 /// Starts the task of a connection. Each kind has its own type of task: an idle connection must not hold the room that
-/// a handshake of another kind would need.
+/// another kind needs.
 fn spawn(proxy: &Rc<PodProxy>, kind: Kind, stream: TcpStream, peer: SocketAddr) {
-    let (pod, proxy) = (Rc::clone(proxy), Rc::clone(proxy));
+    let own = Rc::clone(proxy);
     match kind {
-        Kind::Outbound => until(pod, async move || outbound::handle(&proxy, stream, peer).await),
-        Kind::Plaintext => until(pod, async move || plaintext::handle(&proxy, stream, peer).await),
-        Kind::Hbone => until(pod, async move || inbound::handle(&proxy, stream, peer).await),
+        Kind::Outbound => until(proxy, outbound::make(own, stream, peer), outbound::carry),
+        Kind::Plaintext => until(proxy, plaintext::make(own, stream, peer), plaintext::carry),
+        Kind::Hbone => until(proxy, inbound::accept(own, stream, peer), inbound::streams),
     }
 }
 
-/// Starts a task of a pod, which ends with it and whose time counts as the pod's. It takes what makes the future, because
-/// a future that is handed over would be held twice.
-pub(super) fn until(proxy: Rc<PodProxy>, handle: impl AsyncFnOnce() + 'static) {
-    drop(tokio::task::spawn_local(guarded(proxy, handle)));
+/// Starts a task of a pod, which ends with it and whose time counts as the pod's: `make` opens something, `carry` takes it
+/// to its end.
+pub(super) fn until<M: 'static, C: Future<Output = ()> + 'static>(
+    proxy: &Rc<PodProxy>,
+    make: impl Future<Output = Option<M>> + 'static,
+    carry: fn(M) -> C,
+) {
+    // Boxed, so that the room for opening is free again while bytes flow.
+    drop(tokio::task::spawn_local(guarded(Rc::clone(proxy), Box::pin(make), carry)));
 }
 
-async fn guarded(proxy: Rc<PodProxy>, handle: impl AsyncFnOnce()) {
-    let guarded = async {
+/// The task of [`until`]. Ten thousand idle connections are ten thousand of it: a future is pinned where it is made and
+/// never handed over, since it would have room in both places.
+pub(super) async fn guarded<M, C: Future<Output = ()>>(
+    proxy: Rc<PodProxy>,
+    make: Pin<Box<impl Future<Output = Option<M>>>>,
+    carry: fn(M) -> C,
+) {
+    let guarded = pin!(async {
         tokio::select! {
             biased;
             () = proxy.gone.wait() => {}
-            () = handle() => {}
+            () = async {
+                if let Some(made) = make.await {
+                    carry(made).await;
+                }
+            } => {}
         }
-    };
+    });
     busy::counted(&proxy.pod.gauge, guarded).await;
 }

@@ -100,18 +100,16 @@ impl Netns {
         })
     }
 
-    /// Runs `work` on a short-lived thread inside the namespace and waits for it.
+    /// Runs `work` on the calling thread inside the namespace. The thread, which must be in the process's own namespace,
+    /// is back there when this returns. A visit is two system calls: what a pod needs is best made in one.
     ///
     /// # Errors
-    /// The namespace cannot be entered, or `work` panicked.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-                enter(self.fd.as_fd())?;
-                Ok(work())
-            })?;
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
-        })
+    /// The namespace cannot be entered.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        home()?;
+        enter(self.fd.as_fd())?;
+        let _visit = Visit;
+        Ok(work())
     }
 
     /// Makes a socket in the namespace from the calling thread, which must be in the process's own namespace (any
@@ -121,10 +119,7 @@ impl Netns {
     /// # Errors
     /// The namespace cannot be entered, or the socket not be made (limits, address family off).
     pub fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
-        home()?;
-        enter(self.fd.as_fd())?;
-        let _visit = Visit;
-        Socket::new(domain, kind, protocol)
+        self.run(|| Socket::new(domain, kind, protocol))?
     }
 
     /// The namespace's cookie: unique on this machine until it reboots, what the kernel programs know it by.

@@ -31,15 +31,40 @@ fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: lib
 /// # Errors
 /// The namespace is gone, the port taken, or out of descriptors.
 pub fn listener(netns: &Netns, port: u16, backlog: i32) -> io::Result<TcpListener> {
-    let both = netns
-        .socket(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))
-        .and_then(|socket| bound(socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))));
-    let socket = match both {
+    netns.run(|| listener_here(port, backlog))?
+}
+
+/// Groups of [`listener`]s in one visit of the namespace: `groups` of them, each of `size` sockets that share a port.
+///
+/// # Errors
+/// As for [`listener`].
+pub fn listener_groups(
+    netns: &Netns,
+    groups: usize,
+    size: usize,
+    backlog: i32,
+) -> io::Result<Vec<Vec<TcpListener>>> {
+    let group = |_| {
+        let mut made = Vec::with_capacity(size);
+        let mut port = 0;
+        for _ in 0..size {
+            let listener = listener_here(port, backlog)?;
+            if port == 0 {
+                port = listener.local_addr()?.port();
+            }
+            made.push(listener);
+        }
+        Ok(made)
+    };
+    netns.run(|| (0..groups).map(group).collect())?
+}
+
+fn listener_here(port: u16, backlog: i32) -> io::Result<TcpListener> {
+    let socket = match bound(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
         Ok(socket) => socket,
         // IPv6 is off in the kernel or in this namespace.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-            let socket = netns.socket(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            bound(socket, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?
+            bound(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?
         }
         Err(error) => return Err(error),
     };
@@ -47,12 +72,12 @@ pub fn listener(netns: &Netns, port: u16, backlog: i32) -> io::Result<TcpListene
     Ok(socket.into())
 }
 
-fn bound(socket: Socket, address: SocketAddr) -> io::Result<Socket> {
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -64,9 +89,7 @@ fn bound(socket: Socket, address: SocketAddr) -> io::Result<Socket> {
 /// The namespace is gone, or out of descriptors.
 pub fn outbound_socket(netns: &Netns, ipv6: bool) -> io::Result<Socket> {
     let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
-    let socket = netns.socket(domain, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    netns.socket(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
 /// Source ports of the agent's connections to applications: below the range that kernels pick from by default

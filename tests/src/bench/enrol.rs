@@ -18,31 +18,41 @@ const ACCOUNTS: usize = 20;
 /// How long a thousand pods may take, and to be let go.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// Rows of one pod and of a thousand.
+/// Rows of one pod and of a thousand; of one of them only if `only` names it (`enrol.pod`, `enrol.1000`), which then is
+/// as many pods, once, however quick it is to be.
 ///
 /// # Errors
 /// A pod is not enrolled, or half of it.
-pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
+pub(super) fn rows(rig: &mut Rig, quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
     let (single, many, repeat) = if quick { (10, 100, 1) } else { (60, 1000, 3) };
+    let many = if only == Some("enrol.1000") { 1000 } else { many };
     rig.bed.apply("enrol-server", SERVER)?;
     let server = rig.bed.pod("strict/server")?.spawn(["mesh-tests", "tool", "serve", "--echo", "9000"])?;
     rig.bed.wait_enrolled(&["strict/server"])?;
-    // Each is an identity of its own: its certificate has to be fetched.
-    let one = (0..single).map(|i| join_one(rig, i)).collect::<Result<Vec<_>>>()?;
-    let mut rows = vec![
-        Row::p99("enrol.pod", "ms", Bar::AtMost(50.0), one.clone()),
-        Row::of("enrol.pod.p50", "ms", Bar::None, one),
-    ];
+    let mut rows = Vec::new();
+    if only != Some("enrol.1000") {
+        // Each is an identity of its own: its certificate has to be fetched.
+        let one = (0..single).map(|i| join_one(rig, i)).collect::<Result<Vec<_>>>()?;
+        rows.push(Row::p99("enrol.pod", "ms", Bar::AtMost(50.0), one.clone()));
+        rows.push(Row::of("enrol.pod.p50", "ms", Bar::None, one));
+    }
+    if only == Some("enrol.pod") {
+        return Ok(rows);
+    }
     eprintln!("starting {many} pods");
     let pods: String = (0..many).map(|i| pod("many", i, &format!("account-{}", i % ACCOUNTS))).collect();
     rig.bed.apply("enrol-many-namespace", &namespace("many"))?;
     rig.bed.apply("enrol-many", &pods)?;
     let before = files(rig)?;
+    let mut spent = Vec::new();
     let took = (0..repeat).map(|turn| {
         if turn > 0 {
             leave_many(rig)?;
         }
-        Ok(join_many(rig, many)? / 1e3)
+        let before = cpu(rig)?;
+        let took = join_many(rig, many)? / 1e3;
+        spent.push((cpu(rig)?, before));
+        Ok(took)
     });
     let took = took.collect::<Result<Vec<f64>>>();
     let each = (files(rig)? - before) / many as f64;
@@ -53,6 +63,10 @@ pub(super) fn rows(rig: &mut Rig, quick: bool) -> Result<Vec<Row>> {
         Err(error) => Row { ok: Some(false), ..Row::skipped(&name, "s", bar, &format!("{error:#}")) },
     });
     rows.push(Row::of("enrol.files_per_pod", "files", Bar::None, vec![each]));
+    for (i, who) in SPENDERS.iter().enumerate() {
+        let runs = spent.iter().map(|(after, before)| (after[i] - before[i]) * 1e3 / many as f64).collect();
+        rows.push(Row::of(&format!("{name}.cpu.{who}"), "ms/pod", Bar::None, runs));
+    }
     drop(server);
     Ok(rows)
 }
@@ -143,6 +157,17 @@ fn said(witness: &mut Proc, with: &str) -> Result<String> {
         }
         Ok(line)
     })
+}
+
+/// Who works while pods join: the agent of their node, the agent of the server's, which answers a new tunnel of each pod,
+/// and the control plane.
+const SPENDERS: [&str; 3] = ["agent", "peer", "control"];
+
+/// CPU seconds of [`SPENDERS`] so far.
+fn cpu(rig: &Rig) -> Result<[f64; 3]> {
+    let agent = |node| rig.bed.node(node)?.agents.last().context("no agent runs")?.cpu_seconds();
+    let control = rig.bed.control.as_ref().context("no control plane runs")?.cpu_seconds()?;
+    Ok([agent(NODE)?, agent("b")?, control])
 }
 
 /// Files that the node's agent holds open.

@@ -102,9 +102,9 @@ pub(super) fn run(args: &L4Args) -> Result<Report> {
         eprintln!("cold first connection");
         rows.extend(times::rows(&mut rig, args.quick)?);
     }
-    if wanted("enrol") {
+    if wanted("enrol") || args.only.as_ref().is_some_and(|only| only.starts_with("enrol.")) {
         eprintln!("enrolment");
-        rows.extend(enrol::rows(&mut rig, args.quick)?);
+        rows.extend(enrol::rows(&mut rig, args.quick, args.only.as_deref())?);
     }
     Ok(Report { machine: super::machine::describe(), rows })
 }

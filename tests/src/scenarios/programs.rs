@@ -3,7 +3,7 @@
 use super::shop::{SHOP, enrolled};
 use super::{Scenario, scenario, skip};
 use crate::bed::mesh::MeshOptions;
-use crate::bed::process::{self, Program};
+use crate::bed::process::{self, Proc, Program};
 use crate::bed::{Pod, Testbed, Topology, net, wait};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -256,5 +256,27 @@ fn iperf3() -> Result<()> {
     }
     let open = net::established(&bed.pod("shop/program")?.netns)?;
     ensure!(open.iter().any(|(local, _)| local.port() == 15_008), "no tunnel to the server's pod");
+    Ok(())
+}
+
+/// How many numbers a `redis-cli` that counts has been told so far: each exactly once, and it still runs.
+pub(super) fn counted(session: &mut Proc) -> Result<usize> {
+    ensure!(session.running()?, "redis-cli ended: {}", session.log());
+    let log = session.log();
+    // It may be in the middle of a line.
+    let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let number = |line: &str| {
+        line.trim_start_matches("(integer) ").parse().with_context(|| format!("redis-cli: {line}"))
+    };
+    let answers: Vec<u64> = whole.lines().map(number).collect::<Result<_>>()?;
+    ensure!(answers.windows(2).all(|pair| pair[1] == pair[0] + 1), "redis-cli missed an answer");
+    Ok(answers.len())
+}
+
+/// An `iperf3 -J` that has ended ran to its end and moved many bytes.
+pub(super) fn moved(stream: &Proc) -> Result<()> {
+    let report: serde_json::Value = serde_json::from_str(&stream.log()).context("iperf3 writes no JSON")?;
+    let bytes = report.pointer("/end/sum_received/bytes").and_then(serde_json::Value::as_u64);
+    ensure!(bytes.is_some_and(|b| b > 10_000_000), "iperf3: {bytes:?} bytes, {}", report["error"]);
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! connections, of idle ones and of streams.
 
 use super::fast::{is_direct, warm};
-use super::programs::need;
+use super::programs::{counted, moved, need};
 use super::shop::{open, open_with, talks};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
@@ -216,10 +216,7 @@ fn programs() -> Result<()> {
     }
     for mut stream in streams {
         stream.wait(SOON * 2)?;
-        let report: serde_json::Value =
-            serde_json::from_str(&stream.log()).context("iperf3 writes no JSON")?;
-        let bytes = report.pointer("/end/sum_received/bytes").and_then(serde_json::Value::as_u64);
-        ensure!(bytes.is_some_and(|b| b > 10_000_000), "iperf3: {bytes:?} bytes, {}", report["error"]);
+        moved(&stream)?;
     }
     for mut load in requests {
         load.wait(SOON * 2)?;
@@ -227,18 +224,8 @@ fn programs() -> Result<()> {
         ensure!(log.contains("Requests/sec") && !log.contains("Socket errors"), "wrk: {log}");
     }
     for mut session in sessions {
-        ensure!(session.running()?, "redis-cli ended: {}", session.log());
-        let log = session.log();
-        // It may be in the middle of a line.
-        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let answers: Vec<u64> = whole
-            .lines()
-            .map(|line| {
-                line.trim_start_matches("(integer) ").parse().with_context(|| format!("redis-cli: {line}"))
-            })
-            .collect::<Result<_>>()?;
-        ensure!(answers.len() > 100, "redis-cli: only {} answers", answers.len());
-        ensure!(answers.windows(2).all(|pair| pair[1] == pair[0] + 1), "redis-cli missed an answer");
+        let answers = counted(&mut session)?;
+        ensure!(answers > 100, "redis-cli: only {answers} answers");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, Sleep};
 
 use super::core::{Core, Ended, Role};
@@ -19,8 +19,10 @@ use crate::tls::receiving::Receiving;
 const TURNS: usize = 8;
 /// Bytes of frames that found no room in the buffer; beyond, a peer that asks and does not read has to wait.
 const HOARD: usize = 64 << 10;
-/// How long the last words may take.
+/// How long the last words may take, when something is wrong.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// And when all is well: what streams have said before their end is still on its way.
+const PATIENT_GOODBYE: Duration = Duration::from_secs(30);
 
 /// What a connection's handles share with its driver, all on one thread.
 pub(in super::super) struct Shared {
@@ -29,10 +31,15 @@ pub(in super::super) struct Shared {
     pub(in super::super) held: Cell<usize>,
 }
 
+/// The most that is read from a peer after our last words, bytes.
+const LINGER: usize = 1 << 20;
+
 enum Phase {
     Open,
     /// The last words are on their way.
     Closing(Result<(), Ended>),
+    /// They are said; the peer has not hung up yet. How much more is read from it.
+    Lingering(Result<(), Ended>, usize),
 }
 
 /// See the module.
@@ -87,23 +94,30 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
                 Err(Over::WithWords(result)) => {
                     let result = self.over(&mut core, result);
                     core.sending.push_close();
-                    self.timer.as_mut().reset(Instant::now() + GOODBYE);
+                    let patience = if result.is_ok() { PATIENT_GOODBYE } else { GOODBYE };
+                    self.timer.as_mut().reset(Instant::now() + patience);
                     self.phase = Phase::Closing(result);
                 }
             }
         }
-        match &self.phase {
-            Phase::Open => Poll::Pending,
-            Phase::Closing(result) => {
-                let result = result.clone();
-                let sent = core.sending.poll_send(&mut self.io, cx);
-                if sent.is_pending() && self.timer.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
+        if let Phase::Closing(result) = &self.phase {
+            let result = result.clone();
+            match core.sending.poll_send(&mut self.io, cx) {
+                Poll::Ready(Ok(())) => {
+                    let _ = Pin::new(&mut self.io).poll_shutdown(cx);
+                    self.timer.as_mut().reset(Instant::now() + GOODBYE);
+                    self.phase = Phase::Lingering(result, LINGER);
                 }
-                let _ = Pin::new(&mut self.io).poll_shutdown(cx);
-                Poll::Ready(result)
+                Poll::Ready(Err(_)) => return Poll::Ready(result),
+                Poll::Pending => return self.timer.as_mut().poll(cx).map(|()| result),
             }
         }
+        let Phase::Lingering(result, left) = &mut self.phase else { return Poll::Pending };
+        let result = result.clone();
+        if hangs_up(&mut self.io, left, cx) || self.timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(result);
+        }
+        Poll::Pending
     }
 
     fn over(&self, core: &mut Core, result: Result<(), Ended>) -> Result<(), Ended> {
@@ -251,6 +265,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Engine<IO> {
         }
         Ok(())
     }
+}
+
+/// Reads what the peer still says, to no end, until it has closed its side or `left` bytes are read. A socket that is
+/// closed with something unread is reset, and takes what was sent last with it.
+fn hangs_up(io: &mut (impl AsyncRead + Unpin), left: &mut usize, cx: &mut Context<'_>) -> bool {
+    for _ in 0..TURNS {
+        let mut bytes = [0; 4096];
+        let mut unread = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut *io).poll_read(cx, &mut unread) {
+            Poll::Ready(Ok(())) if (1..=*left).contains(&unread.filled().len()) => {
+                *left -= unread.filled().len();
+            }
+            Poll::Ready(_) => return true,
+            Poll::Pending => return false,
+        }
+    }
+    cx.waker().wake_by_ref();
+    false
 }
 
 /// How a connection ends.

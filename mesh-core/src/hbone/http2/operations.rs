@@ -88,6 +88,7 @@ impl Core {
             answer: None,
             cut: None,
             recv_ended,
+            deaf: false,
             send_ended: false,
             answered: false,
             wants_room: false,
@@ -159,12 +160,14 @@ impl Core {
 
     /// Why nothing more can be sent on, or is to be expected from, a stream.
     pub(in super::super) fn trouble(&mut self, key: u32) -> Option<Error> {
-        let (cut, open) = self.streams.get(key).map_or((Some(Cut::Own), false), |s| (s.cut, s.open));
+        let state = |stream: &mut Stream| (stream.cut, stream.deaf, stream.open);
+        let (cut, deaf, open) = self.streams.get(key).map_or((Some(Cut::Own), false, false), state);
         match cut {
             Some(Cut::Reset(reason)) => Some(Error::Reset(reason)),
             Some(Cut::Violation(reason)) => Some(Error::Violation(reason)),
             Some(Cut::Unprocessed) => Some(self.goaway_error()),
             Some(Cut::Own) => Some(Error::Closed),
+            None if deaf => Some(Error::Reset(Reason::NO_ERROR)),
             // What is complete does not mind the end of its connection.
             None => self.ended.as_ref().filter(|_| open).map(Ended::error),
         }
@@ -257,8 +260,17 @@ impl Core {
         Ok(())
     }
 
+    /// Whether all that the peer has said is here, whatever becomes of the connection.
+    pub(in super::super) fn is_complete(&mut self, key: u32) -> bool {
+        self.streams.get(key).is_some_and(|stream| stream.is_complete())
+    }
+
     /// Ends our direction.
     pub(in super::super) fn finish(&mut self, key: u32) -> Result<(), Error> {
+        if self.streams.get(key).is_some_and(|stream| stream.deaf) {
+            // Nobody listens for it.
+            return Ok(());
+        }
         if let Some(error) = self.trouble(key) {
             return Err(error);
         }
@@ -342,7 +354,9 @@ impl Core {
     /// `Ok(false)` when there is nothing to do now.
     pub(in super::super) fn pass_on(&mut self, cx: &Context<'_>, key: u32) -> Result<bool, PassOn> {
         // An abort overtakes what was sent before it, as a TCP reset does.
-        if let Some(error) = self.trouble(key) {
+        if let Some(error) = self.trouble(key)
+            && !self.is_complete(key)
+        {
             return Err(PassOn::Tunnel(error));
         }
         loop {

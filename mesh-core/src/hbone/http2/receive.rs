@@ -316,9 +316,9 @@ impl Core {
             }
         }
         if let Some(stream) = self.streams.get(key) {
-            // After everything was said, it only means that the peer listens no more.
-            let complete = stream.recv_ended && reason == Reason::NO_ERROR.0;
-            if !complete || !stream.send_ended {
+            if stream.recv_ended && reason == Reason::NO_ERROR.0 {
+                stream.deaf = !stream.send_ended;
+            } else {
                 stream.cut = Some(Cut::Reset(Reason(reason)));
             }
             stream.wake();

@@ -61,6 +61,8 @@ pub(super) struct Stream {
     pub(super) cut: Option<Cut>,
     /// The peer has ended its direction.
     pub(super) recv_ended: bool,
+    /// The peer has said all and listens no more: RST_STREAM with NO_ERROR after its end, RFC 9113 §8.1.
+    pub(super) deaf: bool,
     /// We have ended ours.
     pub(super) send_ended: bool,
     /// Answered (server), or the answer has come (client).
@@ -74,6 +76,11 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// Whether all that the peer has said is here, whatever becomes of the connection.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.recv_ended && self.cut.is_none()
+    }
+
     pub(super) fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();

@@ -465,3 +465,63 @@ fn two_sockets_share_a_reset_and_a_cancellation() {
         assert!(matches!(relay.ended.await.unwrap(), Ended::Cancelled));
     });
 }
+
+async fn check_part(from: &mut TcpStream, begin: usize, end: usize) {
+    let mut got = vec![0; end - begin];
+    from.read_exact(&mut got).await.unwrap();
+    assert!(got == pattern(begin as u64, got.len()), "bytes differ after {begin}");
+}
+
+/// The peer has said `total` bytes and its end, and listens no more.
+async fn said_all(mut far: HboneStream, total: usize) {
+    let mut sent = 0;
+    while sent < total {
+        let room = std::future::poll_fn(|cx| far.send.poll_room(cx, total - sent)).await.unwrap();
+        far.send.send(&pattern(sent as u64, room)).unwrap();
+        sent += room;
+    }
+    far.send.finish().unwrap();
+}
+
+/// An application behind one side of a tunnel, and the bare other side.
+async fn half_relay(client: &ClientConnection, far: &mut Far) -> (TcpStream, HboneStream, JoinHandle<Ended>) {
+    let (near, far) = open(client, far).await;
+    let (application, socket) = socket_pair().await;
+    let copying = socket_and_tunnel(socket, near, Rc::new(Transferred::default()), std::future::pending());
+    (application, far, tokio::task::spawn_local(copying))
+}
+
+#[test]
+fn what_a_peer_has_said_arrives_whole_though_it_listens_no_more() {
+    worker(async {
+        let (client, mut far) = tls_tunnel().await;
+        let (mut application, far, copying) = half_relay(&client, &mut far).await;
+        let total = 6 << 20;
+        let saying = tokio::task::spawn_local(said_all(far, total));
+        check_part(&mut application, 0, total / 2).await;
+        saying.await.unwrap();
+        // It talks to somebody who has left, as to a server that has closed its socket.
+        application.write_all(b"are you there?").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        check_part(&mut application, total / 2, total).await;
+        assert_eq!(application.read(&mut [0]).await.unwrap(), 0, "and its end");
+        assert!(matches!(copying.await.unwrap(), Ended::Finished));
+    });
+}
+
+#[test]
+fn what_a_peer_has_said_arrives_whole_though_its_tunnel_is_closed() {
+    worker(async {
+        let (client, mut far_connection) = tls_tunnel().await;
+        let (mut application, far, copying) = half_relay(&client, &mut far_connection).await;
+        let total = 6 << 20;
+        let saying = tokio::task::spawn_local(said_all(far, total));
+        check_part(&mut application, 0, total / 2).await;
+        saying.await.unwrap();
+        far_connection.drain.send(()).unwrap();
+        far_connection.ended.await.unwrap().unwrap();
+        check_part(&mut application, total / 2, total).await;
+        assert_eq!(application.read(&mut [0]).await.unwrap(), 0, "and its end");
+        assert!(matches!(copying.await.unwrap(), Ended::Finished));
+    });
+}

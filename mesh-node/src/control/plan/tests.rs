@@ -45,7 +45,7 @@ fn a_wanted_pod_that_the_node_does_not_have_is_missing() {
 }
 
 #[test]
-fn an_unwanted_pod_stays_for_the_linger_time_and_then_goes() {
+fn an_unwanted_pod_stays_for_the_linger_time_and_then_leaves() {
     let pods = [info("a", "1")];
     let (present, mut held) = (has(&pods), holds(&pods));
     let now = Instant::now();
@@ -54,7 +54,7 @@ fn an_unwanted_pod_stays_for_the_linger_time_and_then_goes() {
     let later = plan(&wants(&[]), &present, &mut held, now + Duration::from_secs(2), LINGER);
     assert_eq!(later.again, Some(Duration::from_secs(3)));
     let last = plan(&wants(&[]), &present, &mut held, now + LINGER, LINGER);
-    assert_eq!(last.release, [key("a")]);
+    assert_eq!(last, Plan { leave: vec![key("a")], ..Plan::default() });
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_pod_that_is_wanted_again_in_time_starts_over() {
     plan(&wants(&[]), &present, &mut held, now, LINGER);
     plan(&wants(&["a"]), &present, &mut held, now + Duration::from_secs(4), LINGER);
     let again = plan(&wants(&[]), &present, &mut held, now + Duration::from_secs(6), LINGER);
-    assert!(again.release.is_empty());
+    assert!(again.leave.is_empty() && again.release.is_empty());
 }
 
 #[test]
@@ -88,4 +88,14 @@ fn a_pod_whose_namespace_is_gone_is_let_go() {
     held.get_mut(&key("a")).unwrap().alive = false;
     let plan = plan(&wants(&["a"]), &has(&pods), &mut held, Instant::now(), LINGER);
     assert_eq!((plan.release, plan.enrol), (vec![key("a")], vec![key("a")]));
+}
+
+#[test]
+fn an_unwanted_pod_that_ends_while_it_lingers_is_gone_and_has_not_left() {
+    let pods = [info("a", "1")];
+    let mut held = holds(&pods);
+    let now = Instant::now();
+    plan(&wants(&[]), &has(&pods), &mut held, now, LINGER);
+    let last = plan(&wants(&[]), &has(&[]), &mut held, now + LINGER, LINGER);
+    assert_eq!(last, Plan { release: vec![key("a")], ..Plan::default() });
 }

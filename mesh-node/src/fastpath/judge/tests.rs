@@ -15,6 +15,7 @@ fn pods() -> Vec<PodFacts> {
         local: LocalWorkload::new("shop", name, name, "n1"),
         addresses: Arc::new(vec![ip(last)]),
         on_segment: false,
+        left: false,
     };
     vec![pod("a", 1), pod("b", 2)]
 }
@@ -149,4 +150,53 @@ fn without_certificates_or_by_setting_the_pair_stays_on_the_tunnel() {
 #[test]
 fn the_meshs_own_ports_stay_on_the_tunnel_which_refuses_them() {
     assert_eq!(verdict(&state(|_| (), |_| ()), &Pair { port: 15_008, ..PAIR }), None);
+}
+
+/// Whether an open connection of the pair ends.
+fn ends(state: &MeshState, pods: &[PodFacts]) -> bool {
+    Judge::new(state, pods, SameNode::Fast).ends_connections(&PAIR, |_| false)
+}
+
+#[test]
+fn a_connection_outlives_that_its_ends_leave_the_mesh_and_no_new_one_is_direct() {
+    let announced = state(|_| (), |_| ());
+    let leaves = state(|b| b.tunnel_protocol = 0, |_| ());
+    assert!(!ends(&leaves, &pods()), "the destination is about to leave");
+    for i in 0..2 {
+        let mut remembered = pods();
+        remembered[i].left = true;
+        assert!(!ends(&announced, &remembered), "{i} has left");
+        assert_eq!(Judge::new(&announced, &remembered, SameNode::Fast).allows(&PAIR, |_| true), None, "{i}");
+        let mut forgotten = pods();
+        forgotten.remove(i);
+        assert!(!ends(&announced, &forgotten), "{i} left before this agent came");
+    }
+}
+
+#[test]
+fn a_connection_of_a_pod_that_left_still_ends_when_policy_denies_it() {
+    let deny = |index: &mut StateIndex| {
+        let rule = rule_for_principal("cluster.local/ns/shop/sa/a");
+        index.apply_policy(&policy("not-a", security::Action::Deny as i32, vec![rule])).unwrap();
+    };
+    let denied = state(|_| (), deny);
+    let mut pods = pods();
+    pods[0].left = true;
+    assert!(ends(&denied, &pods));
+}
+
+#[test]
+fn a_pod_that_comes_back_counts_as_it_is_now() {
+    let mut known = pods();
+    known[0].left = true;
+    known.extend(pods());
+    let state = state(|_| (), |_| ());
+    assert_eq!(Judge::new(&state, &known, SameNode::Fast).allows(&PAIR, |_| true), Some(None));
+}
+
+#[test]
+fn a_connection_from_an_address_that_is_not_the_pods_any_more_ends() {
+    let mut moved = pods();
+    moved[0].addresses = Arc::new(vec![ip(7)]);
+    assert!(ends(&state(|_| (), |_| ()), &moved));
 }

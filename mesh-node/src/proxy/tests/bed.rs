@@ -159,6 +159,7 @@ fn pod_with(name: &str, node: &str, net: Loopback, of: &Arc<Gauge>) -> Arc<Pod> 
         net: Box::new(net),
         gauge: of.pod(&format!("shop/{name}")),
         gone: CancellationToken::new(),
+        left: CancellationToken::new(),
         leaving: tokio::sync::Notify::new(),
     })
 }
@@ -246,6 +247,20 @@ impl Node {
     /// Somebody outside the mesh connects to this pod's plaintext listener.
     pub(crate) async fn plaintext(&self) -> io::Result<TcpStream> {
         TcpStream::connect(self.plaintext).await
+    }
+
+    /// The pod leaves the mesh and lives on.
+    pub(crate) fn leave(&self) {
+        self.pod.left.cancel();
+        self.worker.tell(Command::Remove(Arc::clone(&self.pod)));
+    }
+
+    /// Whether the listener of captured connections is there: a connection to see would be one more to wait for.
+    pub(crate) fn listens(&self) -> bool {
+        let IpAddr::V4(ip) = self.ip else { unreachable!("the bed's pods have IPv4") };
+        let local =
+            format!("{:08X}:{:04X} 00000000:0000 0A", u32::from_ne_bytes(ip.octets()), self.outbound.port());
+        std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&local)
     }
 
     /// Codes of the failures so far, newest first.

@@ -164,7 +164,7 @@ async fn a_tunnel_leads_only_to_this_pod_and_not_to_the_meshs_own_ports() {
 }
 
 #[tokio::test(flavor = "local")]
-async fn a_pod_that_leaves_takes_its_connections_with_it() {
+async fn a_pod_that_is_gone_takes_its_connections_with_it() {
     let bed = Bed::new().await;
     let mut stream = bed.a.connect(bed.echo).await;
     stream.read_u8().await.unwrap();

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::xds::proto::security;
@@ -104,6 +105,49 @@ async fn a_policy_change_leaves_the_connections_that_it_allows() {
     let mut rest = String::new();
     stream.read_to_string(&mut rest).await.unwrap();
     assert!(rest.ends_with("still here"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_pod_that_leaves_the_mesh_keeps_its_open_connections_until_they_end() {
+    let bed = Bed::new().await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = bed.a.connect(bed.echo).await;
+        stream.read_u8().await.unwrap();
+        streams.push(stream);
+    }
+    let mut last = streams.pop().unwrap();
+    for (side, node, stream) in [("client", &bed.a, streams.pop()), ("server", &bed.b, streams.pop())] {
+        node.leave();
+        // The listeners are closed once nothing can be under way to them, and what they accepted is not.
+        until("the listeners' end", || !node.listens()).await;
+        let mut stream = stream.unwrap();
+        stream.write_all(b"still here").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert!(rest.ends_with("still here"), "{side}: {rest}");
+    }
+    assert!(Arc::strong_count(&bed.a.pod) > 1 && Arc::strong_count(&bed.b.pod) > 1, "one is still open");
+    last.write_all(b"bye").await.unwrap();
+    drop(last);
+    until("nobody holds the pods any more", || {
+        Arc::strong_count(&bed.a.pod) == 1 && Arc::strong_count(&bed.b.pod) == 1
+    })
+    .await;
+    assert_eq!(bed.a.codes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_pod_that_has_left_and_ends_takes_its_connections_with_it() {
+    let bed = Bed::new().await;
+    let mut stream = bed.a.connect(bed.echo).await;
+    stream.read_u8().await.unwrap();
+    bed.a.leave();
+    bed.a.pod.gone.cancel();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    until("the failure says why", || bed.a.codes() == ["M0315"]).await;
 }
 
 #[tokio::test]
