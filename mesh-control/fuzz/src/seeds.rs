@@ -22,8 +22,8 @@ use mesh_core::hbone::{
     Authority as To, ClientConnection, ConnectRequest, Incoming, ServerConnection, Settings,
 };
 use mesh_core::identity::SpiffeId;
-use mesh_core::tls::{Channel, KeyAndCsr};
 use mesh_core::tls::testing::{Leaf, TestCa};
+use mesh_core::tls::{Channel, KeyAndCsr};
 use mesh_core::xds::delta::DeltaState;
 use mesh_core::xds::proto::node::{EnrolledPod, EnrolmentReport};
 use prost::Message as _;

@@ -114,7 +114,7 @@ fn connections_to_endpoints_are_used_again_and_replaced_when_the_endpoint_closed
 }
 
 #[test]
-fn http_2_is_spoken_on_either_side_with_trailers_to_the_end() {
+fn http_2_is_spoken_on_either_side() {
     run(async {
         let version = app("app", |request: Request<bytes::Bytes>| {
             std::future::ready(text(200, format!("{:?} {}", request.version(), request.uri())))
