@@ -26,6 +26,7 @@ mod soak;
 mod time;
 mod upgrades;
 mod waypoint;
+mod waypoint_rules;
 mod waypoints;
 mod wire;
 
@@ -97,6 +98,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         peers::SCENARIOS,
         waypoints::SCENARIOS,
         waypoint::SCENARIOS,
+        waypoint_rules::SCENARIOS,
         time::SCENARIOS,
         control::SCENARIOS,
         gateways::SCENARIOS,

@@ -16,13 +16,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a waypoint that is told to leave finishes its requests first", 90, drain),
 ];
 
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 const VIP: &str = "10.96.0.20";
 const WP: &str = "shop/wp";
 
 /// nginx as pod `shop/<name>` of version `name`, which says its name and the client's address, fails where it is asked to,
 /// and takes its time.
-fn server(bed: &Testbed, name: &str, node: &str, failing: bool) -> Result<String> {
+pub(super) fn server(bed: &Testbed, name: &str, node: &str, failing: bool) -> Result<String> {
     let dir = bed.dir.join(format!("nginx-{name}"));
     let at = dir.display();
     let answer = if failing { "return 503" } else { "return 200" };
@@ -59,7 +59,7 @@ spec:
 }
 
 /// The shop with Service `web` of these servers, bound to waypoint `wp`, and the mesh running.
-fn open(servers: impl FnOnce(&Testbed) -> Result<Vec<String>>) -> Result<Testbed> {
+pub(super) fn open(servers: impl FnOnce(&Testbed) -> Result<Vec<String>>) -> Result<Testbed> {
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), SHOP)?;
     bed.start_mesh(&MeshOptions::default())?;
     bed.deploy_waypoint(&Waypoint::of_shop("b"))?;
@@ -84,11 +84,11 @@ spec:
     Ok(bed)
 }
 
-fn url(path: &str) -> String {
+pub(super) fn url(path: &str) -> String {
     format!("http://{VIP}{path}")
 }
 
-fn curl(bed: &Testbed, from: &str, args: &[&str]) -> Result<String> {
+pub(super) fn curl(bed: &Testbed, from: &str, args: &[&str]) -> Result<String> {
     let argv = ["curl", "-sS", "--max-time", "30"].iter().chain(args).copied();
     let done = process::finish(&bed.pod(from)?.place, argv, Duration::from_secs(90))?;
     Ok(done.ok().with_context(|| format!("curl {}", args.join(" ")))?.to_owned())
@@ -102,13 +102,13 @@ fn many(bed: &Testbed, times: usize, args: &[&str]) -> Result<Vec<String>> {
 }
 
 /// Waits until a rule is in force: `holds` says so of an answer.
-fn in_force(bed: &Testbed, args: &[&str], holds: impl Fn(&str) -> bool) -> Result<()> {
+pub(super) fn in_force(bed: &Testbed, args: &[&str], holds: impl Fn(&str) -> bool) -> Result<()> {
     wait::until_true("rule in force", SOON, || {
         Ok(holds(&curl(bed, "shop/frontend", &[args, &[&url("/")]].concat())?))
     })
 }
 
-const SUBSETS: &str = "
+pub(super) const SUBSETS: &str = "
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: web, namespace: shop}
@@ -119,7 +119,7 @@ spec:
   - {name: v2, labels: {version: v2}}
 ---";
 
-fn both(bed: &Testbed) -> Result<Vec<String>> {
+pub(super) fn both(bed: &Testbed) -> Result<Vec<String>> {
     Ok(vec![server(bed, "v1", "a", false)?, server(bed, "v2", "b", false)?])
 }
 
@@ -249,10 +249,9 @@ spec:
     };
     all_well(&bed)?;
     let seen = std::fs::read_to_string(bed.dir.join("nginx-v2/seen")).context("nginx's log")?;
-    ensure!(
-        seen.lines().filter(|line| line.ends_with(" 503")).count() > 100,
-        "the failing pod was not asked"
-    );
+    // Every other request begins there: a hundred, of which seven standard deviations leave fifty.
+    let failed = seen.lines().filter(|line| line.ends_with(" 503")).count();
+    ensure!(failed > 50, "the failing pod was asked {failed} times only");
     // It dies without being taken out of the service.
     bed.pods.get_mut("shop/v2").context("no pod v2")?.programs.iter_mut().for_each(process::Proc::kill);
     all_well(&bed)
