@@ -2,12 +2,13 @@
 //!
 //! | module | for |
 //! |---|---|
-//! | [`admin`] | what a node's admin endpoint answers, as types |
+//! | [`admin`] | what an admin endpoint answers, as types; its HTTP server and readiness |
 //! | [`error`] | stable codes: side, retry, fix |
 //! | [`hbone`] | the tunnel: CONNECT over HTTP/2, both sides, and the copy loop |
 //! | [`identity`] | SPIFFE identities and trust domains |
 //! | [`policy`] | L4 authorization: policies and their pure evaluation |
 //! | [`route`] | where a connection goes: pure decisions over the model |
+//! | [`signals`] | SIGTERM and SIGINT |
 //! | [`state`] | the model of the mesh: workloads, services, policies; its builder and its snapshots |
 //! | [`telemetry`] | metrics, access log, logging |
 //! | [`tls`] | mutual TLS with SPIFFE identities |
@@ -21,6 +22,7 @@ pub mod hbone;
 pub mod identity;
 pub mod policy;
 pub mod route;
+pub mod signals;
 pub mod state;
 pub mod telemetry;
 pub mod tls;

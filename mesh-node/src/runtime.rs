@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use mesh_core::policy::UnknownPolicy;
+use mesh_core::signals::Signals;
 use mesh_core::state::{MeshOptions, StateIndex};
 use mesh_core::telemetry::{
     AccessLog, LogSettings, Logging, NodeMetrics, ProcessCollector, TcpMetrics, Telemetry, register_build,
@@ -18,7 +19,6 @@ use mesh_core::telemetry::{
 use mesh_core::tls::Revocations;
 use mesh_core::xds::ca::CaClient;
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -103,7 +103,7 @@ async fn serve(
     files: usize,
 ) -> anyhow::Result<AccessLog> {
     let started_ms = now_ms();
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new().context("cannot listen for signals")?;
     let run_dir = config.admin.run_dir.clone();
     let mut registration = Registration::new(&run_dir).with_context(|| {
         format!("cannot use the run directory {}; give a writable --run-dir", run_dir.display())
@@ -414,25 +414,5 @@ impl Ports {
     /// Leaves the ports to a successor.
     fn close(&self) {
         self.0.cancel();
-    }
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let signal = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }

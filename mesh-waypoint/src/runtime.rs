@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use mesh_core::admin::http;
 use mesh_core::admin::readiness::{self, Readiness};
+use mesh_core::signals::Signals;
 use mesh_core::telemetry::{
     AccessLog, LogSettings, Logging, ProcessCollector, RequestMetrics, TcpMetrics, register_build,
 };
@@ -20,7 +21,6 @@ use mesh_core::xds::ca::CaClient;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +62,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, settings: &LogSettings, logging: Logging) -> anyhow::Result<AccessLog> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new().context("cannot listen for signals")?;
     let (telemetry, registry) = telemetry(&config, settings)?;
     let access_log = telemetry.access_log.clone();
     let readiness = Arc::new(Readiness::new(&[CERTIFICATE, SNAPSHOT]));
@@ -214,24 +214,4 @@ fn open_ports(config: &Config, admin: &Rc<Admin>) -> anyhow::Result<()> {
         tokio::task::spawn_local(http::serve_tcp(listener, handler, CancellationToken::new()));
     }
     Ok(())
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let signal = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
