@@ -169,6 +169,12 @@ impl Routes {
         entries.map(|entry| (&entry.rule, &*entry.matching.name))
     }
 
+    /// The rate limits of all rules.
+    pub fn rate_limits(&self) -> impl Iterator<Item = &RateLimit> {
+        let rules = self.objects.iter().flat_map(|object| &object.http);
+        rules.filter_map(|rule| rule.entries.first()?.rule.rate_limit.as_ref())
+    }
+
     /// What is wrong with the rules, by object.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.objects.iter().flat_map(|object| {

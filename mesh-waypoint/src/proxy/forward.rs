@@ -26,7 +26,7 @@ use super::secure::Inside;
 use super::tries::{self, Answered, Body, Terms, Tries};
 use crate::config::Snapshot;
 use crate::request::Addressed;
-use crate::routing::{Abort, Action, Matched, RewriteError, Routed, Rule, WeightedBackend};
+use crate::routing::{Abort, Action, Matched, RateLimit, RewriteError, Routed, Rule, WeightedBackend};
 use crate::telemetry::Exchange;
 use crate::upstream::{Hashed, Limit, Outcome, Permit, PickContext, Picked};
 
@@ -253,14 +253,11 @@ fn unwritable(error: RewriteError) -> Box<Refused> {
 }
 
 fn limit_rate(downstream: &Downstream, rule: &Rule) -> Result<(), Box<Refused>> {
-    let Some(limit) = &rule.rate_limit else { return Ok(()) };
-    let per = prost_types::Duration::try_from(limit.per).ok();
-    let wire =
-        l7::RateLimit { tokens: limit.tokens, per, burst: limit.burst, per_identity: limit.per_identity };
+    let Some(RateLimit { name, limit }) = &rule.rate_limit else { return Ok(()) };
     let now = Instant::now();
-    let name = format!("{}/{}", rule.resource, rule.name).into();
-    let limiter = downstream.worker.shared.rates.get(&name, &wire, now);
-    let identity = downstream.source.identity.as_ref().map(ToString::to_string);
+    let limiter = downstream.worker.shared.rates.get(name, limit, now);
+    let identity = downstream.source.identity.as_ref().filter(|_| limit.per_identity);
+    let identity = identity.map(ToString::to_string);
     limiter.check(identity.as_deref(), now).map_err(|limited| {
         let status = StatusCode::TOO_MANY_REQUESTS;
         let mut own = Refused::new(status, "local_rate_limited", Flags::RATE_LIMITED, "local_rate_limited");

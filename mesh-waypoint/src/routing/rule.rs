@@ -111,17 +111,13 @@ pub struct DirectResponse {
     pub body: Bytes,
 }
 
-/// A token bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many requests there may be, and whose bucket that is.
+#[derive(Debug, Clone, PartialEq)]
 pub struct RateLimit {
-    /// That many requests ...
-    pub tokens: u32,
-    /// ... in that time.
-    pub per: Duration,
-    /// So many at once at most.
-    pub burst: u32,
-    /// A bucket for each client identity rather than one for all.
-    pub per_identity: bool,
+    /// Of the rule: one that is read again keeps its bucket.
+    pub name: Str,
+    /// Checked.
+    pub limit: l7::RateLimit,
 }
 
 /// What a rule's parts are compiled with: fields without effect are collected, and what is fatal ends its part.
@@ -245,6 +241,8 @@ impl Compiler<'_> {
             errors.push(error);
             Action::Invalid("".into())
         });
+        let named = || format!("{resource}/{}", msg.name).into();
+        let rate_limit = msg.rate_limit.as_ref().map(|limit| RateLimit::compile(named(), limit));
         Rule {
             resource: resource.clone(),
             name: msg.name.as_str().into(),
@@ -258,7 +256,7 @@ impl Compiler<'_> {
             timeout: keep(duration(msg.timeout.as_ref(), "timeout"), errors).filter(|t| !t.is_zero()),
             retry: msg.retry.clone().map(Arc::new),
             session: msg.session.clone().map(Arc::new),
-            rate_limit: keep(msg.rate_limit.as_ref().map(RateLimit::compile).transpose(), errors),
+            rate_limit: keep(rate_limit.transpose(), errors),
         }
     }
 
@@ -330,13 +328,12 @@ impl Compiler<'_> {
 }
 
 impl RateLimit {
-    fn compile(msg: &l7::RateLimit) -> Result<Self, Invalid> {
+    fn compile(name: Str, msg: &l7::RateLimit) -> Result<Self, Invalid> {
         let per = duration(msg.per.as_ref(), "rate_limit.per")?.unwrap_or_default();
         if per.is_zero() || msg.tokens == 0 {
             return Err(Invalid::new("rate_limit", "`tokens` and `per` must be more than 0"));
         }
-        let burst = if msg.burst == 0 { msg.tokens } else { msg.burst };
-        Ok(Self { tokens: msg.tokens, per, burst, per_identity: msg.per_identity })
+        Ok(Self { name, limit: *msg })
     }
 }
 

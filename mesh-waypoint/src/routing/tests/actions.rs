@@ -229,7 +229,7 @@ fn what_others_decide_by_is_handed_on() {
     });
     assert_eq!(rule.retry.as_ref().unwrap().attempts, 3);
     assert_eq!(rule.session.as_ref().unwrap().name, "s");
-    let limit = RateLimit { tokens: 10, per: Duration::from_secs(1), burst: 10, per_identity: true };
-    assert_eq!(rule.rate_limit, Some(limit));
+    let limit = l7::RateLimit { tokens: 10, per: seconds(1), burst: 0, per_identity: true };
+    assert_eq!(rule.rate_limit, Some(RateLimit { name: "VirtualService/shop/v/it".into(), limit }));
     assert_eq!((&*rule.resource, &*rule.name), ("VirtualService/shop/v", "it"));
 }
