@@ -299,7 +299,7 @@ fn slow_readers() -> Result<()> {
         Ok(far.bed.node("a")?.agent(0)?.cpu_seconds()? + far.bed.node("b")?.agent(0)?.cpu_seconds()?)
     };
     let begin = cpu()?;
-    std::thread::sleep(Duration::from_secs(2));
+    crate::bed::run::pause(Duration::from_secs(2))?;
     let used = cpu()? - begin;
     ensure!(used < 0.2, "the agents use {used:.2} s of CPU in 2 s with nothing but stuck connections");
     let beside = far.load(true, &["--shape", "pp"], 2.0)?;

@@ -86,7 +86,7 @@ async fn play(
             Script::Take => {}
             Script::Refuse => return drop(answer(StatusCode::SERVICE_UNAVAILABLE)),
             Script::Break => return broken.notify_one(),
-            Script::SayNothing => return tokio::time::sleep(Duration::from_secs(60)).await,
+            Script::SayNothing => return std::future::pending().await,
         }
     }
     let mut send = answer(StatusCode::OK);
