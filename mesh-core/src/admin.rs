@@ -12,12 +12,15 @@
 //! | `GET /doctor` | `Vec<`[`Probe`]`>` |
 //! | `GET /why?src=REF&dst=REF&port=N` | [`crate::why::Explanation`], or status 404 with [`crate::why::NameError`] |
 //!
+//! What waypoints answer: [`waypoint`].
+//!
 //! Moments are milliseconds since 1970, except in dumps (RFC 3339). How many may ask at once: [`slots`]; who
 //! answers: [`http`]; what readiness waits for: [`readiness`].
 
 pub mod http;
 pub mod readiness;
 pub mod slots;
+pub mod waypoint;
 
 use std::collections::BTreeMap;
 

@@ -9,8 +9,9 @@
 //! | [`handshake`] | the handshake itself, with errors that say which side has to do what |
 //! | [`channel`] | a connection after it |
 //! | [`record`], `receiving`, `sending`, [`buffers`] | its records, sealed and opened in place |
+//! | [`server`] | certificates of gateways, for clients that are no peers |
 //!
-//! There is one provider, aws-lc-rs, and one parameter set: TLS 1.3, AES-GCM, hybrid post-quantum key exchange first,
+//! There is one provider, aws-lc-rs, and between peers one parameter set: TLS 1.3, AES-GCM, hybrid post-quantum key exchange first,
 //! ALPN `h2`, no SNI, no resumption. Both sides always present a certificate.
 
 use std::sync::{Arc, LazyLock};
@@ -27,6 +28,7 @@ pub mod key;
 pub(crate) mod receiving;
 pub mod record;
 pub(crate) mod sending;
+pub mod server;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod verify;
@@ -37,12 +39,13 @@ pub use crl::Revocations;
 pub use error::{PeerError, TlsError};
 pub use handshake::{accept, connect};
 pub use key::KeyAndCsr;
+pub use server::{ServerKeyError, public_provider, server_key};
 pub use verify::peer_identity;
 
 /// The application protocol of the tunnel.
 pub const ALPN: &[u8] = b"h2";
 
-/// The provider of all TLS in the mesh: AES-256-GCM before AES-128-GCM, X25519MLKEM768 before X25519, P-256, P-384.
+/// The provider of all TLS between peers of the mesh: AES-256-GCM before AES-128-GCM, X25519MLKEM768 before X25519, P-256, P-384.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {

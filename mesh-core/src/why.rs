@@ -22,6 +22,7 @@ mod name;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod types;
 mod walk;
 mod way;

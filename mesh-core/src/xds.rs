@@ -32,9 +32,24 @@ pub mod l7 {
     pub const LABELS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.WorkloadLabels";
     /// [`super::proto::l7::Settings`]
     pub const SETTINGS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Settings";
-    /// All of them.
-    pub const TYPES: [&str; 6] =
-        [ROUTE_TYPE, DESTINATION_TYPE, AUTHORIZATION_TYPE, AUTHENTICATION_TYPE, LABELS_TYPE, SETTINGS_TYPE];
+    /// [`super::proto::l7::Gateway`]
+    pub const GATEWAY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Gateway";
+    /// [`super::proto::l7::Telemetry`]
+    pub const TELEMETRY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Telemetry";
+    /// [`super::proto::l7::Credential`]
+    pub const CREDENTIAL_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Credential";
+    /// All of them. Credentials come before what names them.
+    pub const TYPES: [&str; 9] = [
+        ROUTE_TYPE,
+        DESTINATION_TYPE,
+        AUTHORIZATION_TYPE,
+        AUTHENTICATION_TYPE,
+        LABELS_TYPE,
+        SETTINGS_TYPE,
+        CREDENTIAL_TYPE,
+        GATEWAY_TYPE,
+        TELEMETRY_TYPE,
+    ];
 }
 /// Name of the [`proto::workload::Extension`] by which our control plane asks a node to enrol a pod that is
 /// not yet announced as reachable by HBONE. The extension carries no config.

@@ -8,6 +8,8 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod trace;
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Version of every layout and constant below: part of the pin directory's name. Bump it with any change that an
@@ -428,7 +430,10 @@ mod user {
         Verdict,
         Flow,
         NameserverKey,
-        Socket
+        Socket,
+        trace::Event,
+        trace::RepeatKey,
+        trace::Repeat
     );
 }
 

@@ -10,6 +10,8 @@
 //! | `pod_egress` | cgroup_skb, pods | drops SYNs that escaped the connect hook |
 //! | `host_connect4/6`, `host_sockets` | cgroup connect and sock_ops, host | the kubelet's probes |
 //! | `steer` | sk_lookup, each enrolled namespace | hands SYNs to listeners |
+//! | `trace_sockets` | sock_ops, host | tells what becomes of connections |
+//! | `trace_retransmit`, `trace_reset_sent`, `trace_reset_received`, `trace_drop` | tracepoints | tell what goes wrong with packets |
 //!
 //! Two generations of every program may be attached at once while an agent is replaced; each program gives the same
 //! answer when it runs twice.
@@ -19,9 +21,11 @@
 
 mod programs;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockOpsContext};
-use programs::{connect, datagram, egress, lookup, peer, probe, sockets};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, sk_lookup, sock_ops, tracepoint};
+use aya_ebpf::programs::{
+    SkBuffContext, SkLookupContext, SockAddrContext, SockOpsContext, TracePointContext,
+};
+use programs::{connect, datagram, egress, lookup, peer, probe, sockets, trace, trace_points};
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -91,6 +95,31 @@ pub fn host_sockets(ctx: SockOpsContext) -> u32 {
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     lookup::steer(&ctx)
+}
+
+#[sock_ops]
+pub fn trace_sockets(ctx: SockOpsContext) -> u32 {
+    trace::event(&ctx)
+}
+
+#[tracepoint]
+pub fn trace_retransmit(ctx: TracePointContext) -> u32 {
+    trace_points::retransmit(&ctx)
+}
+
+#[tracepoint]
+pub fn trace_reset_sent(ctx: TracePointContext) -> u32 {
+    trace_points::reset_sent(&ctx)
+}
+
+#[tracepoint]
+pub fn trace_reset_received(ctx: TracePointContext) -> u32 {
+    trace_points::reset_received(&ctx)
+}
+
+#[tracepoint]
+pub fn trace_drop(ctx: TracePointContext) -> u32 {
+    trace_points::dropped(&ctx)
 }
 
 #[panic_handler]

@@ -51,7 +51,9 @@ impl Ask {
     }
 }
 
-fn parameter(query: &str, name: &str) -> Option<String> {
+/// The decoded value of a parameter of a query.
+#[must_use]
+pub fn parameter(query: &str, name: &str) -> Option<String> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then(|| percent_decode(value))

@@ -15,14 +15,20 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 use super::error::Error;
 use super::http2::Reason;
 use super::http2::streams::Sink;
 use super::stream::HboneStream;
 use tunnel::{Application, Sending};
+
+/// For how long an application may go on talking to nobody after it was told everything, as to a server that lingers when
+/// it closes. Its next word after that is answered by a reset, which would overtake data still on its way to it.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Counts bytes while they flow. Called once per write, from the worker that owns the connection.
 pub trait Meter {
@@ -98,6 +104,11 @@ struct Copy<M: Meter + 'static> {
     stream: HboneStream,
     sending: Sending,
     received: bool,
+    /// Nobody listens to the application any more, as when a server has closed its socket. What that has said before
+    /// still goes to the application; what the application says is read and dropped.
+    unheard: bool,
+    /// How long an application that has been told everything may take to leave.
+    leaves: Option<Pin<Box<Sleep>>>,
     /// Waits for the socket to break while no direction would see it.
     broken: Option<Pin<Box<dyn Future<Output = io::Error>>>>,
     finished: bool,
@@ -107,47 +118,89 @@ impl<M: Meter + 'static> Copy<M> {
     fn new(socket: TcpStream, stream: HboneStream, meter: Rc<M>) -> Self {
         let application = Rc::new(Application { socket, meter });
         stream.recv.attach(Rc::clone(&application) as Rc<dyn Sink>);
-        Self { application, stream, sending: Sending::new(), received: false, broken: None, finished: false }
+        Self {
+            application,
+            stream,
+            sending: Sending::new(),
+            received: false,
+            unheard: false,
+            leaves: None,
+            broken: None,
+            finished: false,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        match self.advance(cx) {
+            Ok(true) => Poll::Ready(Ended::Finished),
+            Ok(false) => Poll::Pending,
+            Err(ended) => Poll::Ready(ended),
+        }
+    }
+
+    /// Whether both directions have finished.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Result<bool, Ended> {
         if !self.received
             && let Poll::Ready(result) = tunnel::poll_receive(&self.stream.recv, &self.application, cx)
         {
-            match result {
-                Ok(()) => self.received = true,
-                Err(ended) => return Poll::Ready(ended),
-            }
+            result?;
+            self.received = true;
         }
         if !self.sending.done
+            && !self.unheard
             && let Poll::Ready(Err(ended)) = self.sending.poll(&self.application, &mut self.stream.send, cx)
         {
-            if !matches!(ended, Ended::Tunnel(_)) || !self.stream.recv.is_complete() {
-                return Poll::Ready(ended);
-            }
-            // Nobody listens to the application any more, as when a server has closed its socket. What that has said
-            // before still goes to the application.
-            self.sending.done = true;
-        }
-        if self.sending.done && self.received {
-            return Poll::Ready(Ended::Finished);
+            self.goes_unheard(ended)?;
         }
         if self.received
+            && !self.sending.done
+            && !self.unheard
             && let Poll::Ready(error) = self.stream.send.poll_aborted(cx)
         {
             // The peer may abort although its direction has ended, or listen no more, or be gone.
-            let is_complete = self.stream.recv.is_complete();
-            return Poll::Ready(if is_complete { Ended::Finished } else { Ended::Tunnel(error) });
+            self.goes_unheard(Ended::Tunnel(error))?;
+        }
+        if self.unheard && !self.sending.done {
+            return self.hear_out(cx);
+        }
+        if self.sending.done && self.received {
+            return Ok(true);
         }
         if self.sending.watches_socket && !self.sending.done {
             self.broken = None;
-            return Poll::Pending;
+            return Ok(false);
         }
         let broken = self.broken.get_or_insert_with(|| {
             let application = Rc::clone(&self.application);
             Box::pin(async move { socket::broken(&application.socket).await })
         });
-        broken.as_mut().poll(cx).map(Ended::FirstReset)
+        match broken.as_mut().poll(cx) {
+            Poll::Ready(error) => Err(Ended::FirstReset(error)),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// What ends the direction to the tunnel leaves the other one alone if all that the peer has said is here.
+    fn goes_unheard(&mut self, ended: Ended) -> Result<(), Ended> {
+        if !matches!(ended, Ended::Tunnel(_)) || !self.stream.recv.is_complete() {
+            return Err(ended);
+        }
+        self.unheard = true;
+        Ok(())
+    }
+
+    /// Drops what the application says until it leaves. One that has been told everything is given [`LINGER`] for it.
+    fn hear_out(&mut self, cx: &mut Context<'_>) -> Result<bool, Ended> {
+        if let Poll::Ready(result) = tunnel::poll_discard(&self.application, cx) {
+            result?;
+            self.sending.done = true;
+            return Ok(self.received);
+        }
+        if !self.received {
+            return Ok(false);
+        }
+        let leaves = self.leaves.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        Ok(leaves.as_mut().poll(cx).is_ready())
     }
 
     fn finish(&mut self, ended: &Ended) {

@@ -16,6 +16,7 @@ use super::baggage::BaggageHeader;
 use super::http2::hpack::Encoder;
 use super::http2::streams::Answer;
 use crate::error::Code;
+use crate::flows::ConnectionId;
 
 const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -388,6 +389,23 @@ impl TraceParent {
     #[must_use]
     pub fn random() -> Self {
         Self { trace: fastrand::u128(1..), span: fastrand::u64(1..) }
+    }
+
+    /// A new one, for a connection of an application that has a name: the low half of its trace id.
+    #[must_use]
+    pub fn of(connection: ConnectionId) -> Self {
+        if connection.is_none() {
+            return Self::random();
+        }
+        let high = u128::from(fastrand::u64(1..)) << 64;
+        Self { trace: high | u128::from(connection.0), span: fastrand::u64(1..) }
+    }
+
+    /// The name of the connection that the sender gave it.
+    #[must_use]
+    pub fn connection(&self) -> ConnectionId {
+        #[allow(clippy::cast_possible_truncation, reason = "the low half")]
+        ConnectionId(self.trace as u64)
     }
 }
 

@@ -20,6 +20,7 @@ use super::labels::{Connection, Peer, SecurityPolicy};
 use super::logging::LogFormat;
 use super::request::RequestRecord;
 use crate::error::{Code, ResponseFlag};
+use crate::flows::ConnectionId;
 use crate::hbone::Authority;
 
 /// Records that wait for the writer.
@@ -69,13 +70,15 @@ pub struct Failure {
     pub code: Option<Code>,
     /// The `response_flags` label.
     pub flag: ResponseFlag,
+    /// The object that decided, if one did. Not in the line: the text names it.
+    pub decided_by: Option<Arc<str>>,
 }
 
 impl Failure {
     /// A failure with a stable code, from which its flag follows.
     #[must_use]
     pub fn new(code: Code, text: impl Into<Arc<str>>) -> Self {
-        Self { text: text.into(), code: Some(code), flag: code.flag() }
+        Self { text: text.into(), code: Some(code), flag: code.flag(), decided_by: None }
     }
 
     /// The connection was cut when the agent went away.
@@ -93,6 +96,8 @@ impl Failure {
 pub struct AccessRecord {
     /// What it says.
     pub event: Event,
+    /// The connection, as flow events name it; zero where nobody named it.
+    pub id: ConnectionId,
     /// When.
     pub at: SystemTime,
     /// Seen from the reporting side's workload.
@@ -153,6 +158,16 @@ impl AccessRecord {
 
     /// Appends the line, with its end.
     pub(super) fn format(&self, format: LogFormat, line: &mut String) {
+        if let Some(request) = &self.request
+            && let Some(lines) = &request.lines
+        {
+            return lines.write(self, request, line);
+        }
+        self.own(format, line);
+    }
+
+    /// Appends the line in our own layout, with its end.
+    fn own(&self, format: LogFormat, line: &mut String) {
         layout(format, self.at, self.level(), self.message(), |put| self.fields(put), line);
     }
 
@@ -175,6 +190,9 @@ impl AccessRecord {
         self.reason(put);
         if self.fast_path {
             put("path", Field::Text("fast"));
+        }
+        if !self.id.is_none() {
+            put("connection", Field::Text(&self.id.to_string()));
         }
     }
 
@@ -232,6 +250,9 @@ impl RequestRecord {
         ];
         for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             put(name, Field::Text(text));
+        }
+        if let Some(trace) = self.trace {
+            put("trace_id", Field::Text(&format!("{trace:032x}")));
         }
         if self.retries > 0 {
             put("retries", Field::Number(self.retries.into()));
@@ -354,6 +375,9 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
+/// Gets records as they are written.
+pub type Listener = Box<dyn Fn(&AccessRecord) + Send>;
+
 /// The access log. Cheap to clone.
 #[derive(Clone)]
 pub struct AccessLog {
@@ -379,9 +403,22 @@ impl AccessLog {
         output: Box<dyn Write + Send>,
         dropped: Counter,
     ) -> std::io::Result<Self> {
+        Self::start_with(format, output, dropped, None)
+    }
+
+    /// As [`Self::start`]; `listener` gets every record that is written, on the writer's thread.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start_with(
+        format: LogFormat,
+        output: Box<dyn Write + Send>,
+        dropped: Counter,
+        listener: Option<Listener>,
+    ) -> std::io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUE);
         let denials = Arc::new(Denials::default());
-        let writer = Writer { messages, denials: Arc::clone(&denials), format, output };
+        let writer = Writer { messages, denials: Arc::clone(&denials), format, output, listener };
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.run())?;
         Ok(Self { queue, denials, dropped })
     }
@@ -434,6 +471,7 @@ struct Writer {
     denials: Arc<Denials>,
     format: LogFormat,
     output: Box<dyn Write + Send>,
+    listener: Option<Listener>,
 }
 
 impl Writer {
@@ -445,7 +483,12 @@ impl Writer {
             // Whatever else waits goes out with it, up to a buffer's worth.
             while let Some(message) = next {
                 match message {
-                    Message::Record(record) => record.format(self.format, &mut lines),
+                    Message::Record(record) => {
+                        record.format(self.format, &mut lines);
+                        if let Some(listener) = &self.listener {
+                            listener(&record);
+                        }
+                    }
                     Message::Denials => {}
                     Message::Flush(done) => asked.push(done),
                 }

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use super::access_log::{AccessLog, AccessRecord, Direction, Event, Failure};
 use super::labels::{Connection, ConnectionLabels, Peer, Reporter, SecurityPolicy};
 use super::node::ReporterLabels;
+use crate::flows::ConnectionId;
 use crate::hbone::Authority;
 use crate::hbone::copy::Meter;
 use crate::identity::SpiffeId;
@@ -207,6 +208,8 @@ pub struct Telemetry {
 /// A connection at the moment from which it is recorded.
 #[derive(Debug, Clone)]
 pub struct Opened {
+    /// The connection, as flow events name it; zero where nobody named it.
+    pub id: ConnectionId,
     /// Who talks to whom.
     pub connection: Connection,
     /// When it was accepted.
@@ -227,13 +230,13 @@ impl Telemetry {
     pub fn open(&self, cache: &mut HandleCache, opened: Opened) -> Recorder {
         let metrics = self.tcp.handle(cache, &opened.connection);
         metrics.opened();
-        let Opened { connection: _, started, source, destination, hbone_target, fast_path } = opened;
+        let Opened { connection: _, id, started, source, destination, hbone_target, fast_path } = opened;
         let recorder = Recorder {
             metrics,
             log: self.access_log.clone(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            opened: RefCell::new(Some(Facts { started, source, destination, hbone_target, fast_path })),
+            opened: RefCell::new(Some(Facts { id, started, source, destination, hbone_target, fast_path })),
         };
         if let Some(opened) = &*recorder.opened.borrow()
             && AccessLog::logs_opened()
@@ -262,6 +265,7 @@ pub struct Recorder {
 /// What is the connection's own of [`Opened`]; who talks to whom is in its metrics.
 #[derive(Debug)]
 struct Facts {
+    id: ConnectionId,
     started: Instant,
     source: SocketAddr,
     destination: SocketAddr,
@@ -310,6 +314,7 @@ impl Recorder {
         };
         AccessRecord {
             event,
+            id: opened.id,
             at: SystemTime::now(),
             direction,
             source: opened.source,

@@ -3,6 +3,8 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use super::request::EXEMPLAR;
+
 /// Content type of OpenMetrics.
 pub const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Content type of the text format.
@@ -19,6 +21,11 @@ pub fn scrape(registry: &Registry, accept: Option<&str>) -> Result<(&'static str
         return Ok((OPENMETRICS_TYPE, body));
     }
     Ok((TEXT_TYPE, to_text_format(&body)))
+}
+
+/// The text format has no exemplars. In the value of a label the quote would be escaped.
+fn without_exemplar(line: &str) -> &str {
+    line.rfind(&format!(" # {{{EXEMPLAR}=\"")).map_or(line, |at| &line[..at])
 }
 
 /// OpenMetrics describes a counter by its name without `_total`, the text format with it; and the text format has neither
@@ -39,7 +46,7 @@ fn to_text_format(openmetrics: &str) -> String {
             let kind = if kind == "unknown" { "untyped" } else { kind };
             text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
         } else if !line.starts_with("# UNIT ") && line != "# EOF" {
-            text.push_str(line);
+            text.push_str(without_exemplar(line));
             text.push('\n');
         }
     }

@@ -249,7 +249,7 @@ impl ConnectionLabels {
     }
 
     /// The labels that say who talks to whom: all up to what was spoken.
-    pub(super) fn encode_peers(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+    pub(super) fn peers(&self, put: Put<'_>) -> std::fmt::Result {
         let principal = |id: &Option<SpiffeId>| id.as_ref().map_or_else(String::new, ToString::to_string);
         let (source, destination) = (&self.source, &self.destination);
         let source_principal = principal(&self.source_principal);
@@ -277,14 +277,14 @@ impl ConnectionLabels {
             ("destination_version", &destination.canonical_revision),
             ("destination_cluster", &destination.cluster),
         ];
-        labels.into_iter().try_for_each(|(name, value)| encode(encoder, name, value))
+        labels.into_iter().try_for_each(|(name, value)| put(name, value))
     }
 }
 
 impl EncodeLabelSet for ConnectionLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (source, destination) = (&self.source, &self.destination);
-        self.encode_peers(encoder)?;
+        self.peers(&mut |name, value| encode(encoder, name, value))?;
         encode(encoder, "request_protocol", "tcp")?;
         encode(encoder, "response_flags", self.flag.map_or("-", |flag| flag.0.as_str()))?;
         encode(encoder, "connection_security_policy", self.security.as_str())?;
@@ -297,6 +297,9 @@ impl EncodeLabelSet for ConnectionLabels {
         Ok(())
     }
 }
+
+/// Takes labels in their order.
+pub(super) type Put<'a> = &'a mut dyn FnMut(&str, &str) -> std::fmt::Result;
 
 /// Writes one label; an empty value would make Prometheus drop it.
 pub(super) fn encode(

@@ -185,6 +185,11 @@ impl DryRunCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LimitLabels(pub &'static str);
 
+impl LimitLabels {
+    /// The limits that there are.
+    const ALL: [&str; 4] = ["node", "pod", "share", "memory"];
+}
+
 impl EncodeLabelSet for LimitLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
         encode(encoder, "limit", self.0)
@@ -248,6 +253,10 @@ pub struct NodeMetrics {
     pub access_log_dropped: Counter,
     /// Connections that were refused because of a limit.
     pub connections_shed: Family<LimitLabels, Counter>,
+    /// Spans of connections that the collector took.
+    pub spans_sent: Counter,
+    /// Those that it did not.
+    pub spans_lost: Counter,
     /// What dry-run policies would have done to connections.
     pub dry_run: Family<DryRunLabels, Counter>,
 }
@@ -274,6 +283,8 @@ impl NodeMetrics {
             pods_stopped: Counter::default(),
             access_log_dropped: Counter::default(),
             connections_shed: Family::default(),
+            spans_sent: Counter::default(),
+            spans_lost: Counter::default(),
             dry_run: Family::default(),
         };
         let r = registry;
@@ -305,6 +316,14 @@ impl NodeMetrics {
         let what =
             "Connections refused because a limit was reached: node, pod, or share (the pod's fair share)";
         r.register("undermesh_connections_shed", what, m.connections_shed.clone());
+        // A series that begins with the first refusal hides it from rates.
+        for limit in LimitLabels::ALL {
+            drop(m.connections_shed.get_or_create(&LimitLabels(limit)));
+        }
+        let what = "Spans of connections that the collector took";
+        r.register("undermesh_connection_spans_sent", what, m.spans_sent.clone());
+        let what = "Spans of connections that no collector took";
+        r.register("undermesh_connection_spans_lost", what, m.spans_lost.clone());
         let what = "Connections that a dry-run policy would have allowed or denied";
         r.register("undermesh_policy_dry_run", what, m.dry_run.clone());
         m

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::access_log::AccessRecord;
 use super::connection::Key;
-use super::labels::{Connection, ConnectionLabels, encode};
+use super::labels::{Connection, ConnectionLabels, Put, encode};
 
 /// Buckets of every histogram, milliseconds and bytes alike (Envoy's defaults).
 const BUCKETS: [f64; 19] = [
@@ -137,28 +139,97 @@ pub struct Outcome {
     pub flags: Flags,
 }
 
+/// Labels that differ from Istio's own: by name, in its order, their value, or none for those that are taken away.
+pub type LabelEdits = Arc<[(Arc<str>, Option<Arc<str>>)]>;
+
+/// How one metric differs from Istio's own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct MetricShape {
+    /// Nothing is counted.
+    pub disabled: bool,
+    /// Its labels.
+    pub labels: LabelEdits,
+}
+
+/// How the metrics of a request differ from Istio's own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Shape {
+    /// `istio_requests_total`.
+    pub requests: MetricShape,
+    /// `istio_request_duration_milliseconds`.
+    pub duration: MetricShape,
+    /// `istio_request_bytes`.
+    pub request_bytes: MetricShape,
+    /// `istio_response_bytes`.
+    pub response_bytes: MetricShape,
+}
+
 /// The label set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestLabels {
     connection: ConnectionLabels,
     outcome: Outcome,
+    edits: LabelEdits,
+}
+
+impl RequestLabels {
+    /// Istio's own labels.
+    fn own(&self, put: Put<'_>) -> fmt::Result {
+        let outcome = &self.outcome;
+        self.connection.peers(put)?;
+        put("request_protocol", outcome.protocol.as_str())?;
+        put("response_code", &outcome.code.to_string())?;
+        if let Some(status) = outcome.grpc_status {
+            put("grpc_response_status", &status.to_string())?;
+        }
+        put("response_flags", &outcome.flags.to_string())?;
+        put("connection_security_policy", self.connection.security().as_str())
+    }
 }
 
 impl EncodeLabelSet for RequestLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        let outcome = &self.outcome;
-        self.connection.encode_peers(encoder)?;
-        encode(encoder, "request_protocol", outcome.protocol.as_str())?;
-        encode(encoder, "response_code", &outcome.code.to_string())?;
-        if let Some(status) = outcome.grpc_status {
-            encode(encoder, "grpc_response_status", &status.to_string())?;
+        let edits = &*self.edits;
+        if edits.is_empty() {
+            return self.own(&mut |name, value| encode(encoder, name, value));
         }
-        encode(encoder, "response_flags", &outcome.flags.to_string())?;
-        encode(encoder, "connection_security_policy", self.connection.security().as_str())
+        let mut written = vec![false; edits.len()];
+        self.own(&mut |name, value| match edits.binary_search_by(|(edited, _)| (**edited).cmp(name)) {
+            Err(_) => encode(encoder, name, value),
+            Ok(at) => {
+                written[at] = true;
+                edits[at].1.as_ref().map_or(Ok(()), |value| encode(encoder, name, value))
+            }
+        })?;
+        let further = edits.iter().zip(written).filter(|(_, written)| !written);
+        further.map(|(edit, _)| edit).try_for_each(|(name, value)| match value {
+            Some(value) => encode(encoder, name, value),
+            None => Ok(()),
+        })
     }
 }
 
 type Histograms = Family<RequestLabels, Histogram, fn() -> Histogram>;
+
+/// What an exemplar says: the trace of one request of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TraceLabel(u128);
+
+impl EncodeLabelSet for TraceLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        encode(encoder, EXEMPLAR, &format!("{:032x}", self.0))
+    }
+}
+
+/// The label of exemplars that Prometheus and Grafana know.
+pub(super) const EXEMPLAR: &str = "trace_id";
+
+type Timed = HistogramWithExemplars<TraceLabel>;
+type Times = Family<RequestLabels, Timed, fn() -> Timed>;
+
+fn timed() -> Timed {
+    Timed::new(BUCKETS.into_iter())
+}
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
@@ -168,7 +239,7 @@ fn histogram() -> Histogram {
 #[derive(Debug, Clone)]
 pub struct RequestMetrics {
     requests: Family<RequestLabels, Counter>,
-    duration: Histograms,
+    duration: Times,
     request_bytes: Histograms,
     response_bytes: Histograms,
 }
@@ -180,7 +251,7 @@ impl RequestMetrics {
         let histograms = || Family::new_with_constructor(histogram as fn() -> Histogram);
         let metrics = Self {
             requests: Family::default(),
-            duration: histograms(),
+            duration: Family::new_with_constructor(timed as fn() -> Timed),
             request_bytes: histograms(),
             response_bytes: histograms(),
         };
@@ -195,7 +266,8 @@ impl RequestMetrics {
         metrics
     }
 
-    /// Counts a request that has ended.
+    /// Counts a request that has ended; `shape` says how its metrics differ from Istio's own. `trace`: that of its spans,
+    /// where there are some.
     pub fn record(
         &self,
         cache: &mut RequestCache,
@@ -203,29 +275,39 @@ impl RequestMetrics {
         outcome: Outcome,
         duration: Duration,
         [received, sent]: [u64; 2],
+        (shape, trace): (Option<&Arc<Shape>>, Option<u128>),
     ) {
+        let observed = (duration, received, sent, trace);
         let Some(key) = Key::new(connection) else {
-            return self.handle(connection, outcome).observe(duration, received, sent);
+            return self.handle(connection, outcome, shape).observe(observed);
         };
-        let key = (key, outcome);
+        let key = (key, outcome, shape.cloned());
         if let Some(handle) = cache.handles.get(&key) {
-            return handle.observe(duration, received, sent);
+            return handle.observe(observed);
         }
         if cache.handles.len() >= CACHED_HANDLES {
             cache.handles.clear();
         }
-        let handle = self.handle(connection, outcome);
-        handle.observe(duration, received, sent);
+        let handle = self.handle(connection, outcome, shape);
+        handle.observe(observed);
         cache.handles.insert(key, handle);
     }
 
-    fn handle(&self, connection: &Connection, outcome: Outcome) -> RequestHandle {
-        let labels = RequestLabels { connection: ConnectionLabels::new(connection), outcome };
+    fn handle(&self, connection: &Connection, outcome: Outcome, shape: Option<&Arc<Shape>>) -> RequestHandle {
+        let own = Shape::default();
+        let shape = shape.map_or(&own, |shape| shape);
+        let connection_labels = ConnectionLabels::new(connection);
+        let labels = |metric: &MetricShape| {
+            let (connection, edits) = (connection_labels.clone(), Arc::clone(&metric.labels));
+            (!metric.disabled).then_some(RequestLabels { connection, outcome, edits })
+        };
+        let histogram =
+            |family: &Histograms, metric| labels(metric).map(|labels| family.get_or_create_owned(&labels));
         RequestHandle {
-            requests: self.requests.get_or_create_owned(&labels),
-            duration: self.duration.get_or_create_owned(&labels),
-            request_bytes: self.request_bytes.get_or_create_owned(&labels),
-            response_bytes: self.response_bytes.get_or_create_owned(&labels),
+            requests: labels(&shape.requests).map(|labels| self.requests.get_or_create_owned(&labels)),
+            duration: labels(&shape.duration).map(|labels| self.duration.get_or_create_owned(&labels)),
+            request_bytes: histogram(&self.request_bytes, &shape.request_bytes),
+            response_bytes: histogram(&self.response_bytes, &shape.response_bytes),
             _held: Arc::new(connection.clone()),
         }
     }
@@ -234,26 +316,35 @@ impl RequestMetrics {
 /// Handles of one worker, by who talked to whom and how it ended.
 #[derive(Debug, Default)]
 pub struct RequestCache {
-    handles: HashMap<(Key, Outcome), RequestHandle>,
+    handles: HashMap<(Key, Outcome, Option<Arc<Shape>>), RequestHandle>,
 }
 
 #[derive(Debug)]
 struct RequestHandle {
-    requests: Counter,
-    duration: Histogram,
-    request_bytes: Histogram,
-    response_bytes: Histogram,
+    requests: Option<Counter>,
+    duration: Option<Timed>,
+    request_bytes: Option<Histogram>,
+    response_bytes: Option<Histogram>,
     /// Keeps what the key's addresses stand for.
     _held: Arc<Connection>,
 }
 
 impl RequestHandle {
     #[allow(clippy::cast_precision_loss, reason = "a sum of bytes beyond 2^53 may be off by a few")]
-    fn observe(&self, duration: Duration, received: u64, sent: u64) {
-        self.requests.inc();
-        self.duration.observe(duration.as_secs_f64() * 1e3);
-        self.request_bytes.observe(received as f64);
-        self.response_bytes.observe(sent as f64);
+    fn observe(&self, (duration, received, sent, trace): (Duration, u64, u64, Option<u128>)) {
+        if let Some(requests) = &self.requests {
+            requests.inc();
+        }
+        if let Some(histogram) = &self.duration {
+            histogram.observe(duration.as_secs_f64() * 1e3, trace.map(TraceLabel), None);
+        }
+        for (histogram, value) in
+            [(&self.request_bytes, received as f64), (&self.response_bytes, sent as f64)]
+        {
+            if let Some(histogram) = histogram {
+                histogram.observe(value);
+            }
+        }
     }
 }
 
@@ -288,4 +379,14 @@ pub struct RequestRecord {
     pub user_agent: String,
     /// `x-forwarded-for`.
     pub forwarded_for: String,
+    /// The trace that it belongs to.
+    pub trace: Option<u128>,
+    /// Writes its lines, where they are not in our own layout.
+    pub lines: Option<Arc<dyn RequestLines>>,
+}
+
+/// Lines about a request in layouts that the mesh's settings choose: any number, also none.
+pub trait RequestLines: fmt::Debug + Send + Sync {
+    /// Appends the lines, each with its end. On the log's own thread.
+    fn write(&self, record: &AccessRecord, request: &RequestRecord, lines: &mut String);
 }

@@ -74,6 +74,7 @@ impl Bench {
 fn opened(connection: Connection) -> Opened {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     Opened {
+        id: crate::flows::ConnectionId::default(),
         connection,
         started: Instant::now(),
         source: address("10.0.0.1:40000"),
@@ -398,11 +399,18 @@ fn a_waypoint_counts_requests_with_istios_labels_and_buckets() {
     let ok =
         Outcome { protocol: RequestProtocol::Http, code: 200, grpc_status: None, flags: Flags::default() };
     for _ in 0..2 {
-        metrics.record(&mut cache, &connection, ok, Duration::from_millis(7), [10, 2000]);
+        metrics.record(
+            &mut cache,
+            &connection,
+            ok,
+            Duration::from_millis(7),
+            [10, 2000],
+            (None, Some(0xabc)),
+        );
     }
     let flags = Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED.with(Flags::UPSTREAM_CONNECTION_FAILURE);
     let failed = Outcome { protocol: RequestProtocol::Grpc, code: 503, grpc_status: Some(14), flags };
-    metrics.record(&mut cache, &connection, failed, Duration::ZERO, [0, 0]);
+    metrics.record(&mut cache, &connection, failed, Duration::ZERO, [0, 0], (None, None));
     let text = scrape(&registry, None).unwrap().1;
     let line = |start: &str, with: &str| {
         let found = text.lines().find(|l| l.starts_with(start) && l.contains(with));
@@ -429,6 +437,51 @@ fn a_waypoint_counts_requests_with_istios_labels_and_buckets() {
     assert!(line("istio_request_duration_milliseconds_bucket{le=\"10.0\"", "\"200\"").ends_with(" 2"));
     assert!(line("istio_response_bytes_sum{", "\"200\"").ends_with(" 4000.0"));
     assert!(line("istio_request_bytes_count{", "\"200\"").ends_with(" 2"));
+    // A trace is named where the format has a place for it.
+    assert!(!text.contains("trace_id"));
+    let open = scrape(&registry, Some("application/openmetrics-text")).unwrap().1;
+    let traced: Vec<&str> = open.lines().filter(|line| line.contains("trace_id")).collect();
+    let exemplar = format!(" 2 # {{trace_id=\"{:032x}\"}} 7.0", 0xabc);
+    assert!(traced.len() == 1 && traced[0].ends_with(&exemplar), "{traced:?}");
+    assert!(traced[0].starts_with("istio_request_duration_milliseconds_bucket{le=\"10.0\""), "{traced:?}");
+}
+
+#[test]
+fn labels_of_one_metric_may_be_taken_away_changed_and_added_and_another_metric_be_off() {
+    let mut registry = Registry::default();
+    let metrics = RequestMetrics::register(&mut registry);
+    let mut cache = RequestCache::default();
+    let connection = cart_to_pay(&shop(), Reporter::Waypoint);
+    let ok =
+        Outcome { protocol: RequestProtocol::Http, code: 200, grpc_status: None, flags: Flags::default() };
+    let edits = |host: &str| -> LabelEdits {
+        [
+            ("request_host", Some(host)),
+            ("response_code", Some("2xx")),
+            ("source_app", None),
+            ("which_is_not_there", None),
+        ]
+        .map(|(name, value)| (name.into(), value.map(Into::into)))
+        .into()
+    };
+    for host in ["a", "b", "a"] {
+        let requests = MetricShape { disabled: false, labels: edits(host) };
+        let off = MetricShape { disabled: true, ..MetricShape::default() };
+        let shape = Arc::new(Shape { requests, response_bytes: off, ..Shape::default() });
+        metrics.record(&mut cache, &connection, ok, std::time::Duration::ZERO, [0, 0], (Some(&shape), None));
+    }
+    let text = scrape(&registry, None).unwrap().1;
+    let totals: Vec<&str> = text.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+    assert_eq!(totals.len(), 2, "{text}");
+    let of_a = totals.iter().find(|line| line.contains("request_host=\"a\"")).unwrap();
+    assert!(of_a.contains("response_code=\"2xx\"") && of_a.ends_with(" 2"), "{of_a}");
+    assert!(!of_a.contains("source_app") && !of_a.contains("which_is_not_there"), "{of_a}");
+    let timed =
+        text.lines().find(|line| line.starts_with("istio_request_duration_milliseconds_count{")).unwrap();
+    assert!(
+        timed.contains("source_app=") && timed.contains("response_code=\"200\"") && timed.ends_with(" 3")
+    );
+    assert!(!text.contains("istio_response_bytes_count{"));
 }
 
 #[test]

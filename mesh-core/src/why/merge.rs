@@ -27,6 +27,8 @@ pub fn merge(views: Vec<Explanation>) -> Option<Explanation> {
         merged.steps.retain(|step| step.stage != Stage::LastFailure || step.outcome == Outcome::Warn);
         merged.steps.push(theirs.clone());
     }
+    // Each end sees its own packets.
+    merged.steps.extend(far.steps.iter().filter(|step| step.stage == Stage::Traffic).cloned());
     merged.steps.sort_by_key(|step| step.stage);
     merged.conclude();
     Some(merged)

@@ -163,6 +163,7 @@ fn facts(node: &str, pods: &[(&str, &str)]) -> Facts {
             .collect(),
         certificates: pods.iter().map(|(_, account)| (identity(account), fresh.clone())).collect(),
         failures: vec![],
+        flows: vec![],
         illegal_ports: vec![15001, 15006, 15008],
         xds: Upstream { address: "https://control:15012".into(), connected: true, ..Upstream::default() },
         now,
@@ -542,4 +543,45 @@ fn an_answer_survives_the_way_over_the_admin_endpoint() {
     let json = serde_json::to_string(&e).unwrap();
     assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), e);
     assert!(json.contains(r#""stage":"sourceEnrolment""#), "{json}");
+}
+
+#[test]
+fn what_tracing_saw_between_the_two_is_part_of_the_answer() {
+    use crate::flows::{Flow, Kind, Party, Path as Over, Verdict as Fate};
+    let party = |pod: &str| Party { namespace: "shop".into(), pod: pod.into(), ..Party::default() };
+    let flow = |kind, to: &str| Flow {
+        at_us: u64::try_from(NOW.as_micros()).unwrap(),
+        node: "n2".into(),
+        kind,
+        path: Over::Tunnel,
+        source: party("frontend-1"),
+        destination: party(to),
+        ..Flow::default()
+    };
+    let ask = |flows: Vec<Flow>| {
+        let facts = Facts { flows, ..n2() };
+        World::new().ask(&facts, "shop/frontend-1", "shop/backend")
+    };
+    let dropped = Flow {
+        verdict: Fate::Dropped,
+        reason: "NETFILTER_DROP".into(),
+        count: 4,
+        ..flow(Kind::Drop, "backend-1")
+    };
+    let closed = Flow { srtt_us: Some(250), retransmits: Some(2), ..flow(Kind::Closed, "backend-2") };
+    let e = ask(vec![flow(Kind::Accepted, "backend-2"), closed, dropped.clone()]);
+    let traffic = step(&e, Stage::Traffic);
+    assert_eq!(traffic.outcome, Outcome::Warn);
+    for part in ["1 connections", "(tunnel)", "4 packets dropped: NETFILTER_DROP", "250 us", "2 segments"] {
+        assert!(traffic.detail.contains(part), "no {part} in {}", traffic.detail);
+    }
+    assert!(traffic.fix.as_ref().unwrap().contains("node n2"), "{traffic:?}");
+    // Of others, or long ago, is none of theirs.
+    let old = Flow { at_us: 1, ..dropped.clone() };
+    let of_others = Flow { source: party("client-1"), ..dropped.clone() };
+    let elsewhere = Flow { destination: party("other-1"), ..dropped };
+    let e = ask(vec![old, of_others, elsewhere]);
+    assert!(e.steps.iter().all(|step| step.stage != Stage::Traffic), "{e:#?}");
+    let e = ask(vec![flow(Kind::Accepted, "backend-1")]);
+    assert_eq!(step(&e, Stage::Traffic).outcome, Outcome::Ok);
 }

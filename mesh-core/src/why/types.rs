@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::admin;
+use crate::flows::Flow;
 use crate::identity::SpiffeId;
 
 /// What one node knows besides the state of the mesh.
@@ -22,6 +23,8 @@ pub struct Facts {
     pub certificates: HashMap<SpiffeId, CertificateFact>,
     /// The last real failures on this node, newest first.
     pub failures: Vec<admin::Failure>,
+    /// What tracing told lately on this node, oldest first; empty where nothing is traced.
+    pub flows: Vec<Flow>,
     /// Ports of the mesh's own listeners.
     pub illegal_ports: Vec<u16>,
     /// The workload feed: without it the state may be old.
@@ -132,6 +135,8 @@ pub enum Stage {
     Policy,
     /// What really failed lately.
     LastFailure,
+    /// What tracing saw between the two lately.
+    Traffic,
 }
 
 impl Stage {
@@ -149,6 +154,7 @@ impl Stage {
             Self::DestinationCertificate => "destination certificate",
             Self::Policy => "policy",
             Self::LastFailure => "last failure",
+            Self::Traffic => "traffic",
         }
     }
 }

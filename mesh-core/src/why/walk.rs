@@ -7,7 +7,7 @@ use super::enrolment::{Enrolment, enrolment};
 use super::name::{self, NameError, Question, Target};
 use super::types::{Explanation, Facts, Object, Outcome, Path, Stage, Step, Verdict};
 use super::way::{self, Way};
-use super::{credentials, history, judge};
+use super::{credentials, history, judge, traffic};
 use crate::state::{MeshState, Workload};
 
 /// Explains what would happen to a connection now, and what happened to the last one that failed.
@@ -53,6 +53,7 @@ impl Walk<'_> {
             steps.extend(self.ends(&way, source_enrolment));
         }
         steps.push(history::last_failure(self, &way));
+        steps.extend(traffic::traffic(self, &way));
         steps.sort_by_key(|step| step.stage);
 
         let ends = self.local_ends(&way);

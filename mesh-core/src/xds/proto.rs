@@ -36,4 +36,19 @@ pub mod node {
 /// `undermesh.l7.v1`: what waypoints are told.
 pub mod l7 {
     tonic::include_proto!("undermesh.l7.v1");
+
+    /// Whose it is, and never what it is.
+    impl std::fmt::Debug for Credential {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Credential").field("origin", &self.origin).finish_non_exhaustive()
+        }
+    }
+}
+/// `runtime.v1`: what a container runtime tells of its pods.
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+/// OTLP: spans on their way to a collector.
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.trace");
 }

@@ -172,9 +172,27 @@ impl SockOps {
         read!((*self.0).srtt_us) >> 3
     }
 
+    /// Smallest round trip time of the last minutes in microseconds.
+    #[inline(always)]
+    pub(crate) fn min_rtt_us(&self) -> u32 {
+        read!((*self.0).rtt_min)
+    }
+
     #[inline(always)]
     pub(crate) fn retransmits(&self) -> u32 {
         read!((*self.0).total_retrans)
+    }
+
+    /// Segments that are sent and not acknowledged.
+    #[inline(always)]
+    pub(crate) fn unacked(&self) -> u32 {
+        read!((*self.0).packets_out)
+    }
+
+    /// What the socket's hooks are called for.
+    #[inline(always)]
+    pub(crate) fn asked_for(&self) -> u32 {
+        read!((*self.0).bpf_sock_ops_cb_flags)
     }
 }
 

@@ -9,3 +9,5 @@ pub(crate) mod maps;
 pub(crate) mod peer;
 pub(crate) mod probe;
 pub(crate) mod sockets;
+pub(crate) mod trace;
+pub(crate) mod trace_points;

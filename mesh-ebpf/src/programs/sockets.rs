@@ -6,7 +6,9 @@
 //! cookie looks up the listener again after the client is already established.
 
 use super::context::SockOps;
-use super::maps::{AUTHORISED, FLOWS, ORIGINALS, allowed, count, flow as new_flow, now, socket_storage};
+use super::maps::{
+    AUTHORISED, FLOWS, ORIGINALS, PODS, allowed, count, flow as new_flow, now, socket_storage,
+};
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
     BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
@@ -56,8 +58,10 @@ fn known<'a>(ops: &SockOps) -> Option<&'a mut Socket> {
     if socket.is_null() { None } else { socket_storage(socket, false) }
 }
 
+/// Asks to be called for more; what other programs asked for stays.
 #[inline(always)]
 pub(crate) fn ask_for(ops: &SockOps, flags: u32) {
+    let flags = flags | ops.asked_for();
     // SAFETY: the helper takes the program's context.
     unsafe { bpf_sock_ops_cb_flags_set(ops.0, flags as i32) };
 }
@@ -111,6 +115,8 @@ fn record(ops: &SockOps, known: &mut Socket) {
     let original = Original { destination: known.destination, listener, created_ns: now() };
     if ORIGINALS.insert(&as_client(ops), &original, BPF_ANY as u64).is_ok() {
         known.state = socket::RECORDED;
+        // Tracing tells of the connection by the moment that the agent finds in the record.
+        known.flushed_ns = original.created_ns;
         ask_for(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
     } else {
         refuse(ops, known);
@@ -144,13 +150,18 @@ fn fast_path(ops: &SockOps, known: &mut Socket) {
         return;
     }
     known.state = socket::AUTHORISED;
-    known.flushed_ns = now();
+    known.flushed_ns = flow.opened_ns;
     ask_for(ops, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
-/// The accepting side is established: the tuple has done its work.
+/// The accepting side is established: the tuple has done its work. Other network namespaces of the machine may know the
+/// same addresses, and have no say here.
 #[inline(always)]
 fn accepted(ops: &SockOps) {
+    // SAFETY: the value is not read.
+    if unsafe { PODS.get(&netns(ops)) }.is_none() {
+        return;
+    }
     let (local, remote) = (ops.local(), ops.remote());
     let tuple = Tuple {
         client: remote.address,

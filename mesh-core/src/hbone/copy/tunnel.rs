@@ -1,6 +1,6 @@
 //! The two directions between a socket and a tunnel stream.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -11,6 +11,7 @@ use super::super::http2::streams::Sink;
 use super::super::stream::{RecvHalf, SendHalf};
 use super::socket::{read, shutdown};
 use super::{Ended, Meter};
+use crate::tls::buffers::Buffer;
 
 /// Pieces of a record each that are read at once while a connection is busy.
 const BUSY: usize = 16;
@@ -73,6 +74,21 @@ impl Sending {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(Ended::FirstReset(error))),
             }
+        }
+    }
+}
+
+/// Reads what nobody listens to any more, until the application has said all. A socket that is closed with something
+/// unread is reset, and the kernel forgets what it had still to send.
+pub(super) fn poll_discard<M>(from: &Application<M>, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+    loop {
+        ready!(from.socket.poll_read_ready(cx)).map_err(Ended::FirstReset)?;
+        let mut buffer = Buffer::take();
+        match read(&from.socket, &mut [IoSliceMut::new(&mut buffer)]) {
+            Ok(0) => return Poll::Ready(Ok(())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(Ended::FirstReset(error))),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::*;
 fn record(connection: Option<Connection>) -> AccessRecord {
     let opened = opened(cart_to_pay(&shop(), Reporter::Source));
     AccessRecord {
+        id: crate::flows::ConnectionId::default(),
         event: Event::Complete,
         at: UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456),
         direction: Direction::Outbound,
@@ -175,6 +176,7 @@ fn a_writer_that_does_not_keep_up_costs_counted_lines_but_never_a_denial() {
 fn denial(source: u8, port: u16, policy: &str) -> AccessRecord {
     let text = format!("connection closed due to policy rejection: explicitly denied by: {policy}");
     AccessRecord {
+        id: crate::flows::ConnectionId::default(),
         source: SocketAddr::from(([10, 0, 0, source], port)),
         failure: Some(Failure::new(Code::PolicyDenied, text)),
         ..record(None)
