@@ -4,6 +4,7 @@
 
 mod dump;
 pub mod figures;
+mod flows;
 mod status;
 
 use std::future::ready;
@@ -28,6 +29,7 @@ use crate::control::authority::CaStatus;
 use crate::pods::DirectorySource;
 use crate::proxy::Shared;
 use crate::proxy::worker::Worker;
+use crate::trace::Tracer;
 
 /// What the endpoints read.
 pub struct Admin {
@@ -53,6 +55,8 @@ pub struct Admin {
     pub in_force: watch::Receiver<crate::control::settings::InForce>,
     /// Connections of the fast path.
     pub fast_path: watch::Receiver<Vec<crate::fastpath::Flow>>,
+    /// What tells of connections and packets, unless it is turned off.
+    pub tracer: Option<Arc<Tracer>>,
     /// When this agent started, milliseconds since the epoch.
     pub started_ms: u64,
     /// Starts the drain.
@@ -70,9 +74,12 @@ GET  /config_dump     workloads, services, policies, certificates, settings
 GET  /capture         counters of the kernel programs
 GET  /doctor          what this machine lacks for the mesh
 GET  /fastpath        pairs and connections that the kernel carries
+GET  /flows?last=     what happened to connections and packets, as JSON lines; goes on with ?since=&wait=
+GET  /sockets         connections of pods that are open now
 GET  /logging         log levels in force
 POST /logging?level=  change them: a level, target=level, or reset
 POST /kernel_log?on=true|false   diagnostics of the kernel programs
+POST /trace?on=true|false        flow tracing
 POST /quitquitquit    drain and exit
 ";
 
@@ -86,6 +93,7 @@ fn answer(admin: Rc<Admin>, ask: Ask) -> LocalBoxFuture<'static, Reply> {
     match (ask.path.as_str(), get) {
         ("/connections", true) => connections(admin).boxed_local(),
         ("/doctor", true) => probes(admin).boxed_local(),
+        ("/flows", true) => flows::flows(admin, ask).boxed_local(),
         _ => ready(answer_now(&admin, &ask)).boxed_local(),
     }
 }
@@ -104,10 +112,12 @@ fn answer_now(admin: &Admin, ask: &Ask) -> Reply {
             Ok(counters) => json(&counters),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
+        ("/sockets", true) => flows::sockets(admin),
         ("/fastpath", true) => json(&*admin.fast_path.borrow()),
         ("/logging", true) => text(StatusCode::OK, format!("{}\n", admin.logging.level())),
         ("/logging", false) if post => set_level(admin, ask),
         ("/kernel_log", false) if post => set_kernel_log(admin, ask),
+        ("/trace", false) if post => flows::turn(admin, ask),
         ("/quitquitquit", false) if post => {
             admin.quit.cancel();
             text(StatusCode::OK, "draining\n")

@@ -32,13 +32,20 @@ mod maps;
 #[cfg(test)]
 mod model;
 mod routes;
+pub mod trace;
 
 pub use config::{CaptureConfig, FailMode, Limits, MAX_PREFIXES, MeshSettings, ObjectSource};
 pub use counters::Counter;
 pub use enrol::EnrolledPod;
 pub use error::CaptureError;
 pub use fastpath::{Decision, FlowFigures, FlowState, Pair};
+pub use layouts::remove_pins;
+pub use loader::cgroup as cgroup_directory;
 pub use mesh_ebpf::LAYOUT_VERSION;
+pub use routes::clean_namespace;
+
+/// Where pins of a node are, in a directory of its name, unless the operator says otherwise.
+pub const PINS: &str = "/sys/fs/bpf/undermesh";
 
 use crate::sys;
 use crate::sys::bpf::Write;
@@ -46,6 +53,7 @@ use addresses::AddressWatch;
 use heartbeat::Heartbeat;
 use loader::Programs;
 use maps::Maps;
+use mesh_core::flows::ConnectionId;
 use mesh_ebpf::{Endpoint, Tuple, listener};
 use std::io;
 use std::net::SocketAddr;
@@ -203,6 +211,12 @@ impl Capture {
     /// afterwards.
     #[must_use]
     pub fn take_original_dst(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
+        self.take_original(local, peer).map(|(destination, _)| destination)
+    }
+
+    /// As [`Capture::take_original_dst`], with the connection's name.
+    #[must_use]
+    pub fn take_original(&self, local: SocketAddr, peer: SocketAddr) -> Option<(SocketAddr, ConnectionId)> {
         let (client, server) = (Endpoint::from(peer), Endpoint::from(local));
         let tuple = Tuple {
             client: client.address,
@@ -211,7 +225,9 @@ impl Capture {
             server_port: server.port,
         };
         let record = self.maps.originals.take(&tuple).ok().flatten()?;
-        Some(record.destination.to_socket())
+        // As tracing tells of it: by the client's address as packets carry it.
+        let id = ConnectionId::of(record.created_ns, client.to_socket());
+        Some((record.destination.to_socket(), id))
     }
 
     /// Turns kernel-side diagnostics on or off; they appear as log records of target `mesh_ebpf`.

@@ -32,8 +32,35 @@ pub struct Config {
     pub proxy: Proxy,
     /// Admin, metrics, readiness.
     pub admin: Admin,
+    /// Flow tracing.
+    pub trace: Trace,
     /// How the agent leaves.
     pub drain: Drain,
+    /// The CNI plugin that holds pods' starts.
+    pub cni: Cni,
+}
+
+/// The CNI plugin; both directories, or none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cni {
+    /// The node's directory of plugins, where the plugin is put; empty for no plugin.
+    pub bin_dir: PathBuf,
+    /// The node's directory of configuration, where the plugin is chained.
+    pub conf_dir: PathBuf,
+    /// Directory that outlives a restart of the node, by the same path in the agent and on the host: which namespaces the
+    /// plugin holds while no agent answers.
+    pub state_dir: PathBuf,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            bin_dir: PathBuf::new(),
+            conf_dir: PathBuf::new(),
+            state_dir: PathBuf::from(crate::cni::STATE_DIR),
+        }
+    }
 }
 
 /// Who this node is.
@@ -138,13 +165,17 @@ pub enum SameNode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Capture {
-    /// Directory with one JSON file per pod of this node.
+    /// Directory with one JSON file per pod of this node; read where no container runtime is given.
     pub pods_dir: PathBuf,
-    /// cgroup2 directory that holds every process of the node; empty means the mount point.
+    /// Socket of the node's container runtime (CRI), which knows the node's pods.
+    pub cri_socket: Option<PathBuf>,
+    /// cgroup2 directory that holds every process of the node; empty means the mount point. Where it is no cgroup2
+    /// directory and its `unified` is (a machine with both hierarchies), that one.
     pub host_cgroup: PathBuf,
-    /// cgroup2 directory that holds the pods; empty means `host_cgroup`.
+    /// cgroup2 directory that holds the pods; empty means the one that the container runtime names, else `host_cgroup`.
     pub pods_cgroup: PathBuf,
-    /// cgroup2 directories in which kubelets live: their probes of declared ports reach the application directly.
+    /// cgroup2 directories in which kubelets live: their probes of declared ports reach the application directly. Empty
+    /// means that they are looked for, where a container runtime is given.
     pub kubelet_cgroups: Vec<PathBuf>,
     /// bpffs directory for pins; empty means `/sys/fs/bpf/undermesh/<node>`.
     pub pin_dir: PathBuf,
@@ -169,6 +200,7 @@ impl Default for Capture {
     fn default() -> Self {
         Self {
             pods_dir: PathBuf::from("/run/undermesh/pods"),
+            cri_socket: None,
             host_cgroup: PathBuf::new(),
             pods_cgroup: PathBuf::new(),
             kubelet_cgroups: Vec::new(),
@@ -262,6 +294,39 @@ impl Default for Admin {
     }
 }
 
+/// Flow tracing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Trace {
+    /// Whether the kernel is asked what becomes of connections and packets.
+    pub enabled: bool,
+    /// Whose.
+    pub pods: TracedPods,
+    /// One of two to the power of this many connections is followed.
+    pub sample: u8,
+    /// Events that the agent keeps in memory, some 350 bytes each.
+    pub kept: usize,
+    /// Where connections go as spans: OTLP over HTTP, or Zipkin's JSON.
+    pub spans: Option<String>,
+}
+
+/// Whose connections are traced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TracedPods {
+    /// Those of every pod of the node with a network of its own.
+    #[default]
+    All,
+    /// Those of pods in the mesh.
+    Captured,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { enabled: true, pods: TracedPods::All, sample: 0, kept: 4096, spans: None }
+    }
+}
+
 /// How the agent leaves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -334,7 +399,7 @@ impl Config {
             self.ca.alt_hostname.clone_from(&self.xds.alt_hostname);
         }
         if self.capture.pin_dir.as_os_str().is_empty() {
-            self.capture.pin_dir = PathBuf::from("/sys/fs/bpf/undermesh").join(&self.node.name);
+            self.capture.pin_dir = PathBuf::from(crate::capture::PINS).join(&self.node.name);
         }
         self.capture.excluded_cidrs.iter_mut().for_each(|cidr| *cidr = cidr.trunc());
         if self.capture.excluded_cidrs.len() > crate::capture::MAX_PREFIXES {
@@ -365,6 +430,8 @@ impl Config {
                 "admin has no authentication: use 127.0.0.1 or the unix socket",
             ));
         }
+        self.check_cni()?;
+        self.check_spans()?;
         if self.proxy.workers == 0 {
             self.proxy.workers = std::thread::available_parallelism().map_or(2, usize::from);
         }
@@ -384,6 +451,41 @@ impl Config {
             }
         }
         Ok(self)
+    }
+
+    fn check_spans(&self) -> Result<(), ConfigError> {
+        const FIELD: &str = "trace.spans (--connection-spans)";
+        let Some(to) = &self.trace.spans else { return Ok(()) };
+        let fix =
+            "give an address such as http://collector:4318/v1/traces, or http://zipkin:9411/api/v2/spans";
+        to.parse::<crate::trace::spans::Collector>().map_err(|what| invalid(FIELD, what, fix))?;
+        if !self.trace.enabled {
+            return Err(invalid(
+                FIELD,
+                "is given without tracing",
+                "leave --trace on: spans are made of what it tells",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_cni(&self) -> Result<(), ConfigError> {
+        let given = |path: &PathBuf| !path.as_os_str().is_empty();
+        if given(&self.cni.bin_dir) != given(&self.cni.conf_dir) {
+            return Err(invalid(
+                "cni.binDir, cni.confDir (--cni-bin-dir, --cni-conf-dir)",
+                "only one is given",
+                "give both, or none for no CNI plugin",
+            ));
+        }
+        if given(&self.cni.bin_dir) && self.capture.cri_socket.is_none() {
+            return Err(invalid(
+                "cni.binDir (--cni-bin-dir)",
+                "is given without a container runtime",
+                "give --cri-socket, too: the plugin holds pods that the runtime starts",
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -2,20 +2,24 @@
 //!
 //! | module | for |
 //! |---|---|
+//! | [`assign`] | which pod of the node is which workload: pure |
 //! | [`plan`] | which pods are taken under capture and let go: pure |
 //! | [`enrol`] | carrying that out |
 //! | [`left`] | pods that have left the mesh, while connections of theirs go on |
 //! | [`report`] | telling the control plane |
+//! | [`relay`] | sending it what tracing tells |
 //! | [`authority`] | certificates over gRPC |
 //! | [`net`] | a pod's network for the proxies |
 //! | [`settings`] | which settings of capture hold: pure |
 //! | [`revocations`] | the revocation lists' file |
 
+pub mod assign;
 pub mod authority;
 pub mod enrol;
 mod left;
 pub mod net;
 pub mod plan;
+pub mod relay;
 pub mod report;
 pub mod revocations;
 pub mod settings;

@@ -43,7 +43,7 @@ mod udp;
 mod upstream;
 
 pub use answer::{Client, Outcome, Rules, answer};
-pub use metrics::Metrics;
+pub use metrics::{Listener, Metrics};
 pub use names::ClusterDomain;
 pub use pod::PodNetwork;
 pub use server::{Limits, Pod, PodHandle, Server, Settings, Snapshots};

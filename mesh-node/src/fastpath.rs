@@ -245,6 +245,7 @@ impl Controller {
         let number = policy.map_or(0, |key| {
             let at = self.policies.iter().position(|known| known == key).unwrap_or_else(|| {
                 self.policies.push(key.clone());
+                self.shared.fast_path_policies.store(Arc::new(self.policies.clone()));
                 self.policies.len() - 1
             });
             u32::try_from(at + 1).unwrap_or(0)

@@ -35,13 +35,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Is a CNI plugin, as the container runtime calls one (environment and standard input); the agent installs it under
+    /// the name undermesh-cni.
+    Cni,
+    /// Waits until no agent of this node runs, and removes everything that agents left on the node: programs, pins, routes,
+    /// the CNI plugin.
+    Uninstall(mesh_node::uninstall::UninstallArgs),
     /// Prints the version.
     Version,
 }
 
 fn main() -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    if name.as_deref().and_then(std::path::Path::file_name).is_some_and(|name| name == mesh_node::cni::NAME) {
+        return mesh_node::cni::plugin::run();
+    }
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -49,9 +59,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
+fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Run(args) => mesh_node::runtime::run(args.load()?),
+        Command::Run(args) => mesh_node::runtime::run(args.load()?)?,
+        Command::Cni => return Ok(mesh_node::cni::plugin::run()),
+        Command::Uninstall(args) => mesh_node::uninstall::run(&args)?,
         Command::Doctor { bpf_object, pods_dir, json } => {
             let object = bpf_object.map_or(ObjectSource::Embedded, ObjectSource::File);
             let probes = doctor::examine(&object, &DirectorySource::new(pods_dir));
@@ -62,11 +74,8 @@ fn run() -> anyhow::Result<()> {
             }
             let missing = probes.iter().filter(|probe| probe.state == Fitness::Missing).count();
             anyhow::ensure!(missing == 0, "{missing} of {} probes found something missing", probes.len());
-            Ok(())
         }
-        Command::Version => {
-            println!("mesh-node {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Version => println!("mesh-node {}", env!("CARGO_PKG_VERSION")),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,11 @@
-//! The pods of this node, whatever tells about them: a directory of JSON files here, a container runtime elsewhere.
+//! The pods of this node, whatever tells about them: a container runtime on Kubernetes, a directory of JSON files
+//! elsewhere.
 
+mod cri;
 mod directory;
+pub mod kubelet;
 
+pub use cri::CriSource;
 pub use directory::DirectorySource;
 
 use serde::{Deserialize, Serialize};
@@ -17,10 +21,11 @@ pub struct PodInfo {
     pub uid: String,
     pub name: String,
     pub namespace: String,
+    /// Empty where the source does not know it: then the control plane tells.
     pub service_account: String,
     /// Path of the network namespace, such as `/var/run/netns/cni-…`.
     pub netns: PathBuf,
-    /// Path of the pod's directory in the cgroup2 hierarchy.
+    /// Path of the pod's directory in the cgroup2 hierarchy, for people: capture knows a pod by its network namespace.
     pub cgroup: PathBuf,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

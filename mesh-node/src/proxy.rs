@@ -84,6 +84,10 @@ pub struct Shared {
     pub failures: Failures,
     /// Connections within the node that worked through the tunnel: candidates for the fast path.
     pub candidates: mpsc::Sender<crate::fastpath::Candidate>,
+    /// Policies of the fast path by the number that the kernel has for them, less one.
+    pub fast_path_policies: ArcSwap<Vec<mesh_core::state::Str>>,
+    /// Names of connections to applications, for tracing; none where nothing is traced.
+    pub named: Option<std::sync::mpsc::SyncSender<crate::trace::join::Named>>,
     /// Told when the agent takes no new connections.
     pub drain: CancellationToken,
 }

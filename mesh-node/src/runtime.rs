@@ -5,16 +5,18 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use mesh_core::admin::Fitness;
 use mesh_core::policy::UnknownPolicy;
 use mesh_core::signals::Signals;
 use mesh_core::state::{MeshOptions, StateIndex};
 use mesh_core::telemetry::{
-    AccessLog, LogSettings, Logging, NodeMetrics, ProcessCollector, TcpMetrics, Telemetry, register_build,
+    AccessLog, Listener, LogSettings, Logging, NodeMetrics, ProcessCollector, TcpMetrics, Telemetry,
+    register_build,
 };
 use mesh_core::tls::Revocations;
 use mesh_core::xds::ca::CaClient;
@@ -24,9 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::figures::Figures;
 use crate::admin::{self, Admin};
-use crate::capture::{Capture, CaptureConfig, ObjectSource};
+use crate::capture::{Capture, CaptureConfig, EnrolledPod, ObjectSource, cgroup_directory};
 use crate::certs;
-use crate::config::Config;
+use crate::cni;
+use crate::config::{Config, TracedPods};
 use crate::control::authority::GrpcAuthority;
 use crate::control::enrol::{Enroller, Parts};
 use crate::control::settings::InForce;
@@ -34,11 +37,13 @@ use crate::control::{self, report, revocations};
 use crate::dns;
 use crate::fastpath;
 use crate::generations::{Phase, Registration};
-use crate::pods::DirectorySource;
+use crate::pods::{CriSource, DirectorySource, PodSource};
 use crate::proxy::Shared;
 use crate::proxy::failures::{Failures, now_ms};
 use crate::proxy::limits::{Gauge, Limits, connections_for_files, raise_open_files};
 use crate::proxy::worker::Worker;
+use crate::trace::spans::{Collector, Counts};
+use crate::trace::{self, Tracer};
 use mesh_core::admin::http;
 use mesh_core::admin::readiness::{self, Readiness};
 
@@ -57,6 +62,12 @@ const HEIR_SERVES: Duration = Duration::from_secs(30);
 /// How often it looks.
 const HEIR_POLL: Duration = Duration::from_millis(50);
 
+/// How often it is looked whether this agent serves.
+const READY_POLL: Duration = Duration::from_millis(100);
+/// Names of connections to applications between two looks.
+const NAMES: usize = 8192;
+/// Room for what the kernel tells between two looks.
+const TRACE_BYTES: u32 = 1 << 20;
 /// How long the last lines of the access log may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -72,6 +83,9 @@ pub fn capture_config(config: &Config) -> CaptureConfig {
     kernel.settings = InForce::of_config(config).kernel;
     kernel.keep_settings = true;
     kernel.silent_start = true;
+    if config.trace.enabled {
+        kernel.limits.trace_bytes = TRACE_BYTES;
+    }
     kernel
 }
 
@@ -96,8 +110,40 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where this node's pods are found, and, with a container runtime, what it says of cgroups where the operator does not.
+fn find_pods(config: &mut Config) -> anyhow::Result<Pods> {
+    let capture = &mut config.capture;
+    let Some(socket) = &capture.cri_socket else {
+        let source = Arc::new(DirectorySource::new(capture.pods_dir.clone()));
+        return Ok(Pods { source, runtime: None, kubelets_below: None });
+    };
+    let source = Arc::new(CriSource::start(socket)?);
+    let given = !capture.host_cgroup.as_os_str().is_empty();
+    capture.host_cgroup = cgroup_directory(given.then_some(capture.host_cgroup.as_path()))?;
+    if capture.pods_cgroup.as_os_str().is_empty() {
+        match source.pods_cgroup().map(|pods| capture.host_cgroup.join(pods)).filter(|path| path.is_dir()) {
+            Some(path) => capture.pods_cgroup = path,
+            None => tracing::warn!(
+                "the container runtime names no cgroup of this node's pods: connections are captured at the root of \
+                 cgroup2 (give --pods-cgroup)"
+            ),
+        }
+    }
+    tracing::info!(host = %capture.host_cgroup.display(), pods = %capture.pods_cgroup.display(), "cgroups");
+    let kubelets_below = capture.kubelet_cgroups.is_empty().then(|| capture.host_cgroup.clone());
+    Ok(Pods { source: Arc::clone(&source) as _, runtime: Some(source), kubelets_below })
+}
+
+/// What is found about this node's pods.
+struct Pods {
+    source: Arc<dyn PodSource>,
+    /// The same, where it is a container runtime.
+    runtime: Option<Arc<CriSource>>,
+    kubelets_below: Option<std::path::PathBuf>,
+}
+
 async fn serve(
-    config: Config,
+    mut config: Config,
     settings: LogSettings,
     logging: Logging,
     files: usize,
@@ -108,6 +154,7 @@ async fn serve(
     let mut registration = Registration::new(&run_dir).with_context(|| {
         format!("cannot use the run directory {}; give a writable --run-dir", run_dir.display())
     })?;
+    let pods = find_pods(&mut config)?;
     let capture = Arc::new(Capture::load(capture_config(&config))?);
 
     let mut registry = Registry::default();
@@ -116,8 +163,13 @@ async fn serve(
     register_build(&mut registry, "ztunnel", env!("CARGO_PKG_VERSION"));
     registry.register_collector(Box::new(ProcessCollector));
     let output = Box::new(std::io::stdout());
-    let access_log = AccessLog::start(settings.format, output, metrics.access_log_dropped.clone())
-        .context("cannot start the access log's thread")?;
+    let known: Arc<OnceLock<Arc<Shared>>> = Arc::default();
+    let (name, named) = std::sync::mpsc::sync_channel(NAMES);
+    let tracer = start_tracing(&config, &capture, &known, named, &mut registry);
+    let listener = tracer.clone().map(|tracer| -> Listener { Box::new(move |record| tracer.record(record)) });
+    let access_log =
+        AccessLog::start_with(settings.format, output, metrics.access_log_dropped.clone(), listener)
+            .context("cannot start the access log's thread")?;
 
     let lists = Revocations::default();
     if let Some(path) = &config.ca.crl {
@@ -151,18 +203,22 @@ async fn serve(
         }),
         failures: Failures::default(),
         candidates,
+        fast_path_policies: ArcSwap::default(),
+        named: tracer.is_some().then_some(name),
         drain: CancellationToken::new(),
         config,
     });
+    // Set once, here.
+    let _ = known.set(Arc::clone(&shared));
     let workers: Result<Vec<_>, _> =
         (0..shared.config.proxy.workers).map(|index| Worker::start(index, Arc::clone(&shared))).collect();
     let workers = Rc::new(workers.context("cannot start the data workers")?);
-    let dns = start_dns(&shared, &mut registry)?;
+    let dns = start_dns(&shared, &mut registry, tracer.clone())?;
     registry.register_collector(Box::new(Figures::new(Arc::clone(&capture), Arc::clone(&shared.gauge))));
     let readiness = Arc::new(Readiness::new(&PENDING));
     let handed_over = CancellationToken::new();
-    let mut tasks = Tasks { shared, workers, capture, readiness, dns, handed_over };
-    let admin = tasks.start(offered, ca, lists, registry, logging, started_ms);
+    let mut tasks = Tasks { shared, workers, capture, tracer, readiness, dns, handed_over };
+    let admin = tasks.start(pods, offered, ca, lists, registry, logging, started_ms);
     let log = tasks.shared.telemetry.access_log.clone();
     let ports = Ports::open(&tasks, &admin, &registration)?;
     tasks.until_told(&mut signals, &mut registration, &admin.quit).await;
@@ -171,8 +227,89 @@ async fn serve(
     Ok(log)
 }
 
+/// Has the CNI plugin hold pods' starts, from when this agent serves until it drains: what the plugin asks then is answered
+/// by a successor, and without one by the state file.
+async fn hold_starts(parts: cni::server::Parts, readiness: Arc<Readiness>) {
+    let drain = parts.shared.drain.clone();
+    while !readiness.list().is_empty() {
+        tokio::select! {
+            () = drain.cancelled() => return,
+            () = tokio::time::sleep(READY_POLL) => {}
+        }
+    }
+    let config = &parts.shared.config;
+    let places = cni::install::Places {
+        bin_dir: config.cni.bin_dir.clone(),
+        conf_dir: config.cni.conf_dir.clone(),
+        run_dir: config.admin.run_dir.clone(),
+        state_dir: config.cni.state_dir.clone(),
+    };
+    let serve = async {
+        if let Err(error) = cni::server::serve(parts).await {
+            tracing::error!(%error, "pods' starts are not held: the CNI plugin's socket cannot be made");
+        }
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = drain.cancelled() => {}
+        () = serve => {}
+        () = cni::install::keep(places) => {}
+    }
+}
+
+/// Flow tracing, unless it is turned off. An agent that cannot trace serves all the same.
+fn start_tracing(
+    config: &Config,
+    capture: &Arc<Capture>,
+    known: &Arc<OnceLock<Arc<Shared>>>,
+    named: std::sync::mpsc::Receiver<trace::join::Named>,
+    registry: &mut Registry,
+) -> Option<Arc<Tracer>> {
+    if !config.trace.enabled {
+        return None;
+    }
+    let known = Arc::clone(known);
+    let nothing = (Arc::default(), Arc::default());
+    let parts = trace::run::Parts {
+        capture: Arc::clone(capture),
+        config: capture_config(config),
+        state: Arc::new(move || {
+            known.get().map_or_else(
+                || nothing.clone(),
+                |shared: &Arc<Shared>| (shared.state.load_full(), shared.fast_path_policies.load_full()),
+            )
+        }),
+        named,
+        flows: trace::Flows::new(&config.node.name, config.trace.kept),
+        sample: config.trace.sample,
+    };
+    match Tracer::start(parts) {
+        Ok(tracer) => {
+            for probe in tracer.hooks().iter().filter(|probe| probe.state != Fitness::Ok) {
+                tracing::warn!(hook = %probe.name, detail = %probe.detail, cost = %probe.cost, "tracing is degraded");
+            }
+            let help = "Addresses of pods whose connections are traced";
+            registry.register("undermesh_trace_addresses", help, tracer.addresses());
+            let counting = Arc::clone(&tracer);
+            registry.register_collector(Box::new(trace::pairs::PairMetrics {
+                pairs: tracer.pairs(),
+                counted: Box::new(move || counting.counted()),
+            }));
+            Some(tracer)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "connections are not traced");
+            None
+        }
+    }
+}
+
 /// The DNS proxy, if the agent answers pods' queries.
-fn start_dns(shared: &Arc<Shared>, registry: &mut Registry) -> anyhow::Result<Option<dns::Server>> {
+fn start_dns(
+    shared: &Arc<Shared>,
+    registry: &mut Registry,
+    tracer: Option<Arc<Tracer>>,
+) -> anyhow::Result<Option<dns::Server>> {
     let config = &shared.config;
     if !config.capture.dns {
         return Ok(None);
@@ -190,7 +327,10 @@ fn start_dns(shared: &Arc<Shared>, registry: &mut Registry) -> anyhow::Result<Op
         fallback: dns::resolv::nameservers(&fallback),
         limits: dns::Limits::default(),
     };
-    let metrics = dns::Metrics::register(&shared.metrics, registry);
+    let mut metrics = dns::Metrics::register(&shared.metrics, registry);
+    if let Some(tracer) = tracer {
+        metrics = metrics.with_listener(Arc::new(move |pod, dns, took| tracer.answered(pod, dns, took)));
+    }
     let state = Arc::clone(shared);
     let server = dns::Server::start(settings, Arc::new(move || state.state.load_full()), metrics);
     server.map(Some).context("cannot start the DNS thread")
@@ -203,6 +343,8 @@ struct Tasks {
     shared: Arc<Shared>,
     workers: Rc<Vec<Worker>>,
     capture: Arc<Capture>,
+    /// None where nothing is traced.
+    tracer: Option<Arc<Tracer>>,
     readiness: Arc<Readiness>,
     /// Taken by the enroller.
     dns: Option<dns::Server>,
@@ -212,8 +354,10 @@ struct Tasks {
 
 impl Tasks {
     /// Starts every task of the control runtime.
+    #[allow(clippy::too_many_arguments, reason = "each is made before, and used here once")]
     fn start(
         &mut self,
+        found: Pods,
         offered: mpsc::Receiver<fastpath::Candidate>,
         ca: watch::Receiver<control::authority::CaStatus>,
         lists: Revocations,
@@ -224,6 +368,7 @@ impl Tasks {
         let (synced_tx, synced) = watch::channel(false);
         let (xds_tx, xds) = watch::channel(Default::default());
         let (report_tx, reports) = watch::channel(Default::default());
+        let (assigned_tx, assigned) = watch::channel(Default::default());
         let (pods_tx, pods) = watch::channel(Vec::new());
         let (settings_tx, in_force) = watch::channel(InForce::of_config(&self.shared.config));
         let (enrolled_tx, enrolled) = watch::channel(Arc::default());
@@ -236,12 +381,26 @@ impl Tasks {
             synced_tx,
             xds_tx,
         ));
+        if let Some(source) = found.runtime.filter(|_| !config.cni.bin_dir.as_os_str().is_empty()) {
+            let parts = cni::server::Parts {
+                source,
+                assigned: assigned.clone(),
+                enrolled: enrolled.clone(),
+                status: pods.clone(),
+                in_force: in_force.clone(),
+                shared: Arc::clone(&self.shared),
+            };
+            tokio::task::spawn_local(hold_starts(parts, Arc::clone(&self.readiness)));
+        }
+        let node_pods = Arc::clone(&found.source);
         let enroller = Enroller::new(Parts {
             shared: Arc::clone(&self.shared),
             capture: Arc::clone(&self.capture),
             dns: self.dns.take(),
             workers: Rc::clone(&self.workers),
-            source: Arc::new(DirectorySource::new(config.capture.pods_dir.clone())),
+            source: found.source,
+            kubelets_below: found.kubelets_below,
+            assigned,
             readiness: Arc::clone(&self.readiness),
             report: report_tx,
             status: pods_tx,
@@ -251,18 +410,9 @@ impl Tasks {
         });
         tokio::task::spawn_local(enroller.run(synced));
         let server = control::xds_server(config);
-        tokio::task::spawn_local(async move { report::run(&server, reports).await });
-        tokio::task::spawn_local(crate::memory::give_back(Arc::clone(&self.shared.gauge)));
-        if self.shared.gauge.memory_limit() != usize::MAX {
-            tokio::task::spawn_local(crate::memory::watch(Arc::clone(&self.shared.gauge)));
-        }
-        let revoked = Rc::new(Notify::new());
-        if let Some(path) = config.ca.crl.clone() {
-            let (workers, revoked) = (Rc::clone(&self.workers), Rc::clone(&revoked));
-            tokio::task::spawn_local(async move {
-                revocations::follow(&path, &lists, workers, revoked).await;
-            });
-        }
+        tokio::task::spawn_local(async move { report::run(&server, reports, assigned_tx).await });
+        let revoked = self.keep_house(lists);
+        self.follow_traced(enrolled.clone(), node_pods);
         tokio::task::spawn_local(fastpath::run(
             Arc::clone(&self.shared),
             Arc::clone(&self.capture),
@@ -283,9 +433,44 @@ impl Tasks {
             pods,
             in_force,
             fast_path: flows,
+            tracer: self.tracer.clone(),
             started_ms,
             quit: CancellationToken::new(),
         })
+    }
+
+    /// Gives memory back, keeps to its limit, and follows the revocation lists; told whenever those end connections.
+    fn keep_house(&self, lists: Revocations) -> Rc<Notify> {
+        let gauge = &self.shared.gauge;
+        tokio::task::spawn_local(crate::memory::give_back(Arc::clone(gauge)));
+        if gauge.memory_limit() != usize::MAX {
+            tokio::task::spawn_local(crate::memory::watch(Arc::clone(gauge)));
+        }
+        let revoked = Rc::new(Notify::new());
+        if let Some(path) = self.shared.config.ca.crl.clone() {
+            let (workers, told) = (Rc::clone(&self.workers), Rc::clone(&revoked));
+            tokio::task::spawn_local(async move { revocations::follow(&path, &lists, workers, told).await });
+        }
+        revoked
+    }
+
+    /// Keeps the traced pods what they are on the node, and tells the control plane of them, until a successor does.
+    fn follow_traced(&self, enrolled: watch::Receiver<Arc<Vec<Arc<EnrolledPod>>>>, pods: Arc<dyn PodSource>) {
+        let Some(tracer) = &self.tracer else { return };
+        let source = (self.shared.config.trace.pods == TracedPods::All).then_some(pods);
+        let done = self.handed_over.clone();
+        let (followed, published) = (Arc::clone(tracer), self.shared.published.subscribe());
+        tokio::task::spawn_local(trace::run::follow(followed, enrolled, published, source, done.clone()));
+        let (server, tracer) = (control::xds_server(&self.shared.config), Arc::clone(tracer));
+        let telling = async move { control::relay::run(&server, tracer).await };
+        tokio::task::spawn_local(done.clone().run_until_cancelled_owned(telling));
+        let to = self.shared.config.trace.spans.as_deref().and_then(|to| to.parse::<Collector>().ok());
+        if let (Some(to), Some(tracer)) = (to, &self.tracer) {
+            let (tracer, metrics) = (Arc::clone(tracer), &self.shared.metrics);
+            let counts = Counts { sent: metrics.spans_sent.clone(), lost: metrics.spans_lost.clone() };
+            let sending = async move { trace::spans::run(&to, tracer, counts).await };
+            tokio::task::spawn_local(done.run_until_cancelled_owned(sending));
+        }
     }
 
     /// Serves until a signal or the admin endpoint ends it.

@@ -8,12 +8,14 @@ mod memory;
 pub mod netns;
 pub mod poll;
 pub mod socket;
+mod sysctl;
 pub mod udp;
 
 pub use diag::sock_destroy;
 pub use memory::{bound_heap, trim_heap, unmap_code};
 pub use netns::Netns;
 pub use socket::{application_socket, listener, listener_groups, outbound_socket};
+pub use sysctl::write_sysctl;
 
 use std::io;
 

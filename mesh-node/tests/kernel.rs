@@ -22,3 +22,5 @@ mod life;
 mod lossy;
 #[path = "kernel/outbound.rs"]
 mod outbound;
+#[path = "kernel/trace.rs"]
+mod trace;

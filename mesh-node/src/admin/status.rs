@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_core::admin::{NodeStatus, Upstream};
+use mesh_core::flows::Filter;
 use mesh_core::why::{CertificateFact, Facts};
 
 use super::{Admin, dump};
 use crate::config::SameNode;
 use crate::generations;
 use crate::proxy::OWN_PORTS;
+
+/// Events that an explanation looks at.
+const FLOWS: usize = 2000;
 
 pub(super) fn status(admin: &Admin) -> NodeStatus {
     let config = &admin.shared.config;
@@ -80,6 +84,7 @@ pub(super) fn facts(admin: &Admin) -> Facts {
         pods: admin.pods.borrow().clone(),
         certificates,
         failures: admin.shared.failures.newest(),
+        flows: admin.tracer.as_ref().map_or_else(Vec::new, |t| t.last(FLOWS, &Filter::default()).0),
         illegal_ports: OWN_PORTS.to_vec(),
         xds: xds(admin),
         now: SystemTime::now(),

@@ -69,11 +69,20 @@ pub struct Limits {
     pub verdicts: u32,
     /// Fast path connections with figures.
     pub flows: u32,
+    /// Bytes of tracing events that nobody has read yet: a power of two of pages.
+    pub trace_bytes: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { pods: 4096, pending: 131_072, authorised: 65_536, verdicts: 65_536, flows: 65_536 }
+        Self {
+            pods: 4096,
+            pending: 131_072,
+            authorised: 65_536,
+            verdicts: 65_536,
+            flows: 65_536,
+            trace_bytes: 1 << 16,
+        }
     }
 }
 

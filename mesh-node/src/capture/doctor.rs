@@ -223,7 +223,7 @@ fn programs(object: &ObjectSource) -> Vec<Probe> {
         exempt_self: false,
         ..CaptureConfig::new(object.clone())
     };
-    let capture = match Capture::load(config) {
+    let capture = match Capture::load(config.clone()) {
         Ok(capture) => capture,
         Err(error) => {
             let fix = "see the detail; the kernel's verifier names what it lacks";
@@ -231,6 +231,7 @@ fn programs(object: &ObjectSource) -> Vec<Probe> {
         }
     };
     let mut probes = vec![ok(NAME, "all load and attach")];
+    probes.extend(tracing(&capture, &config));
     match Scratch::new(&capture) {
         Ok(scratch) => {
             probes.push(scratch.captures("capture IPv4", AWAY_V4, OWN_V4));
@@ -246,6 +247,23 @@ fn programs(object: &ObjectSource) -> Vec<Probe> {
         )),
     }
     probes
+}
+
+/// Attaches each hook of flow tracing, one finding for all that is well and one for each that is not.
+fn tracing(capture: &Capture, config: &CaptureConfig) -> Vec<Probe> {
+    const NAME: &str = "flow tracing";
+    let cost = "`meshctl flows` is empty; capture and policy do not need it";
+    match capture.trace(config) {
+        Ok(tracing) => {
+            let hooks = tracing.hooks();
+            let lacking: Vec<Probe> =
+                hooks.iter().filter(|probe| probe.state != Fitness::Ok).cloned().collect();
+            let well = hooks.len() - lacking.len();
+            let state = ok(NAME, format!("{well} of {} hooks attach", hooks.len()));
+            [state].into_iter().chain(lacking).collect()
+        }
+        Err(error) => vec![lack(NAME, Fitness::Degraded, error.to_string(), cost, "see the detail")],
+    }
 }
 
 fn own_cgroup(mount: &Path) -> PathBuf {

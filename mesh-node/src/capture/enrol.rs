@@ -339,9 +339,7 @@ impl Capture {
 
     /// Removes a pod's traces from maps and pins, each whatever becomes of the others.
     fn clear(&self, cookie: u64, slot: u32) -> io::Result<()> {
-        let pods = self.maps.pods.remove(&cookie);
-        let link = self.programs.detach_pod(cookie);
-        let mut outcome = pods.map(|_| ()).and(link);
+        let mut outcome = self.clear_pod(cookie);
         for kind in 0..LISTENERS_PER_POD {
             let removed = self.maps.listeners.remove(&(slot * LISTENERS_PER_POD + kind));
             outcome = outcome.and(removed.map(|_| ()));
@@ -353,19 +351,32 @@ impl Capture {
         outcome
     }
 
+    /// Removes what is kept under a pod's cookie, and leaves its slot alone.
+    fn clear_pod(&self, cookie: u64) -> io::Result<()> {
+        let pods = self.maps.pods.remove(&cookie);
+        let link = self.programs.detach_pod(cookie);
+        pods.map(|_| ()).and(link)
+    }
+
     /// Lets go of pods that an earlier agent enrolled and that this one was not told to, and of programs of other
     /// layouts. Call it once the pods of the node have been enrolled after start. Returns how many pods.
     ///
     /// # Errors
     /// Only if the kernel refuses.
     pub fn forget_unclaimed(&self) -> Result<usize, CaptureError> {
-        let adopted: Vec<(u64, u32)> = {
+        let (adopted, held): (Vec<(u64, u32)>, BTreeSet<u32>) = {
             let mut state = self.enrolled.state();
             state.has_taken_over = true;
-            state.adopted.drain().collect()
+            let held = state.pods.values().map(|pod| pod.slot).collect();
+            (state.adopted.drain().collect(), held)
         };
         let mut outcome = Ok(());
         for (cookie, slot) in &adopted {
+            // An agent that drained wrote a pod that was gone once more, when the next had given its slot to another.
+            if held.contains(slot) {
+                outcome = outcome.and(self.clear_pod(*cookie));
+                continue;
+            }
             let cleared = self.clear(*cookie, *slot).and(self.addresses.forget_slot(*slot));
             outcome = outcome.and(cleared);
             self.enrolled.state().free.insert(*slot);

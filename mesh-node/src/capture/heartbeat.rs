@@ -51,12 +51,17 @@ fn forget_dead(maps: &Maps) -> Result<(), CaptureError> {
     Ok(())
 }
 
-/// The id of the process's cgroup2 directory.
+/// The id of the process's cgroup2 directory: below the mount that leads to it, which in a container need not be the
+/// first one.
 fn own_cgroup() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mount = super::loader::cgroup2_mount()?;
-    Some(fs::metadata(mount.join(path.trim_start_matches('/'))).ok()?.ino())
+    super::loader::cgroup2_mounts().into_iter().find_map(|mount| {
+        let directory = mount.join(path.trim_start_matches('/'));
+        let processes = fs::read_to_string(directory.join("cgroup.procs")).ok()?;
+        let is_ours = processes.lines().any(|line| line.parse() == Ok(std::process::id()));
+        if is_ours { Some(fs::metadata(&directory).ok()?.ino()) } else { None }
+    })
 }
 
 impl Agent {

@@ -9,6 +9,10 @@
 //!    when the SYNs that they have rewritten have arrived, stop steering.
 //! 4. Connections of the fast path that they let go stay in their figures, which are read with this layout's own, so
 //!    that policy can end them. With the last one the rest of the other layout goes.
+//!
+//! What the others let go on the fast path while its server's pod is enrolled here and its client's is not, or while its SYN
+//! is on its way at that moment, is not known here: it comes to this agent's plaintext listener, and policy decides about it
+//! as about any plaintext.
 
 use super::CaptureError;
 use crate::sys::bpf::{self, Table};
@@ -51,6 +55,33 @@ pub(super) fn beside(pins: &Path) -> Result<Vec<OtherLayout>, CaptureError> {
         }
     }
     Ok(found)
+}
+
+/// Detaches and removes everything below a directory of pins, of every layout, and the directory.
+///
+/// # Errors
+/// The kernel refuses; what is left can be removed by another call.
+pub fn remove_pins(base: &Path) -> Result<(), CaptureError> {
+    let failed = |source| CaptureError::PinDirectory { path: base.to_owned(), source };
+    let entries = match fs::read_dir(base) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for layout in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        // What sends connections to listeners that are gone goes first.
+        for link in CAPTURING.iter().chain(&ENFORCING) {
+            detach(&layout.join(link))?;
+        }
+        detach_all(&layout.join("pods"))?;
+        detach_all(&layout)?;
+        fs::remove_dir_all(&layout).map_err(|source| CaptureError::Pin { path: layout.clone(), source })?;
+    }
+    fs::remove_dir(base).map_err(failed)?;
+    // Other nodes of this machine may have pins beside it.
+    if let Some(parent) = base.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
 }
 
 impl OtherLayout {

@@ -37,6 +37,8 @@ const CGROUP_PROGRAMS: [(&str, AttachType, bool); 13] = [
     ("host_connect6", AttachType::Connect6, true),
 ];
 
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
 /// The loaded programs and where they are attached.
 pub(super) struct Programs {
     steer: OwnedFd,
@@ -69,7 +71,7 @@ fn hash(bytes: &[u8]) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn capacities(limits: &Limits) -> [(&'static str, u32); 8] {
+fn capacities(limits: &Limits) -> [(&'static str, u32); 9] {
     [
         ("PODS", limits.pods),
         ("OWN_ADDRESSES", limits.pods.saturating_mul(8)),
@@ -79,6 +81,7 @@ fn capacities(limits: &Limits) -> [(&'static str, u32); 8] {
         ("AUTHORISED", limits.authorised),
         ("VERDICTS", limits.verdicts),
         ("FLOWS", limits.flows),
+        ("TRACE_EVENTS", limits.trace_bytes),
     ]
 }
 
@@ -135,9 +138,13 @@ fn pin_directory(base: &Path) -> Result<PathBuf, CaptureError> {
     Ok(path)
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, CaptureError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, CaptureError> {
     let program = ebpf.program_mut(name).ok_or(CaptureError::NoProgram(name))?;
     let failed = |source| CaptureError::Program { name, source: Box::new(source) };
+    if let Ok(fd) = program.fd() {
+        // From an earlier time that it was attached.
+        return fd.as_fd().try_clone_to_owned().map_err(|source| CaptureError::Map { map: name, source });
+    }
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
@@ -150,26 +157,40 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, CaptureE
     fd.as_fd().try_clone_to_owned().map_err(|source| CaptureError::Map { map: name, source })
 }
 
-/// A cgroup2 directory: the one given, or the hierarchy's root.
-pub(super) fn cgroup(path: Option<&Path>) -> Result<PathBuf, CaptureError> {
-    path.map_or_else(|| cgroup2_mount().ok_or(CaptureError::NoCgroup2), |path| Ok(path.to_owned()))
+/// A cgroup2 directory: the one given (or its `unified`, on a machine with both hierarchies), or the hierarchy's root.
+///
+/// # Errors
+/// None is given, and cgroup2 is not mounted.
+pub fn cgroup(path: Option<&Path>) -> Result<PathBuf, CaptureError> {
+    let Some(path) = path else { return cgroup2_mount().ok_or(CaptureError::NoCgroup2) };
+    let unified = path.join("unified");
+    Ok(if !is_cgroup2(path) && is_cgroup2(&unified) { unified } else { path.to_owned() })
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|file_system| file_system.f_type == CGROUP2_MAGIC)
 }
 
 /// Where cgroup2 is mounted.
 pub(super) fn cgroup2_mount() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(|line| {
+    cgroup2_mounts().into_iter().next()
+}
+
+/// Everywhere where cgroup2 is mounted: a container may see its own part of the hierarchy and the host's.
+pub(super) fn cgroup2_mounts() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         let kind = after.split(' ').next()?;
         let path = before.split(' ').nth(4)?;
         (kind == "cgroup2").then(|| PathBuf::from(path))
-    })
+    };
+    mounts.lines().filter_map(path).collect()
 }
 
-fn open_cgroup(path: &Path) -> Result<File, CaptureError> {
+pub(super) fn open_cgroup(path: &Path) -> Result<File, CaptureError> {
     let failed = |source| CaptureError::Cgroup { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
-    const CGROUP2_MAGIC: i64 = 0x6367_7270;
     let file_system = rustix::fs::fstatfs(&file).map_err(|error| failed(error.into()))?;
     if file_system.f_type != CGROUP2_MAGIC {
         return Err(failed(io::Error::other("not in a cgroup2 hierarchy")));

@@ -91,6 +91,7 @@ pub(super) fn descriptor(ebpf: &aya::Ebpf, name: &'static str) -> Result<OwnedFd
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LpmTrie(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::SockMap(data)
         | Map::SkStorage(data)

@@ -6,7 +6,7 @@
 //! table's only route delivers everything locally. Where no socket listens the kernel answers by itself;
 //! `fwmark_reflect` gives its RST the same way, so that a refusal arrives as one.
 
-use crate::sys::Netns;
+use crate::sys::{Netns, write_sysctl};
 use mesh_ebpf::AGENT_MARK;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
@@ -18,10 +18,10 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 
 /// Routing table and rule of the agent's connections to the application (Istio uses the same number).
 const TABLE: u8 = 100;
@@ -137,15 +137,38 @@ impl PodNetlink {
                 other => other?,
             }
         }
-        netns.run(|| {
-            fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1")?;
-            fs::write("/proc/sys/net/ipv4/fwmark_reflect", "1")?;
-            match fs::write("/proc/sys/net/ipv6/fwmark_reflect", "1") {
-                // IPv6 is off in this kernel.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other,
+        set_sysctls(netns, "1")
+    }
+
+    /// Takes back what [`PodNetlink::prepare`] did; `lo` stays up.
+    pub(super) fn clean(&self, netns: &Netns) -> io::Result<()> {
+        let of_family = |family| {
+            Self::route_marked(family).map(|message| match message {
+                RouteNetlinkMessage::NewRule(rule) => (RouteNetlinkMessage::DelRule(rule), 0),
+                RouteNetlinkMessage::NewRoute(route) => (RouteNetlinkMessage::DelRoute(route), 0),
+                other => (other, 0),
+            })
+        };
+        let requests = [AddressFamily::Inet, AddressFamily::Inet6].into_iter().flat_map(of_family).collect();
+        for outcome in self.ask_all(requests)? {
+            match outcome {
+                // It is not there, or IPv6 is off.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(
+                            libc::ENOENT
+                                | libc::ESRCH
+                                | libc::EAFNOSUPPORT
+                                | libc::EOPNOTSUPP
+                                | libc::EACCES
+                                | libc::EPERM
+                        )
+                    ) => {}
+                other => other?,
             }
-        })?
+        }
+        set_sysctls(netns, "0")
     }
 
     /// Gives `lo` an address.
@@ -208,6 +231,31 @@ impl PodNetlink {
             }
         }
     }
+}
+
+/// Whether answers have the mark of what they answer.
+fn set_sysctls(netns: &Netns, value: &str) -> io::Result<()> {
+    netns.run(|| {
+        write_sysctl("net/ipv4/tcp_fwmark_accept", value)?;
+        write_sysctl("net/ipv4/fwmark_reflect", value)?;
+        match write_sysctl("net/ipv6/fwmark_reflect", value) {
+            // IPv6 is off in this kernel.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    })?
+}
+
+/// Takes back what an agent did in a pod's network namespace; nothing to do if that is gone.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn clean_namespace(path: &Path) -> io::Result<()> {
+    let netns = match Netns::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    PodNetlink::open(&netns)?.clean(&netns)
 }
 
 /// Appends a request to a datagram, where each begins at a multiple of four bytes.

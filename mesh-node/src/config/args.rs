@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Config, ConfigError, FailMode, SameNode};
+use super::{Config, ConfigError, FailMode, SameNode, TracedPods};
 
 /// `mesh-node run`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -59,16 +59,25 @@ pub struct RunArgs {
     /// Id of the network of this node
     #[arg(long, value_name = "ID", env = "NETWORK")]
     pub network: Option<String>,
+    /// Namespace of the agent's service account
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// The agent's service account
+    #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT")]
+    pub service_account: Option<String>,
     /// Directory with one JSON file per pod of this node
     #[arg(long, value_name = "DIR", env = "UM_PODS_DIR")]
     pub pods_dir: Option<PathBuf>,
+    /// Socket of the container runtime (CRI) to ask for the pods of this node, instead of --pods-dir
+    #[arg(long, value_name = "SOCKET", env = "UM_CRI_SOCKET")]
+    pub cri_socket: Option<PathBuf>,
     /// cgroup2 directory that holds every process of the node
     #[arg(long, value_name = "DIR", env = "UM_HOST_CGROUP")]
     pub host_cgroup: Option<PathBuf>,
-    /// cgroup2 directory that holds the pods
+    /// cgroup2 directory that holds the pods [default with --cri-socket: what the runtime says]
     #[arg(long, value_name = "DIR", env = "UM_PODS_CGROUP")]
     pub pods_cgroup: Option<PathBuf>,
-    /// cgroup2 directory of a kubelet, for its probes; may be repeated
+    /// cgroup2 directory of a kubelet, for its probes; may be repeated [default with --cri-socket: looked for]
     #[arg(long, value_name = "DIR", env = "UM_KUBELET_CGROUPS", value_delimiter = ',')]
     pub kubelet_cgroup: Vec<PathBuf>,
     /// bpffs directory for pins [default: /sys/fs/bpf/undermesh/NODE]
@@ -122,6 +131,15 @@ pub struct RunArgs {
     /// Whether a connection's first bytes go with its CONNECT, when the peer was heard a moment ago
     #[arg(long, value_name = "BOOL", env = "UM_EARLY_DATA")]
     pub early_data: Option<bool>,
+    /// Directory of the node's CNI plugins; the mesh's is put there, and chained [default: no plugin]
+    #[arg(long, value_name = "DIR", env = "UM_CNI_BIN_DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of the node's CNI configuration
+    #[arg(long, value_name = "DIR", env = "UM_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Directory for what the plugin reads while no agent answers; the same path on the host
+    #[arg(long, value_name = "DIR", env = "UM_CNI_STATE_DIR")]
+    pub cni_state_dir: Option<PathBuf>,
     /// Directory of admin.sock
     #[arg(long, value_name = "DIR", env = "UM_RUN_DIR")]
     pub run_dir: Option<PathBuf>,
@@ -134,6 +152,22 @@ pub struct RunArgs {
     /// Readiness address
     #[arg(long, value_name = "ADDR", env = "UM_READINESS")]
     pub readiness: Option<SocketAddr>,
+    /// Whether the kernel is asked what becomes of connections and packets (`meshctl flows`)
+    #[arg(long, value_name = "BOOL", env = "UM_TRACE")]
+    pub trace: Option<bool>,
+    /// Whose connections are traced
+    #[arg(long, value_name = "PODS", env = "UM_TRACE_PODS")]
+    pub trace_pods: Option<TracedPods>,
+    /// Trace one of two to the power of N connections
+    #[arg(long, value_name = "N", env = "UM_TRACE_SAMPLE", value_parser = clap::value_parser!(u8).range(..=20))]
+    pub trace_sample: Option<u8>,
+    /// Traced events that the agent keeps
+    #[arg(long, value_name = "N", env = "UM_TRACE_KEPT")]
+    pub trace_kept: Option<usize>,
+    /// Send each connection as a span to this collector: OTLP over HTTP (http://HOST:4318/v1/traces), or Zipkin's JSON
+    /// (http://HOST:9411/api/v2/spans)
+    #[arg(long, value_name = "URL", env = "UM_CONNECTION_SPANS")]
+    pub connection_spans: Option<String>,
     /// How long connections may go on after SIGTERM
     #[arg(long, value_name = "DURATION", env = "CONNECTION_TERMINATION_DEADLINE", value_parser = humantime::parse_duration)]
     pub drain_limit: Option<Duration>,
@@ -154,12 +188,14 @@ impl RunArgs {
     }
 
     fn overlay(&self, config: &mut Config) {
-        let Config { node, xds, ca, capture, proxy, admin, drain } = config;
+        let Config { node, xds, ca, capture, proxy, admin, trace, drain, cni } = config;
         set(&mut node.name, &self.node);
         set(&mut node.cluster_id, &self.cluster_id);
         set(&mut node.cluster_domain, &self.cluster_domain);
         set(&mut node.preferred_service_namespace, &self.preferred_service_namespace);
         set(&mut node.network, &self.network);
+        set(&mut node.namespace, &self.namespace);
+        set(&mut node.service_account, &self.service_account);
         set(&mut xds.address, &self.xds);
         set_option(&mut xds.root_cert, &self.root_cert);
         set_option(&mut xds.token, &self.token);
@@ -170,6 +206,7 @@ impl RunArgs {
         set(&mut ca.secret_ttl, &self.secret_ttl);
         set_option(&mut ca.crl, &self.crl);
         set(&mut capture.pods_dir, &self.pods_dir);
+        set_option(&mut capture.cri_socket, &self.cri_socket);
         set(&mut capture.host_cgroup, &self.host_cgroup);
         set(&mut capture.pods_cgroup, &self.pods_cgroup);
         set_list(&mut capture.kubelet_cgroups, &self.kubelet_cgroup);
@@ -190,10 +227,18 @@ impl RunArgs {
         set(&mut proxy.pool_unused_release, &self.pool_unused_release);
         set(&mut proxy.response_baggage, &self.response_baggage);
         set(&mut proxy.early_data, &self.early_data);
+        set(&mut cni.bin_dir, &self.cni_bin_dir);
+        set(&mut cni.conf_dir, &self.cni_conf_dir);
+        set(&mut cni.state_dir, &self.cni_state_dir);
         set(&mut admin.run_dir, &self.run_dir);
         set(&mut admin.address, &self.admin);
         set(&mut admin.metrics, &self.metrics);
         set(&mut admin.readiness, &self.readiness);
+        set(&mut trace.enabled, &self.trace);
+        set(&mut trace.pods, &self.trace_pods);
+        set(&mut trace.sample, &self.trace_sample);
+        set(&mut trace.kept, &self.trace_kept);
+        set_option(&mut trace.spans, &self.connection_spans);
         set(&mut drain.limit, &self.drain_limit);
         set(&mut drain.memory_mib, &self.drain_memory);
     }

@@ -17,6 +17,7 @@ use mesh_core::state::{Health, LocalWorkload, MeshState};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::assign::{Assigned, add_wanted, attribute};
 use super::left::Left;
 use super::net::KernelNet;
 use super::plan::{Held, Plan, Wanted, plan, wanted};
@@ -24,6 +25,7 @@ use super::settings::{InForce, answers_dns};
 use crate::capture::{Capture, CaptureError, EnrolledPod, FailMode, ListenerKind, MeshSettings};
 use crate::dns;
 use crate::generations;
+use crate::pods::kubelet::Kubelets;
 use crate::pods::{PodInfo, PodKey, PodSource};
 use crate::proxy::dial::prepare_listener;
 use crate::proxy::worker::{Command, Kind, Listeners, Worker};
@@ -75,6 +77,8 @@ pub struct Parts {
     pub workers: Rc<Vec<Worker>>,
     /// Where pods are found.
     pub source: Arc<dyn PodSource>,
+    /// What the control plane says of them.
+    pub assigned: watch::Receiver<Assigned>,
     /// What readiness waits for.
     pub readiness: Arc<Readiness>,
     /// Newest report for the control plane.
@@ -85,6 +89,8 @@ pub struct Parts {
     pub in_force: watch::Sender<InForce>,
     /// The enrolled pods, for the fast path.
     pub enrolled: watch::Sender<Arc<Vec<Arc<EnrolledPod>>>>,
+    /// Root of the cgroup2 hierarchy in which kubelets are looked for; none where they are configured.
+    pub kubelets_below: Option<PathBuf>,
     /// Told when a successor serves the node.
     pub handed_over: CancellationToken,
 }
@@ -97,7 +103,9 @@ pub struct Enroller {
     left: Left,
     problems: BTreeMap<PodKey, String>,
     waiting_since: HashMap<PodKey, Instant>,
-    /// The node's pods, as they were read last.
+    /// The node's pods, as they were read last; none before the first time.
+    read: Option<Vec<PodInfo>>,
+    /// Those whose service account is known.
     present: HashMap<PodKey, PodInfo>,
     /// When everything was last compared, not only what changed.
     resynced: Option<Instant>,
@@ -106,6 +114,8 @@ pub struct Enroller {
     serving: bool,
     swept: Instant,
     kubelets: Vec<u64>,
+    /// Looks for kubelets where none are configured.
+    looks_for_kubelets: Option<Kubelets>,
     /// What the kernel programs were told last.
     told: Option<MeshSettings>,
 }
@@ -114,13 +124,16 @@ impl Enroller {
     /// Nothing is captured yet by this agent.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let looks_for_kubelets = parts.kubelets_below.clone().map(Kubelets::new);
         Self {
+            looks_for_kubelets,
             parts,
             held: BTreeMap::new(),
             enrolled: HashMap::new(),
             left: Left::default(),
             problems: BTreeMap::new(),
             waiting_since: HashMap::new(),
+            read: None,
             present: HashMap::new(),
             resynced: None,
             settled: false,
@@ -146,8 +159,10 @@ impl Enroller {
             return;
         }
         let mut published = self.parts.shared.published.subscribe();
+        let mut assigned = self.parts.assigned.clone();
         loop {
             published.mark_unchanged();
+            assigned.mark_unchanged();
             certificates.mark_unchanged();
             if self.resynced.is_none_or(|at| at.elapsed() >= RESYNC) {
                 self.resync();
@@ -158,6 +173,7 @@ impl Enroller {
             tokio::select! {
                 () = drain.cancelled() => return self.answer_on().await,
                 _ = published.changed() => {}
+                Ok(()) = assigned.changed() => {}
                 () = changed.notified() => self.read_pods(),
                 _ = certificates.changed(), if !self.waiting_since.is_empty() => {}
                 () = tokio::time::sleep(again.map_or(resync, |again| again.min(resync))) => {}
@@ -184,11 +200,12 @@ impl Enroller {
                 for (entry, problem) in &snapshot.rejected {
                     tracing::warn!(%entry, %problem, "a pod of this node cannot be read");
                 }
-                self.present = snapshot.pods.into_iter().map(|p| (p.key(), p)).collect();
+                self.read = Some(snapshot.pods);
             }
             Err(error) => {
                 tracing::error!(%error, "the pods of this node are not known; those that are captured stay");
-                self.present = self.held.values().map(|h| (h.info.key(), h.info.clone())).collect();
+                let held = || self.held.values().map(|held| held.info.clone()).collect();
+                self.read = self.read.is_some().then(held);
             }
         }
         // Here and not at each change of the mesh, since it costs two system calls for each pod.
@@ -217,7 +234,12 @@ impl Enroller {
         if self.told.as_ref().is_none_or(|told| told.fail == FailMode::Closed) {
             self.serve();
         }
-        let wanted = wanted(&state, &self.parts.shared.config.node.name);
+        let node = &self.parts.shared.config.node.name;
+        let assigned = self.parts.assigned.borrow().clone();
+        let mut wanted = wanted(&state, node);
+        add_wanted(&mut wanted, &assigned);
+        let read = self.read.as_deref().unwrap_or_default();
+        self.present = attribute(read, &self.held, &assigned, &state, node);
         self.ask_for_certificates(&wanted);
         let linger = self.parts.shared.config.capture.linger;
         let Plan { enrol, leave, release, missing, mut again } =
@@ -504,8 +526,11 @@ impl Enroller {
     /// A kubelet that was restarted may be in a new cgroup under its path.
     fn find_kubelets(&mut self) {
         let id = |path: &PathBuf| std::fs::metadata(path).map(|m| m.ino()).ok();
-        let found: Vec<u64> =
-            self.parts.shared.config.capture.kubelet_cgroups.iter().filter_map(id).collect();
+        let given = &self.parts.shared.config.capture.kubelet_cgroups;
+        let looked = self.looks_for_kubelets.as_mut().map(Kubelets::cgroups).unwrap_or_default();
+        let mut found: Vec<u64> = given.iter().chain(&looked).filter_map(id).collect();
+        found.sort_unstable();
+        found.dedup();
         if found == self.kubelets {
             return;
         }
@@ -544,9 +569,21 @@ impl Enroller {
         }
     }
 
+    /// Why it is not known yet which pods the node has: then nothing of an earlier agent may be let go.
+    fn unknown_pods(&self) -> Option<&'static str> {
+        let Some(read) = &self.read else { return Some("the list of this node's pods") };
+        let nameless = read.iter().any(|pod| pod.service_account.is_empty());
+        let unknown = matches!(*self.parts.assigned.borrow(), Assigned::Unknown);
+        (nameless && unknown).then_some("the service accounts of this node's pods")
+    }
+
     /// After the first pass that left no pod waiting, the agent has taken over: what an earlier one captured and nobody
     /// wants any more is let go.
     fn settle(&mut self, wanted: &BTreeMap<PodKey, Wanted>) {
+        if let Some(why) = self.unknown_pods() {
+            self.parts.readiness.pending(READY, Some(why.to_owned()));
+            return;
+        }
         if !self.waiting_since.is_empty() {
             let names: Vec<_> =
                 self.waiting_since.keys().map(|k| format!("{}/{}", k.namespace, k.name)).collect();

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_core::flows::ConnectionId;
 use socket2::Socket;
 
 use crate::capture::{Capture, EnrolledPod};
@@ -19,8 +20,12 @@ pub struct KernelNet {
 }
 
 impl PodNet for KernelNet {
-    fn original_destination(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
-        self.capture.take_original_dst(local, peer)
+    fn original_destination(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) -> Option<(SocketAddr, ConnectionId)> {
+        self.capture.take_original(local, peer)
     }
 
     fn outbound_socket(&self, destination: SocketAddr) -> io::Result<Socket> {

@@ -76,9 +76,9 @@ pub fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     for (key, held) in &mut *held {
-        let same = present.get(key).is_some_and(|info| {
-            (&info.uid, &info.netns, &info.cgroup) == (&held.info.uid, &held.info.netns, &held.info.cgroup)
-        });
+        let same = present
+            .get(key)
+            .is_some_and(|info| (&info.uid, &info.netns) == (&held.info.uid, &held.info.netns));
         if !same || !held.alive {
             plan.release.push(key.clone());
         } else if wanted.contains_key(key) {

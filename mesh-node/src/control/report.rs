@@ -1,7 +1,9 @@
-//! Tells the control plane which pods are under capture, so that it announces them as reachable by HBONE only then.
+//! Tells the control plane which pods are under capture, so that it announces them as reachable by HBONE only then; and
+//! hears from it which pods of this node are whose.
 //!
-//! Istio's control plane does not know this service and announces by annotation; then there is nobody to tell.
+//! Istio's control plane does not know this service and announces by annotation; then there is nobody to tell or to ask.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::xds::channel::ControlPlane;
@@ -9,6 +11,8 @@ use mesh_core::xds::proto::node::EnrolmentReport;
 use mesh_core::xds::proto::node::node_service_client::NodeServiceClient;
 use tokio::sync::watch;
 use tonic::{Code, Request, Status};
+
+use super::assign::{Assigned, Assignment};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(15);
@@ -20,13 +24,11 @@ const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
 pub type Newest = Option<EnrolmentReport>;
 
 /// Sends the newest report on every connection and on every change, until the agent drains: then a successor reports.
-pub async fn run(server: &ControlPlane, mut reports: watch::Receiver<Newest>) {
+/// What the control plane tells of this node's pods goes to `assigned`, and stays there while it is away.
+pub async fn run(server: &ControlPlane, reports: watch::Receiver<Newest>, assigned: watch::Sender<Assigned>) {
     let mut retry = FIRST_RETRY;
-    if reports.wait_for(Option::is_some).await.is_err() {
-        return;
-    }
     loop {
-        let ended = stream(server, reports.clone()).await;
+        let ended = stream(server, reports.clone(), &assigned).await;
         if reports.has_changed().is_err() {
             return;
         }
@@ -34,6 +36,7 @@ pub async fn run(server: &ControlPlane, mut reports: watch::Receiver<Newest>) {
             Ok(()) => retry = FIRST_RETRY,
             Err(Ended::Status(status)) if status.code() == Code::Unimplemented => {
                 tracing::debug!("the control plane takes no enrolment reports");
+                assigned.send_replace(Assigned::NotOffered);
                 retry = UNIMPLEMENTED_RETRY;
             }
             Err(ended) => {
@@ -53,13 +56,16 @@ enum Ended {
     Status(Box<Status>),
 }
 
-async fn stream(server: &ControlPlane, mut reports: watch::Receiver<Newest>) -> Result<(), Ended> {
+async fn stream(
+    server: &ControlPlane,
+    mut reports: watch::Receiver<Newest>,
+    assigned: &watch::Sender<Assigned>,
+) -> Result<(), Ended> {
     let channel = server.connect().await?;
     let (sender, mut queue) = tokio::sync::mpsc::channel(1);
     let outgoing = futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx));
     let mut request = Request::new(outgoing);
     server.authorize(request.metadata_mut())?;
-    // The server may answer only once it has read a report.
     let first = reports.borrow_and_update().clone();
     let mut client = NodeServiceClient::new(channel);
     let status = |s: Status| Ended::Status(Box::new(s));
@@ -71,8 +77,9 @@ async fn stream(server: &ControlPlane, mut reports: watch::Receiver<Newest>) -> 
     loop {
         tokio::select! {
             ack = acks.message() => {
-                if ack.map_err(status)?.is_none() {
-                    return Ok(());
+                let Some(ack) = ack.map_err(status)? else { return Ok(()) };
+                if let Some(assignment) = Assignment::read(ack) {
+                    assigned.send_replace(Assigned::Known(Arc::new(assignment)));
                 }
             }
             changed = reports.changed() => {

@@ -148,6 +148,7 @@ impl Served {
 
     /// Decides about what arrived; never waits.
     pub(super) fn step(&self, bytes: &[u8], transport: Transport) -> Step {
+        let began = Instant::now();
         let query = match message::read(bytes) {
             Ok(query) => query,
             Err(refused) => {
@@ -165,6 +166,8 @@ impl Served {
         match answer(&query.message, client, &state, &self.node.settings.rules, &mut random) {
             Outcome::Reply(reply) => {
                 log(&query, workload, "answered", reply.answers.len());
+                let reply_code = reply.metadata.response_code.low();
+                self.node.metrics.answered(&self.local, &query.message, reply_code, true, began.elapsed());
                 Step::Reply(message::encode(&reply, limit(&query, transport)))
             }
             Outcome::Forward => {
@@ -199,10 +202,14 @@ impl Served {
         if let Some(error) = failed_with {
             tracing::debug!(target: "dns", pod = %self.local, server = ?asked, "forwarding failed: {error}");
         }
-        match reply {
+        let reply = match reply {
             Ok(Ok(reply)) => reply,
             Ok(Err(_)) | Err(_) => failed(&pending.query, transport),
-        }
+        };
+        // The low half of the header's fourth byte (RFC 1035 §4.1.1).
+        let code = reply.get(3).map_or(0, |byte| byte & 0xf);
+        self.node.metrics.answered(&self.local, &pending.query.message, code, false, started.elapsed());
+        reply
     }
 
     async fn ask(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::error::Code;
+use mesh_core::flows::ConnectionId;
 use mesh_core::state::Workload;
 use mesh_core::telemetry::{
     Connection, DryRunCounters, Failure, HandleCache, Opened, Peer, Recorder, Reporter, SecurityPolicy,
@@ -127,6 +128,7 @@ fn opened(
     let started = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
     let inferred = infer_service(judge.state, destination, flow.server.port(), None);
     [Reporter::Source, Reporter::Destination].map(|reporter| Opened {
+        id: ConnectionId::of(flow.opened_ns, flow.client),
         connection: Connection {
             reporter,
             source: Peer::Workload(Arc::clone(source)),

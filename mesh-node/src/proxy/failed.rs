@@ -46,7 +46,7 @@ impl Failed {
     /// As the access log takes it.
     #[must_use]
     pub fn to_log(&self) -> Failure {
-        Failure::new(self.code, Arc::clone(&self.text))
+        Failure { decided_by: self.decided_by.clone(), ..Failure::new(self.code, Arc::clone(&self.text)) }
     }
 }
 

@@ -222,6 +222,9 @@ pub(super) async fn make(
             return None;
         }
     };
+    if let Some(parent) = &connect.request.traceparent {
+        proxy.name(&application, target, parent.connection());
+    }
     let wants = proxy.shared().config.proxy.response_baggage;
     let baggage = if wants { proxy.baggage(&admitted.local) } else { None };
     match connect.accept(baggage.as_ref()) {
@@ -369,6 +372,8 @@ fn opened(
         security: SecurityPolicy::MutualTls,
     };
     Opened {
+        // What the client's node calls it, so that both nodes tell of one connection.
+        id: request.traceparent.map(|parent| parent.connection()).unwrap_or_default(),
         connection,
         started,
         source: peer.socket,

@@ -6,12 +6,15 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_core::flows::ConnectionId;
 use socket2::Socket;
 
 /// The network of one pod. Implementations are called on data workers: a few system calls, no lock.
 pub trait PodNet: Send + Sync {
-    /// Where the application wanted to go when it made the connection that was just accepted, once.
-    fn original_destination(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr>;
+    /// Where the application wanted to go when it made the connection that was just accepted, once; and what flow
+    /// events call the connection.
+    fn original_destination(&self, local: SocketAddr, peer: SocketAddr)
+    -> Option<(SocketAddr, ConnectionId)>;
 
     /// A TCP socket in the pod's namespace for connecting to `destination` outside the pod; not connected.
     ///

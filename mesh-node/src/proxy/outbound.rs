@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use mesh_core::error::{Code, Side};
+use mesh_core::flows::ConnectionId;
 use mesh_core::hbone::{
     Authority, BaggageHeader, ConnectRequest, Error as TunnelError, Forwarded, HboneStream, TraceParent,
 };
@@ -93,7 +94,7 @@ pub(super) async fn make(proxy: Rc<PodProxy>, client: TcpStream, peer: SocketAdd
     };
     let destination =
         client.local_addr().ok().and_then(|l| proxy.pod.net.original_destination(canonical(l), peer));
-    let Some(destination) = destination.map(canonical) else {
+    let Some((destination, id)) = destination.map(|(to, id)| (canonical(to), id)) else {
         let text = "no record of the original destination of the connection";
         refuse(None, &Failed::new(Code::NoOriginalDestination, text));
         return None;
@@ -104,7 +105,7 @@ pub(super) async fn make(proxy: Rc<PodProxy>, client: TcpStream, peer: SocketAdd
     let (state, source) =
         proxy.pod.workload(proxy.shared(), patience).await.map_err(|failed| refused(&failed)).ok()?;
     let early = Early::new(&client, proxy.shared().config.proxy.early_data);
-    let asked = Asked { proxy, source: &source, early, peer, destination };
+    let asked = Asked { proxy, source: &source, early, id, peer, destination };
     match asked.establish(&state).await {
         Ok((route, mut upstream)) => {
             asked.offer_fast_path(&route);
@@ -135,6 +136,7 @@ struct Asked<'a> {
     proxy: &'a Rc<PodProxy>,
     source: &'a Arc<Workload>,
     early: Early<'a>,
+    id: ConnectionId,
     peer: SocketAddr,
     destination: SocketAddr,
 }
@@ -324,7 +326,7 @@ impl Asked<'_> {
                 client: Some(self.peer),
                 host: route.service.as_ref().map(|s| s.host.hostname().into()),
             }),
-            traceparent: Some(TraceParent::random()),
+            traceparent: Some(TraceParent::of(self.id)),
             ..ConnectRequest::to(tunnel.authority.clone())
         }
     }
@@ -405,6 +407,7 @@ impl Asked<'_> {
             security: hbone.map_or(SecurityPolicy::Unknown, |_| SecurityPolicy::MutualTls),
         };
         let opened = telemetry::Opened {
+            id: self.id,
             connection,
             started,
             source: self.peer,

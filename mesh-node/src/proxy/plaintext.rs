@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use mesh_core::error::Code;
+use mesh_core::flows::ConnectionId;
 use mesh_core::policy::Conn;
 use mesh_core::telemetry::{Connection, Direction, Opened, Peer, Reporter, SecurityPolicy, infer_service};
 use tokio::net::TcpStream;
@@ -65,8 +66,15 @@ pub(super) async fn make(proxy: Rc<PodProxy>, client: TcpStream, peer: SocketAdd
         destination_identity: None,
         security: SecurityPolicy::Unknown,
     };
-    let opened =
-        Opened { connection, started, source: peer, destination, hbone_target: None, fast_path: false };
+    let opened = Opened {
+        id: ConnectionId::default(),
+        connection,
+        started,
+        source: peer,
+        destination,
+        hbone_target: None,
+        fast_path: false,
+    };
     let session = Session::open(proxy, opened, destination);
     let connected = match decide(proxy, &registered).await {
         Ok(()) => {

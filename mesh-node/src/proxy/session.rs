@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use mesh_core::error::Code;
+use mesh_core::flows::ConnectionId;
 use mesh_core::hbone::copy::{self, Ended, Meter as _};
 use mesh_core::hbone::{Baggage, BaggageHeader, Error as TunnelError, HboneStream};
 use mesh_core::identity::SpiffeId;
@@ -148,6 +149,7 @@ pub(super) fn report_early(
 ) {
     proxy.shared().telemetry.access_log.write(AccessRecord {
         event: Event::Failed,
+        id: ConnectionId::default(),
         at: SystemTime::now(),
         direction,
         source: src,

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mesh_core::error::Code;
+use mesh_core::flows::ConnectionId;
 use mesh_core::hbone::BaggageHeader;
 use mesh_core::state::Workload;
 use mesh_core::telemetry::{DryRunCounters, HandleCache, LimitLabels};
@@ -30,7 +31,8 @@ use super::live::Registry;
 use super::once::Once;
 use super::pool::Pool;
 use super::suspects::Suspects;
-use super::{Pod, Shared, busy, inbound, outbound, plaintext};
+use super::{Pod, Shared, busy, canonical, inbound, outbound, plaintext};
+use crate::trace::join::Named;
 
 /// A draining listener is closed once no connection came for this long: a handshake that began before the successor's
 /// listener took over ends within it, retransmissions of the SYN-ACK included.
@@ -214,6 +216,15 @@ impl PodProxy {
             shed.get_or_create(&LimitLabels(overload.label())).inc();
             Failed::new(Code::Overloaded, overload.as_str())
         })
+    }
+
+    /// Says for whom a connection to the application was made, so that tracing tells of one connection. When nobody reads
+    /// it in time, the kernel's account of it has a name of its own.
+    pub(super) fn name(&self, application: &TcpStream, server: SocketAddr, connection: ConnectionId) {
+        let Some(named) = &self.shared().named else { return };
+        if let Ok(client) = application.local_addr() {
+            let _ = named.try_send(Named { client: canonical(client), server, connection, tunnel: true });
+        }
     }
 
     /// How `workload`, which is this pod's, describes itself to peers; made once per version of the workload.

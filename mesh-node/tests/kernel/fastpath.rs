@@ -5,6 +5,7 @@ use mesh_node::capture::{Decision, FlowState, Pair};
 use mesh_node::sys;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
 fn an_allowed_pair_talks_without_the_agent() {
@@ -69,6 +70,67 @@ fn a_new_generation_ends_old_verdicts_but_not_the_ones_written_for_it() {
     let _client = connect(mesh.host(0), at(v4(1), 8080)).unwrap();
     accept(&mesh.pods[0].outbound);
     assert_eq!(mesh.capture.verdicts().unwrap().len(), 1);
+}
+
+#[test]
+fn thousands_of_verdicts_are_read_once_each_while_others_come_and_go() {
+    let mesh = Mesh::new();
+    let generation = mesh.capture.generation().unwrap();
+    let decision = Decision { allow: true, policy: 0, flags: 0 };
+    let pair = |port| Pair { netns: 1, source: v4(0), destination: v4(1), port };
+    let ports = 1..=5000;
+    for port in ports.clone() {
+        mesh.capture.set_verdict(&pair(port), decision, generation).unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for port in (6000..9000).cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                mesh.capture.set_verdict(&pair(port), decision, generation).unwrap();
+                mesh.capture.remove_verdict(&pair(port)).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            let verdicts = mesh.capture.verdicts().unwrap();
+            let mut read: Vec<u16> =
+                verdicts.iter().map(|(pair, ..)| pair.port).filter(|port| ports.contains(port)).collect();
+            read.sort_unstable();
+            assert!(read.into_iter().eq(ports.clone()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_connection_of_the_same_addresses_elsewhere_on_the_machine_takes_no_authorisation() {
+    let mesh = Mesh::new();
+    let elsewhere = Net::new(2);
+    allow(&mesh, v4(0), v4(1), mesh.capture.generation().unwrap());
+    let applications = [serve(mesh.host(1), 8080), serve(&elsewhere.hosts[1], 8080)];
+    let from = |netns: &sys::Netns| {
+        let socket = netns.socket(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&at(v4(0), 40_000).into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let error = socket.connect(&at(v4(1), 8080).into()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+        socket
+    };
+    // The first SYN is lost, so that the other connection is there before it.
+    nft(
+        &mesh.net,
+        1,
+        "table ip um {\n chain c {\n type filter hook input priority 0;\n tcp dport 8080 counter drop\n }\n}\n",
+    );
+    let _client = from(mesh.host(0));
+    eventually("the first SYN is lost", || dropped(&mesh.net, 1) > 0);
+    let _other = from(&elsewhere.hosts[0]);
+    accept(&applications[1]);
+    nft(&mesh.net, 1, "delete table ip um\n");
+    assert_eq!(accept(&applications[0]).1, at(v4(0), 40_000));
+    assert!(is_idle(&mesh.pods[1].inbound));
 }
 
 #[test]

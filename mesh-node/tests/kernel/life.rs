@@ -4,8 +4,9 @@ use crate::support::*;
 use mesh_node::capture::{Capture, CaptureConfig, Decision, FailMode, MeshSettings, Pair, doctor};
 use mesh_node::pods::DirectorySource;
 use std::io::{ErrorKind, Read};
+use std::net::TcpListener;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 fn open() -> MeshSettings {
@@ -110,17 +111,16 @@ fn a_pod_that_the_next_agent_does_not_claim_is_let_go() {
     accept(&own);
 }
 
-/// Accepts until told to stop and the queue is empty; returns how many had a record.
-fn drain(pod: &Pod, capture: &Capture, stop: &AtomicBool) -> usize {
-    let mut served = 0;
+/// Accepts until told to stop and the queue is empty; counts those that had a record.
+fn drain(pod: &Pod, capture: &Capture, stop: &AtomicBool, served: &AtomicUsize) {
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         match pod.outbound.accept() {
             Ok((stream, peer)) => {
-                served +=
-                    usize::from(capture.take_original_dst(stream.local_addr().unwrap(), peer).is_some());
+                let original = capture.take_original_dst(stream.local_addr().unwrap(), peer);
+                served.fetch_add(usize::from(original.is_some()), Ordering::Relaxed);
             }
-            Err(_) if stopping => return served,
+            Err(_) if stopping => return,
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -134,6 +134,7 @@ fn two_agents_overlap_without_losing_a_connection() {
     let old_pod = Pod::enrol(&old, &net.info(0));
     let (stop_old, stop_new, stop_load) =
         (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+    let (old_served, new_served) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let new = Capture::load(pins.config()).unwrap();
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -144,29 +145,30 @@ fn two_agents_overlap_without_losing_a_connection() {
             }
             made
         });
-        let stop = &stop_old;
-        let old_served = scope.spawn(move || {
-            let served = drain(&old_pod, &old, stop);
+        let (stop, counted) = (&stop_old, &old_served);
+        let old_drained = scope.spawn(move || {
+            drain(&old_pod, &old, stop, counted);
             old.retire();
             // Its last connection may still be on its way through the handshake.
             std::thread::sleep(Duration::from_millis(100));
-            let rest = drain(&old_pod, &old, stop);
+            drain(&old_pod, &old, stop, counted);
             drop((old_pod, old));
-            served + rest
         });
         std::thread::sleep(Duration::from_millis(200));
         let new_pod = Pod::enrol(&new, &net.info(0));
-        let (new, stop) = (&new, &stop_new);
-        let new_served = scope.spawn(move || drain(&new_pod, new, stop));
+        let (new, stop, counted) = (&new, &stop_new, &new_served);
+        scope.spawn(move || drain(&new_pod, new, stop, counted));
         stop_old.store(true, Ordering::Relaxed);
-        let served = old_served.join().unwrap();
+        old_drained.join().unwrap();
         std::thread::sleep(Duration::from_millis(200));
         stop_load.store(true, Ordering::Relaxed);
         let made = load.join().unwrap();
+        // The client's last handshake is over before the server's.
+        eventually("every connection is accepted", || {
+            let served = [&old_served, &new_served].map(|count| count.load(Ordering::Relaxed));
+            served.iter().all(|count| *count > 0) && served.iter().sum::<usize>() == made
+        });
         stop_new.store(true, Ordering::Relaxed);
-        let new_served = new_served.join().unwrap();
-        assert!(served > 0 && new_served > 0, "{served} and {new_served}");
-        assert_eq!(served + new_served, made);
     });
 }
 
@@ -258,6 +260,11 @@ impl Drop for Set<'_> {
     }
 }
 
+/// How many connections wait at a listener, which are taken.
+fn accepted(listener: &TcpListener) -> usize {
+    std::iter::from_fn(|| listener.accept().ok()).count()
+}
+
 #[test]
 fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
     let net = Net::new(3);
@@ -274,6 +281,7 @@ fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
     let other = pins.rename_layout("v4294967295");
     let new = Capture::load(pins.config()).unwrap();
     let (stop, stop_load) = (AtomicBool::new(false), AtomicBool::new(false));
+    let [old_served, new_served, direct] = [const { AtomicUsize::new(0) }; 3];
     let enrolled: OnceLock<Vec<Pod>> = OnceLock::new();
     std::thread::scope(|scope| {
         let _end = Set([&stop, &stop_load]);
@@ -289,22 +297,36 @@ fn programs_of_another_layout_are_replaced_without_losing_a_connection() {
             }
             made
         });
-        let (old_pod, old, stop) = (&old_pods[0], &old, &stop);
-        let old_served = scope.spawn(move || drain(old_pod, old, stop));
+        // Its queue would be full before the new agent comes.
+        let direct_accepted = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                direct.fetch_add(accepted(&application), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let (old_pod, old, stop, counted) = (&old_pods[0], &old, &stop, &old_served);
+        scope.spawn(move || drain(old_pod, old, stop, counted));
         std::thread::sleep(Duration::from_millis(200));
         let new_pods = enrolled.get_or_init(|| (0..2).map(|i| Pod::enrol(&new, &net.info(i))).collect());
-        let (new_pod, new) = (&new_pods[0], &new);
-        let new_served = scope.spawn(move || drain(new_pod, new, stop));
+        let (new_pod, new, counted) = (&new_pods[0], &new, &new_served);
+        scope.spawn(move || drain(new_pod, new, stop, counted));
         std::thread::sleep(Duration::from_millis(200));
         new.forget_unclaimed().unwrap();
         std::thread::sleep(Duration::from_millis(200));
         stop_load.store(true, Ordering::Relaxed);
         let made: usize = load.join().unwrap();
+        let mut crossing = 0;
+        // The client's last handshakes are over before the server's.
+        eventually("every connection is accepted", || {
+            // One that the old programs let go may meet the new ones on its way, who take it for plaintext.
+            crossing += accepted(&new_pods[1].inbound);
+            assert!(crossing <= 1, "only one is on its way at a time");
+            assert!(is_idle(&old_pods[1].inbound), "the old programs know what they let go");
+            let counts = [&old_served, &new_served, &direct].map(|count| count.load(Ordering::Relaxed));
+            counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() + crossing == made
+        });
         stop.store(true, Ordering::Relaxed);
-        let direct = std::iter::from_fn(|| application.accept().ok()).count();
-        let served = [old_served.join().unwrap(), new_served.join().unwrap(), direct];
-        assert!(served.iter().all(|count| *count > 0), "{served:?}");
-        assert_eq!(served.iter().sum::<usize>(), made, "{served:?}");
+        direct_accepted.join().unwrap();
         // The old layout's direct connection lives, and can be ended.
         let flows = new.fastpath_flows().unwrap();
         let flow = flows.iter().find(|flow| flow.client == client).expect("it is known");

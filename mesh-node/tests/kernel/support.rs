@@ -346,6 +346,8 @@ impl Pins {
                         program.attach(host).unwrap();
                     }
                 }
+                // Tracing is not there twice.
+                Program::TracePoint(_) => {}
                 _ => panic!("an unknown kind of program"),
             }
         }

@@ -31,7 +31,7 @@ impl Enroller {
         reported.sort_by(|a, b| a.workload_uid.cmp(&b.workload_uid));
         // While an agent takes over, a pod that still waits for its certificate is not one that has left: the control
         // plane would announce it as one without a tunnel, and the fast path would end its connections.
-        let takes_over = !self.settled && !self.waiting_since.is_empty();
+        let takes_over = !self.settled && (!self.waiting_since.is_empty() || self.unknown_pods().is_some());
         if !takes_over {
             let node = self.parts.shared.config.node.name.clone();
             change(&self.parts.report, Some(EnrolmentReport { node, pods: reported }));

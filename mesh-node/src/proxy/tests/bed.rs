@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use mesh_core::flows::ConnectionId;
 use mesh_core::hbone::{ClientConnection, Settings};
 use mesh_core::state::{LocalWorkload, MeshOptions, MeshState, StateIndex};
 use mesh_core::telemetry::{AccessLog, LogFormat, NodeMetrics, TcpMetrics, Telemetry};
@@ -48,8 +49,8 @@ fn bound(source: IpAddr) -> io::Result<Socket> {
 }
 
 impl PodNet for Loopback {
-    fn original_destination(&self, _: SocketAddr, _: SocketAddr) -> Option<SocketAddr> {
-        *self.original.lock().unwrap()
+    fn original_destination(&self, _: SocketAddr, _: SocketAddr) -> Option<(SocketAddr, ConnectionId)> {
+        Some(((*self.original.lock().unwrap())?, ConnectionId(7)))
     }
 
     fn outbound_socket(&self, _: SocketAddr) -> io::Result<Socket> {
@@ -202,6 +203,8 @@ impl Node {
             }),
             failures: Default::default(),
             candidates: offered,
+            fast_path_policies: ArcSwap::default(),
+            named: None,
             drain: CancellationToken::new(),
             config,
         });
