@@ -3,10 +3,11 @@
 //! A stream sends only while its bounded queue has room, and then whatever is newest: a slow client skips
 //! intermediate snapshots and delays nobody.
 
+pub mod convergence;
 pub mod snapshot;
 pub mod subscription;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,11 +26,14 @@ use tracing::{debug, info, warn};
 use crate::auth::{Access, Caller};
 use crate::hub::{CLOSED, Hub};
 use crate::metrics::Metrics;
+use crate::model::Key;
 use snapshot::ResourceType;
 use subscription::{Reply, Subscription};
 
 /// Responses that may wait for a client.
 const QUEUE: usize = 2;
+/// Types that are not served and wait for their empty answer.
+const MOST_UNKNOWN: usize = 32;
 /// A stream ends after this long and up to half as long again, so that clients spread over several replicas; it
 /// ends cleanly, so that the client comes back at once.
 const STREAM_AGE: Duration = Duration::from_secs(30 * 60);
@@ -71,6 +75,8 @@ pub struct ClientStatus {
     pub peer: String,
     /// Seconds since 1970.
     pub connected_at: u64,
+    /// The newest snapshot of which it was sent everything that it wants.
+    pub checked: u64,
     /// By short type name.
     pub types: BTreeMap<&'static str, TypeStatus>,
 }
@@ -99,7 +105,59 @@ pub struct TypeStatus {
     pub url: &'static str,
 }
 
+impl ClientStatus {
+    /// The newest snapshot of which it acknowledged everything that it wants.
+    #[must_use]
+    pub fn reached(&self) -> u64 {
+        let unanswered =
+            self.types.values().filter(|t| t.sent != t.acked).map(|t| t.snapshot.saturating_sub(1));
+        unanswered.fold(self.checked, u64::min)
+    }
+}
+
+/// How many clients have a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// Clients that have acknowledged everything up to it.
+    pub current: usize,
+    /// Ids of those that have not.
+    pub waiting: Vec<String>,
+    /// What one of those said when it rejected something.
+    pub rejected: Option<String>,
+}
+
 impl Clients {
+    /// Which of the connected clients have acknowledged everything up to a snapshot.
+    #[must_use]
+    pub fn programmed(&self, snapshot: u64) -> Programmed {
+        let mut out = Programmed::default();
+        for client in self.list() {
+            let late = client.types.values().find(|t| t.sent != t.acked);
+            if late.is_none() && client.checked >= snapshot {
+                out.current += 1;
+                continue;
+            }
+            let rejection = late.map(|t| t.last_reject.clone()).filter(|r| !r.is_empty());
+            out.rejected = out.rejected.or(rejection);
+            out.waiting.push(client.id);
+        }
+        out
+    }
+
+    /// The newest snapshot that every connected client has acknowledged (none: nobody is connected), and how many do not
+    /// have `newest`.
+    #[must_use]
+    pub fn reached(&self, newest: u64) -> (Option<u64>, usize) {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = connected.values().map(|c| c.lock().unwrap_or_else(PoisonError::into_inner).reached());
+        all.fold((None, 0), |(least, behind), reached| {
+            (
+                Some(least.map_or(reached, |least: u64| least.min(reached))),
+                behind + usize::from(reached < newest),
+            )
+        })
+    }
+
     /// All connected clients.
     #[must_use]
     pub fn list(&self) -> Vec<ClientStatus> {
@@ -129,7 +187,7 @@ impl AggregatedDiscoveryService for AdsServer {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.access.caller(request.metadata()).inspect_err(|_| {
+        let caller = self.access.caller(request.metadata()).await.inspect_err(|_| {
             self.metrics.authentication_failure();
         })?;
         let peer = crate::server::peer_of(&request);
@@ -153,8 +211,14 @@ struct Stream<'a> {
     subscriptions: [Subscription; ResourceType::ALL.len()],
     status: Arc<Mutex<ClientStatus>>,
     node: String,
+    /// Types that this server does not have and the client asked for: a client that is newer is told that there is
+    /// nothing, so that it does not wait for them.
+    unknown: VecDeque<String>,
     /// Something may have to be sent.
     dirty: bool,
+    /// When it began, and the newest snapshot that it has acknowledged.
+    began: Instant,
+    reached: u64,
 }
 
 impl AdsServer {
@@ -167,26 +231,34 @@ impl AdsServer {
     ) -> Result<(), Status> {
         let Some(first) = inbound.message().await? else { return Ok(()) };
         let (id, node) = identify(first.node.as_ref(), caller.as_ref())?;
+        let account = caller.as_ref().map(|c| Key::new(&c.namespace, &c.service_account));
         let (number, status) = self.clients.add(ClientStatus {
             id: id.clone(),
             cluster: metadata(first.node.as_ref(), "CLUSTER_ID").unwrap_or_default(),
             node: node.clone(),
             peer: peer.map(|p| p.to_string()).unwrap_or_default(),
             connected_at: seconds(SystemTime::now()),
+            checked: 0,
             types: BTreeMap::new(),
         });
         self.metrics.clients.inc();
+        let kind = proxy_kind(&id);
+        self.metrics.proxies(kind).inc();
         info!(client = id, node, "xDS client connected");
         let stream = Stream {
             server: self,
-            subscriptions: ResourceType::ALL.map(Subscription::new),
+            subscriptions: ResourceType::ALL.map(|kind| Subscription::of(kind, account.clone())),
             status,
             node: node.clone(),
+            unknown: VecDeque::new(),
             dirty: false,
+            began: Instant::now(),
+            reached: 0,
         };
         let result = stream.run(first, inbound, out).await;
         self.clients.remove(number);
         self.metrics.clients.dec();
+        self.metrics.proxies(kind).dec();
         info!(client = id, node, "xDS client gone");
         result
     }
@@ -233,11 +305,7 @@ impl Stream<'_> {
 
     fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
         let Some(kind) = ResourceType::from_url(&request.type_url) else {
-            return Err(Status::invalid_argument(format!(
-                "type {:?} is not served; this server has {}",
-                request.type_url,
-                ResourceType::ALL.map(ResourceType::url).join(", ")
-            )));
+            return self.unknown_type(request);
         };
         let reply = self.subscriptions[kind as usize].request(request, &self.node);
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,11 +328,56 @@ impl Stream<'_> {
         Ok(())
     }
 
+    /// Measures how long the newest snapshot took to this client, once it has acknowledged it.
+    fn converged(&mut self) {
+        let (reached, sent) = {
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            let reached = status.reached();
+            (reached, status.types.values().any(|status| status.snapshot == reached))
+        };
+        let snapshot = self.server.hub.snapshot();
+        if reached > self.reached && reached == snapshot.number {
+            self.reached = reached;
+            // What it was not concerned with was no push; what was there before it came did not take so long.
+            if let Some(changed_at) = snapshot.changed_at.filter(|_| sent) {
+                let took = changed_at.max(self.began).elapsed();
+                self.server.metrics.convergence.observe(took.as_secs_f64());
+            }
+        }
+    }
+
+    /// A client may be newer than this server, and ask for what only its successor has.
+    fn unknown_type(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
+        if request.type_url.is_empty() || self.unknown.len() >= MOST_UNKNOWN {
+            return Err(Status::invalid_argument(format!(
+                "type {:?} is not served; this server has {}",
+                request.type_url,
+                ResourceType::ALL.map(ResourceType::url).join(", ")
+            )));
+        }
+        // What it says of the empty answer needs no answer.
+        if request.response_nonce.is_empty() {
+            info!(node = self.node, kind = request.type_url, "a type that this version does not have");
+            self.unknown.push_back(request.type_url.clone());
+            self.dirty = true;
+        }
+        Ok(())
+    }
+
     fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
         let snapshot = self.server.hub.snapshot();
         if snapshot.number == 0 {
             // The source has not been read: an empty answer would make a node forget what it knows.
             return None;
+        }
+        if let Some(type_url) = self.unknown.pop_front() {
+            let (system_version_info, nonce) = (snapshot.number.to_string(), "none".to_owned());
+            return Some(DeltaDiscoveryResponse {
+                system_version_info,
+                type_url,
+                nonce,
+                ..Default::default()
+            });
         }
         for kind in ResourceType::ALL {
             let started = Instant::now();
@@ -283,7 +396,18 @@ impl Stream<'_> {
             status.resources = subscription.held();
             return Some(response);
         }
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).checked = snapshot.number;
+        self.converged();
         None
+    }
+}
+
+/// Of an id `<type>~...` that was checked.
+fn proxy_kind(id: &str) -> &'static str {
+    match id.split('~').next() {
+        Some("waypoint") => "waypoint",
+        Some("agent") => "agent",
+        _ => "ztunnel",
     }
 }
 

@@ -1,4 +1,5 @@
-//! Who a client is: a bearer token that this control plane signed, bound to a node.
+//! Who a client is: a bearer token that this control plane signed, bound to a node; in a cluster, a token of the API
+//! server, bound to a pod ([`crate::kubernetes::review`]).
 //!
 //! The claims are those of a Kubernetes service-account token (audience `istio-ca`), so that an agent sends it
 //! the way stock ztunnel sends its projected token.
@@ -12,13 +13,14 @@ use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::ads::seconds;
 use crate::files;
+use crate::kubernetes::review::{ReviewError, Reviewer};
 
 const ISSUER: &str = "undermesh-control";
-const AUDIENCE: &str = "istio-ca";
+pub(crate) const AUDIENCE: &str = "istio-ca";
 const KEY_FILE: &str = "token-key.pem";
 
 /// A client that proved who it is.
@@ -30,6 +32,8 @@ pub struct Caller {
     pub namespace: String,
     /// Its service account.
     pub service_account: String,
+    /// It is a node's agent: it gets certificates for the pods of its node, and says which of them it captured.
+    pub agent: bool,
 }
 
 /// Why there is no token key.
@@ -129,7 +133,7 @@ impl TokenKey {
     /// Signing failed.
     pub fn issue(&self, caller: &Caller, ttl: Duration, now: SystemTime) -> Result<String, TokenError> {
         let now = seconds(now);
-        let Caller { node, namespace, service_account } = caller;
+        let Caller { node, namespace, service_account, .. } = caller;
         let claims = Claims {
             iss: ISSUER.into(),
             aud: vec![AUDIENCE.into()],
@@ -162,7 +166,7 @@ impl TokenKey {
         if node.name.is_empty() {
             return Err("names no node".into());
         }
-        Ok(Caller { node: node.name, namespace, service_account: serviceaccount.name })
+        Ok(Caller { node: node.name, namespace, service_account: serviceaccount.name, agent: true })
     }
 }
 
@@ -173,15 +177,19 @@ pub enum Access {
     Open,
     /// Holders of a token (15012).
     Token(Arc<TokenKey>),
+    /// Holders of a token of the cluster's API server (15012).
+    Review(Arc<Reviewer>),
 }
 
 impl Access {
     /// The caller of a request; none on an open listener.
     ///
     /// # Errors
-    /// `Unauthenticated`, without telling why.
-    pub fn caller(&self, metadata: &MetadataMap) -> Result<Option<Caller>, Status> {
-        let Self::Token(key) = self else { return Ok(None) };
+    /// `Unauthenticated`, without telling why; `Unavailable` when it could not be found out.
+    pub async fn caller(&self, metadata: &MetadataMap) -> Result<Option<Caller>, Status> {
+        if matches!(self, Self::Open) {
+            return Ok(None);
+        }
         let refuse = |why: &str| {
             debug!(why, "token refused");
             Status::unauthenticated("a valid bearer token is required")
@@ -191,8 +199,20 @@ impl Access {
             .to_str()
             .ok()
             .and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer ")))
-            .ok_or_else(|| refuse("no bearer token"))?;
-        key.verify(token.trim()).map(Some).map_err(|why| refuse(&why))
+            .ok_or_else(|| refuse("no bearer token"))?
+            .trim();
+        match self {
+            Self::Open => Ok(None),
+            Self::Token(key) => key.verify(token).map(Some).map_err(|why| refuse(&why)),
+            Self::Review(reviewer) => match reviewer.caller(token).await {
+                Ok(caller) => Ok(Some(caller)),
+                Err(ReviewError::Refused(why)) => Err(refuse(&why)),
+                Err(error @ ReviewError::Unavailable(_)) => {
+                    warn!(%error, "a token cannot be checked");
+                    Err(Status::unavailable("tokens cannot be checked now"))
+                }
+            },
+        }
     }
 }
 
@@ -201,7 +221,12 @@ mod tests {
     use super::*;
 
     fn caller(node: &str) -> Caller {
-        Caller { node: node.into(), namespace: "istio-system".into(), service_account: "mesh-node".into() }
+        Caller {
+            node: node.into(),
+            namespace: "istio-system".into(),
+            service_account: "mesh-node".into(),
+            agent: true,
+        }
     }
 
     #[test]

@@ -57,6 +57,16 @@ fn identity(
     if wanted.trust_domain() != trust_domain {
         return Err(format!("{wanted} is not of trust domain {trust_domain}"));
     }
+    // A waypoint asks for itself by name.
+    if wanted.namespace() == caller.namespace && wanted.service_account() == caller.service_account {
+        return Ok(wanted);
+    }
+    if !caller.agent {
+        return Err(format!(
+            "{}/{} is no node's agent and asks for the identity {wanted}; see --trusted-node-account",
+            caller.namespace, caller.service_account
+        ));
+    }
     let here = published.objects().pods.values().any(|pod| {
         pod.node == caller.node
             && !pod.terminal
@@ -90,9 +100,10 @@ impl IstioCertificateService for CaServer {
             self.metrics.authentication_failure();
             Status::unauthenticated("not authorized to get this certificate")
         };
-        let caller = match self.access.caller(request.metadata()) {
+        let caller = match self.access.caller(request.metadata()).await {
             Ok(Some(caller)) => caller,
             Ok(None) => return Err(refuse("unknown", "the listener has no authentication")),
+            Err(status) if status.code() == tonic::Code::Unavailable => return Err(status),
             Err(_) => return Err(refuse("unknown", "no valid token")),
         };
         let request = request.into_inner();
@@ -107,22 +118,22 @@ impl IstioCertificateService for CaServer {
             )));
         }
         let ttl = lifetime(&request)?;
-        let chain = self.store.authority().sign(&request.csr, &identity, ttl, SystemTime::now()).map_err(
-            |error| {
-                warn!(node = caller.node, %identity, %error, "certificate not signed");
-                match error {
-                    SignError::Csr(_) => {
-                        self.metrics.csr_parsing_errors.inc();
-                        Status::invalid_argument(error.to_string())
-                    }
-                    SignError::Sign(_) => {
-                        self.metrics.csr_sign_errors.inc();
-                        Status::internal("the certificate could not be signed")
-                    }
+        let now = SystemTime::now();
+        let chain = self.store.authority().sign(&request.csr, &identity, ttl, now).map_err(|error| {
+            warn!(node = caller.node, %identity, %error, "certificate not signed");
+            match error {
+                SignError::Csr(_) => {
+                    self.metrics.csr_parsing_errors.inc();
+                    Status::invalid_argument(error.to_string())
                 }
-            },
-        )?;
+                SignError::Sign(_) => {
+                    self.metrics.csr_sign_errors.inc();
+                    Status::internal("the certificate could not be signed")
+                }
+            }
+        })?;
         self.metrics.issued.inc();
+        self.store.note_issued(&identity.to_string(), now + ttl);
         info!(node = caller.node, %identity, ttl_s = ttl.as_secs(), "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain: chain }))
     }

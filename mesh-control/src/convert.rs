@@ -4,6 +4,8 @@
 //! Where Istio's conversion lets a predicate vanish, this one makes the policy stricter and says so in a
 //! [`Condition`].
 
+mod assign;
+mod attachments;
 mod datagrams;
 mod endpoints;
 mod enrol;
@@ -11,6 +13,7 @@ mod entry;
 mod l7;
 mod peer;
 mod policy;
+mod require;
 mod service;
 mod waypoint;
 mod workload;
@@ -21,7 +24,14 @@ use mesh_core::xds::proto::l7::WorkloadLabels;
 use mesh_core::xds::proto::security::Authorization;
 use mesh_core::xds::proto::workload::{Address, Workload, address};
 
-pub use l7::L7;
+pub use assign::Assignments;
+pub(crate) use attachments::MESH_CONTROLLER;
+pub use attachments::{Attachments, ListenerState, ParentState, Refusal};
+pub(crate) use enrol::{Decision, decide, namespace_joins};
+pub(crate) use enrol::{MARK, REDIRECTION};
+pub(crate) use l7::complete;
+pub use l7::{Confidential, L7};
+pub(crate) use workload::pod_uid;
 
 use crate::model::mesh::Undermesh;
 use crate::model::{Condition, Key, Kind, ObjectRef, Objects};
@@ -102,8 +112,12 @@ pub struct Resources {
     pub authorizations: BTreeMap<String, Authorization>,
     /// What only waypoints are told.
     pub l7: L7,
+    /// What each node is told of its own pods.
+    pub assignments: Assignments,
     /// Status conditions, sorted by object.
     pub conditions: Vec<Condition>,
+    /// What there is to say of listeners of gateways and of parents of routes.
+    pub attachments: Attachments,
 }
 
 /// What the parts of the conversion share.
@@ -117,6 +131,8 @@ struct Context<'a> {
     services: entry::ServiceIndex<'a>,
     /// Service (`namespace/hostname`) to the waypoint that it asks for.
     asked: BTreeMap<String, Key>,
+    /// Service to what its endpoints are to be reached through.
+    through: BTreeMap<String, require::Through>,
     /// Network id of this cluster.
     network: String,
     conditions: Vec<Condition>,
@@ -148,7 +164,7 @@ impl Context<'_> {
 /// Converts all objects. `mesh` has the settings of `objects` applied.
 #[must_use]
 pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources {
-    let mut resources = Resources::default();
+    let mut resources = Resources { assignments: assign::convert(objects, mesh), ..Resources::default() };
     let mut conditions = Vec::new();
     settings_conditions(objects, mesh, &mut conditions);
     let policies = policy::convert(objects, mesh, &mut resources.authorizations, &mut conditions);
@@ -159,9 +175,19 @@ pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources
         .to_owned();
     let waypoints = waypoint::Waypoints::new(objects, mesh, &network, &mut conditions);
     let services = entry::ServiceIndex::new(objects, mesh, &mut conditions);
-    let asked = BTreeMap::new();
-    let mut context =
-        Context { objects, mesh, captured, waypoints, peers, policies, services, asked, network, conditions };
+    let mut context = Context {
+        objects,
+        mesh,
+        captured,
+        waypoints,
+        peers,
+        policies,
+        services,
+        asked: BTreeMap::new(),
+        through: BTreeMap::new(),
+        network,
+        conditions,
+    };
     service::convert(&mut context, &mut resources);
     workload::convert(&mut context, &mut resources);
     entry::convert(&mut context, &mut resources);

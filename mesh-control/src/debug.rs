@@ -15,13 +15,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-mod wire;
+pub(crate) mod wire;
 
 use crate::ads::{ClientStatus, Clients, TypeStatus};
 use crate::enrol::Enrolments;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::model::Kind;
+use crate::relay::gate::Origin;
+use crate::relay::web::{self, Web};
 
 /// What the endpoints read.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub struct Debug {
     pub enrolments: Arc<Enrolments>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Events of all nodes, for who is on this machine.
+    pub web: Web,
 }
 
 const INDEX: &str = "\
@@ -75,7 +79,7 @@ impl Debug {
                 let _slot = slot;
                 let service = service_fn(move |request| {
                     let debug = debug.clone();
-                    async move { Ok::<_, Infallible>(debug.answer(&request)) }
+                    async move { Ok::<_, Infallible>(debug.answer(request, Origin::of(peer.ip())).await) }
                 });
                 let mut http = hyper::server::conn::http1::Builder::new();
                 http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false);
@@ -89,9 +93,12 @@ impl Debug {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, origin: Origin) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n");
+        }
+        if web::is_path(request.uri().path()) {
+            return self.web.answer(&request.into_parts().0, origin).await;
         }
         self.get(request.uri().path())
     }
@@ -100,7 +107,7 @@ impl Debug {
     #[must_use]
     pub fn get(&self, path: &str) -> Response<Full<Bytes>> {
         match path {
-            "/" | "/debug" | "/debug/" => text(StatusCode::OK, INDEX),
+            "/" | "/debug" | "/debug/" => text(StatusCode::OK, &format!("{INDEX}{}", web::INDEX)),
             "/ready" if self.hub.ready() => text(StatusCode::OK, "ready\n"),
             "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "the source has not been read yet\n"),
             "/metrics" => match self.metrics.text() {
@@ -116,7 +123,7 @@ impl Debug {
             "/debug/errors" => answer(&self.hub.published().source.problems),
             "/debug/objects" => answer(&self.objects()),
             "/debug/nodes" => answer(&self.nodes()),
-            _ => text(StatusCode::NOT_FOUND, &format!("{path} is unknown; there are\n{INDEX}")),
+            _ => text(StatusCode::NOT_FOUND, &format!("{path} is unknown; there are\n{INDEX}{}", web::INDEX)),
         }
     }
 
@@ -141,10 +148,12 @@ impl Debug {
             "Pod": keys(o.pods.keys().map(ToString::to_string).collect()),
             "Service": keys(o.services.keys().map(ToString::to_string).collect()),
             "EndpointSlice": keys(o.endpoint_slices.keys().map(ToString::to_string).collect()),
+            "Secret": keys(o.credentials.keys().map(ToString::to_string).collect()),
             "PeerAuthentication": keys(o.peer_authentications.keys().map(ToString::to_string).collect()),
             "AuthorizationPolicy": keys(o.authorization_policies.keys().map(ToString::to_string).collect()),
             "ServiceEntry": keys(o.service_entries.keys().map(ToString::to_string).collect()),
             "WorkloadEntry": keys(o.workload_entries.keys().map(ToString::to_string).collect()),
+            "GatewayClass": o.gateway_classes.keys().collect::<Vec<_>>(),
             "Gateway": keys(o.gateways.keys().map(ToString::to_string).collect()),
             "VirtualService": keys(o.virtual_services.keys().map(ToString::to_string).collect()),
             "DestinationRule": keys(o.destination_rules.keys().map(ToString::to_string).collect()),
@@ -154,6 +163,7 @@ impl Debug {
             "TLSRoute": routes(Kind::TLSRoute),
             "ReferenceGrant": keys(o.reference_grants.keys().map(ToString::to_string).collect()),
             "RequestAuthentication": keys(o.request_authentications.keys().map(ToString::to_string).collect()),
+            "Telemetry": keys(o.telemetries.keys().map(ToString::to_string).collect()),
         })
     }
 

@@ -1,4 +1,4 @@
-//! What nodes say they have captured (`undermesh.node.v1.NodeService`).
+//! What nodes say they have captured, and what they are told of their own pods (`undermesh.node.v1.NodeService`).
 //!
 //! A node's last report outlives its connection and this process (a file in the state directory): a restart
 //! must not announce the whole mesh as plain text for the moment until every node has reported again.
@@ -8,17 +8,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::xds::proto::node::node_service_server::NodeService;
-use mesh_core::xds::proto::node::{EnrolmentAck, EnrolmentReport};
+use mesh_core::xds::proto::node::{EnrolmentAck, EnrolmentReport, FlowDemand, FlowReport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use crate::auth::Access;
-use crate::convert::Captured;
+use crate::auth::{Access, Caller};
+use crate::convert::{Assignments, Captured};
 use crate::files;
+use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::relay::{Relay, intake};
 
 /// The last report of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,8 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Enrolments {
     reports: Mutex<BTreeMap<String, Report>>,
+    /// Streams of each node that are open; a node's agent may have two while it is replaced.
+    streams: Mutex<BTreeMap<String, usize>>,
     changes: watch::Sender<u64>,
     file: Option<PathBuf>,
 }
@@ -56,7 +60,29 @@ impl Enrolments {
                 }
             }
         }
-        Self { reports: Mutex::new(reports), changes: watch::Sender::new(0), file }
+        let streams = Mutex::default();
+        Self { reports: Mutex::new(reports), streams, changes: watch::Sender::new(0), file }
+    }
+
+    /// Captured uids of the nodes whose agents are connected here, as these say.
+    pub fn connected(&self) -> Captured {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.captured().into_iter().filter(|(node, _)| streams.contains_key(node)).collect()
+    }
+
+    fn opened(&self, node: &str) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        *streams.entry(node.to_owned()).or_default() += 1;
+    }
+
+    fn closed(&self, node: &str) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = streams.get_mut(node) {
+            *open -= 1;
+            if *open == 0 {
+                streams.remove(node);
+            }
+        }
     }
 
     /// Wakes when a report changed what is captured.
@@ -108,16 +134,111 @@ impl Enrolments {
 /// The service.
 #[derive(Debug, Clone)]
 pub struct NodeServer {
+    hub: Arc<Hub>,
     enrolments: Arc<Enrolments>,
+    relay: Arc<Relay>,
     access: Access,
     metrics: Arc<Metrics>,
 }
 
 impl NodeServer {
-    /// A server that fills `enrolments`.
+    /// A server that fills `enrolments` and `relay`, and tells what `hub` has.
     #[must_use]
-    pub fn new(enrolments: Arc<Enrolments>, access: Access, metrics: Arc<Metrics>) -> Self {
-        Self { enrolments, access, metrics }
+    pub fn new(
+        hub: Arc<Hub>,
+        enrolments: Arc<Enrolments>,
+        relay: Arc<Relay>,
+        access: Access,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { hub, enrolments, relay, access, metrics }
+    }
+
+    /// The node's agent that sent a request, as its token says.
+    async fn agent<T>(&self, request: &Request<T>) -> Result<Option<Caller>, Status> {
+        let caller = self.access.caller(request.metadata()).await.inspect_err(|_| {
+            self.metrics.authentication_failure();
+        })?;
+        if let Some(caller) = caller.as_ref().filter(|caller| !caller.agent) {
+            let (namespace, account) = (&caller.namespace, &caller.service_account);
+            warn!(namespace, account, "reports as a node's agent and is none");
+            return Err(Status::permission_denied("only a node's agent reports"));
+        }
+        Ok(caller)
+    }
+}
+
+/// One node's stream.
+struct Node {
+    /// Its name, once it is known.
+    name: Option<String>,
+    /// Whether its token says the name.
+    proved: bool,
+    assignments: watch::Receiver<Arc<Assignments>>,
+    /// The name that it has reported under.
+    reported: Option<String>,
+    /// What it was told last.
+    told: Option<EnrolmentAck>,
+    out: mpsc::Sender<Result<EnrolmentAck, Status>>,
+}
+
+impl Node {
+    /// Takes its reports and tells it of its pods, until it goes or says what it must not.
+    async fn serve(mut self, inbound: Streaming<EnrolmentReport>, enrolments: Arc<Enrolments>) {
+        self.exchange(inbound, &enrolments).await;
+        if let Some(node) = self.reported {
+            enrolments.closed(&node);
+        }
+    }
+
+    async fn exchange(&mut self, mut inbound: Streaming<EnrolmentReport>, enrolments: &Enrolments) {
+        loop {
+            if !self.tell().await {
+                return;
+            }
+            tokio::select! {
+                report = inbound.message() => {
+                    let Ok(Some(report)) = report else { return };
+                    let answer = self.take(report, enrolments);
+                    let last = answer.is_err();
+                    if self.out.send(answer).await.is_err() || last {
+                        return;
+                    }
+                }
+                changed = self.assignments.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Tells it of its pods, if that is something new. False once it is gone.
+    async fn tell(&mut self) -> bool {
+        let Some(name) = &self.name else { return true };
+        let now = self.assignments.borrow_and_update().of(name);
+        let Some(now) = now.filter(|now| self.told.as_ref() != Some(now)) else { return true };
+        self.told = Some(now.clone());
+        self.out.send(Ok(now)).await.is_ok()
+    }
+
+    fn take(&mut self, report: EnrolmentReport, enrolments: &Enrolments) -> Result<EnrolmentAck, Status> {
+        match &self.name {
+            Some(name) if self.proved && *name != report.node => {
+                warn!(node = name, claimed = report.node, "a node reports for another");
+                return Err(Status::permission_denied("a node reports for itself only"));
+            }
+            _ if report.node.is_empty() => {
+                return Err(Status::invalid_argument("node: missing; write the node's name"));
+            }
+            _ => {}
+        }
+        self.name = Some(report.node.clone());
+        let node = report.node.clone();
+        enrolments.report(report);
+        // What an earlier process wrote down counts as said here only once it was said again.
+        if self.reported.is_none() {
+            enrolments.opened(&node);
+            self.reported = Some(node);
+        }
+        Ok(EnrolmentAck::default())
     }
 }
 
@@ -129,37 +250,30 @@ impl NodeService for NodeServer {
         &self,
         request: Request<Streaming<EnrolmentReport>>,
     ) -> Result<Response<Self::ReportEnrolmentStream>, Status> {
-        let caller = self.access.caller(request.metadata()).inspect_err(|_| {
-            self.metrics.authentication_failure();
-        })?;
-        let mut inbound = request.into_inner();
+        let caller = self.agent(&request).await?;
         let (out, stream) = mpsc::channel(1);
-        let enrolments = self.enrolments.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(report)) = inbound.message().await {
-                let refusal = match &caller {
-                    Some(caller) if caller.node != report.node => {
-                        warn!(node = caller.node, claimed = report.node, "a node reports for another");
-                        Some(Status::permission_denied("a node reports for itself only"))
-                    }
-                    _ if report.node.is_empty() => {
-                        Some(Status::invalid_argument("node: missing; write the node's name"))
-                    }
-                    _ => None,
-                };
-                let answer = match refusal {
-                    Some(status) => Err(status),
-                    None => {
-                        enrolments.report(report);
-                        Ok(EnrolmentAck {})
-                    }
-                };
-                let last = answer.is_err();
-                if out.send(answer).await.is_err() || last {
-                    return;
-                }
-            }
-        });
+        let node = Node {
+            proved: caller.is_some(),
+            name: caller.map(|caller| caller.node),
+            assignments: self.hub.assignments(),
+            reported: None,
+            told: None,
+            out,
+        };
+        tokio::spawn(node.serve(request.into_inner(), self.enrolments.clone()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type ReportFlowsStream = ReceiverStream<Result<FlowDemand, Status>>;
+
+    async fn report_flows(
+        &self,
+        request: Request<Streaming<FlowReport>>,
+    ) -> Result<Response<Self::ReportFlowsStream>, Status> {
+        // The service is offered with tokens only.
+        let caller = self.agent(&request).await?.ok_or_else(|| Status::unauthenticated("who sends this?"))?;
+        let (out, stream) = mpsc::channel(1);
+        tokio::spawn(intake::follow(self.relay.clone(), caller.node, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

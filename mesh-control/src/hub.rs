@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::ads::snapshot::Snapshot;
-use crate::convert::{Mesh, convert};
+use crate::convert::{Assignments, Attachments, Mesh, convert};
 use crate::enrol::Enrolments;
 use crate::metrics::Metrics;
 use crate::model::{Condition, Objects};
@@ -26,6 +26,10 @@ pub struct Published {
     pub mesh: Mesh,
     /// Status conditions.
     pub conditions: Vec<Condition>,
+    /// What there is to say of listeners of gateways and of parents of routes.
+    pub attachments: Attachments,
+    /// Number of the snapshot that clients hold once they have this.
+    pub snapshot: u64,
 }
 
 impl Published {
@@ -42,6 +46,8 @@ pub struct Hub {
     published: ArcSwap<Published>,
     snapshot: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
+    assignments: watch::Sender<Arc<Assignments>>,
+    conversions: watch::Sender<u64>,
 }
 
 /// Number on the change channel that says that no snapshot follows.
@@ -94,7 +100,14 @@ impl Hub {
             published: ArcSwap::from_pointee(Published { mesh, ..Published::default() }),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             changes: watch::Sender::new(0),
+            assignments: watch::Sender::new(Arc::default()),
+            conversions: watch::Sender::new(0),
         }
+    }
+
+    /// What each node is told of its own pods; wakes when that changed for any.
+    pub fn assignments(&self) -> watch::Receiver<Arc<Assignments>> {
+        self.assignments.subscribe()
     }
 
     /// The newest snapshot.
@@ -114,6 +127,11 @@ impl Hub {
         receiver
     }
 
+    /// Wakes whenever objects were converted, whether a resource changed or only what there is to say about them.
+    pub fn conversions(&self) -> watch::Receiver<u64> {
+        self.conversions.subscribe()
+    }
+
     /// Ends all streams: the process stops.
     pub fn close(&self) {
         self.changes.send_replace(CLOSED);
@@ -125,22 +143,44 @@ impl Hub {
     }
 
     /// Converts and, when a resource changed, publishes a new snapshot.
-    fn rebuild(&self, defaults: &Mesh, state: &Arc<State>, enrolments: &Enrolments, metrics: &Metrics) {
+    fn rebuild(
+        &self,
+        defaults: &Mesh,
+        state: &Arc<State>,
+        enrolments: &Enrolments,
+        metrics: &Metrics,
+        changed_at: Instant,
+    ) {
         let started = Instant::now();
         let mesh = defaults.with_settings(&state.objects);
         let resources = convert(&state.objects, &mesh, &enrolments.captured());
         let previous = self.snapshot.load_full();
-        let snapshot = Snapshot::build(&resources, &previous);
-        metrics.convergence.observe(started.elapsed().as_secs_f64());
+        let mut snapshot = Snapshot::build(&resources, &previous);
+        snapshot.changed_at = Some(changed_at.into_std());
+        metrics.conversion.observe(started.elapsed().as_secs_f64());
         metrics.observe_source(state, &resources);
+        metrics.observe_snapshot(&snapshot);
+        let same = previous.number > 0 && snapshot.same_content(&previous);
+        let number = if same { previous.number } else { snapshot.number };
         let source = state.clone();
-        self.published.store(Arc::new(Published { source, mesh, conditions: resources.conditions }));
-        if previous.number > 0 && snapshot.same_content(&previous) {
+        let assignments = Arc::new(resources.assignments);
+        let (conditions, attachments) = (resources.conditions, resources.attachments);
+        let published = Published { source, mesh, conditions, attachments, snapshot: number };
+        self.published.store(Arc::new(published));
+        // Afterwards: a node that is told of a pod asks for its certificate at once.
+        self.assignments.send_if_modified(|known| {
+            let changed = *known != assignments;
+            *known = assignments;
+            changed
+        });
+        if !same {
+            self.snapshot.store(Arc::new(snapshot));
+            self.changes.send_replace(number);
+        }
+        self.conversions.send_modify(|n| *n += 1);
+        if same {
             return;
         }
-        let number = snapshot.number;
-        self.snapshot.store(Arc::new(snapshot));
-        self.changes.send_replace(number);
         info!(
             snapshot = number,
             addresses = resources.addresses.len(),
@@ -188,7 +228,7 @@ impl Hub {
             reports.mark_unchanged();
             if state.synced {
                 let began = Instant::now();
-                self.rebuild(&defaults, &state, &enrolments, &metrics);
+                self.rebuild(&defaults, &state, &enrolments, &metrics, started);
                 pace.pushed(began, began.elapsed());
             }
         }

@@ -3,6 +3,7 @@
 //! Sources build them through [`read`], which refuses what Kubernetes or Istio would refuse; [`crate::convert`]
 //! turns a set of them into wire resources.
 
+pub mod credential;
 pub mod istio;
 pub mod kube;
 pub mod l7;
@@ -10,14 +11,18 @@ pub mod mesh;
 pub mod read;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use credential::Credential;
 pub use istio::*;
 pub use kube::*;
-pub use l7::{DestinationRule, GatewayRoute, ReferenceGrant, RequestAuthentication, VirtualService};
+pub use l7::{
+    DestinationRule, GatewayRoute, ReferenceGrant, RequestAuthentication, Telemetry, VirtualService,
+};
 pub use mesh::MeshSettings;
 
 /// A kind that the control plane reads.
@@ -31,10 +36,12 @@ pub enum Kind {
     Service,
     EndpointSlice,
     ConfigMap,
+    Secret,
     PeerAuthentication,
     AuthorizationPolicy,
     ServiceEntry,
     WorkloadEntry,
+    GatewayClass,
     Gateway,
     VirtualService,
     DestinationRule,
@@ -44,6 +51,7 @@ pub enum Kind {
     TLSRoute,
     ReferenceGrant,
     RequestAuthentication,
+    Telemetry,
 }
 
 impl fmt::Display for Kind {
@@ -116,6 +124,10 @@ pub struct Meta {
     pub created: Option<i64>,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
+    /// `metadata.uid`; empty for objects of files that have none.
+    pub uid: String,
+    /// `metadata.generation`; 0 for objects that have none.
+    pub generation: i64,
 }
 
 impl Meta {
@@ -162,10 +174,13 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// The ConfigMap with the mesh settings; other ConfigMaps are [`Object::Ignored`].
     MeshSettings(Arc<Meta>, Arc<MeshSettings>),
+    /// A Secret of type kubernetes.io/tls; others are [`Object::Ignored`].
+    Credential(Arc<Credential>),
     PeerAuthentication(Arc<PeerAuthentication>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     ServiceEntry(Arc<ServiceEntry>),
     WorkloadEntry(Arc<WorkloadEntry>),
+    GatewayClass(Arc<GatewayClass>),
     Gateway(Arc<Gateway>),
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
@@ -173,6 +188,7 @@ pub enum Object {
     Route(Kind, Arc<GatewayRoute>),
     ReferenceGrant(Arc<ReferenceGrant>),
     RequestAuthentication(Arc<RequestAuthentication>),
+    Telemetry(Arc<Telemetry>),
     /// Valid, and without meaning to the mesh.
     Ignored(Arc<Meta>),
 }
@@ -187,10 +203,13 @@ pub struct Objects {
     pub pods: BTreeMap<Key, Arc<Pod>>,
     pub services: BTreeMap<Key, Arc<Service>>,
     pub endpoint_slices: BTreeMap<Key, Arc<EndpointSlice>>,
+    /// Secrets with certificates that a gateway may name and does.
+    pub credentials: BTreeMap<Key, Arc<Credential>>,
     pub peer_authentications: BTreeMap<Key, Arc<PeerAuthentication>>,
     pub authorization_policies: BTreeMap<Key, Arc<AuthorizationPolicy>>,
     pub service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
     pub workload_entries: BTreeMap<Key, Arc<WorkloadEntry>>,
+    pub gateway_classes: BTreeMap<String, Arc<GatewayClass>>,
     pub gateways: BTreeMap<Key, Arc<Gateway>>,
     pub virtual_services: BTreeMap<Key, Arc<VirtualService>>,
     pub destination_rules: BTreeMap<Key, Arc<DestinationRule>>,
@@ -198,33 +217,171 @@ pub struct Objects {
     pub routes: BTreeMap<ObjectRef, Arc<GatewayRoute>>,
     pub reference_grants: BTreeMap<Key, Arc<ReferenceGrant>>,
     pub request_authentications: BTreeMap<Key, Arc<RequestAuthentication>>,
+    pub telemetries: BTreeMap<Key, Arc<Telemetry>>,
     /// The one ConfigMap `istio` of the root namespace.
     pub settings: Option<Arc<MeshSettings>>,
 }
 
 impl Objects {
-    /// Adds or replaces an object.
-    pub fn insert(&mut self, object: Object) {
+    /// Adds or replaces an object; false when the very same was there before.
+    pub fn insert(&mut self, object: Object) -> bool {
         match object {
-            Object::Namespace(o) => drop(self.namespaces.insert(o.meta.name.clone(), o)),
-            Object::Node(o) => drop(self.nodes.insert(o.meta.name.clone(), o)),
-            Object::ServiceAccount(o) => drop(self.service_accounts.insert(o.meta.key(), o)),
-            Object::Pod(o) => drop(self.pods.insert(o.meta.key(), o)),
-            Object::Service(o) => drop(self.services.insert(o.meta.key(), o)),
-            Object::EndpointSlice(o) => drop(self.endpoint_slices.insert(o.meta.key(), o)),
-            Object::MeshSettings(_, o) => self.settings = Some(o),
-            Object::PeerAuthentication(o) => drop(self.peer_authentications.insert(o.meta.key(), o)),
-            Object::AuthorizationPolicy(o) => drop(self.authorization_policies.insert(o.meta.key(), o)),
-            Object::ServiceEntry(o) => drop(self.service_entries.insert(o.meta.key(), o)),
-            Object::WorkloadEntry(o) => drop(self.workload_entries.insert(o.meta.key(), o)),
-            Object::Gateway(o) => drop(self.gateways.insert(o.meta.key(), o)),
-            Object::VirtualService(o) => drop(self.virtual_services.insert(o.meta.key(), o)),
-            Object::DestinationRule(o) => drop(self.destination_rules.insert(o.meta.key(), o)),
-            Object::Route(kind, o) => drop(self.routes.insert(ObjectRef::of(kind, &o.meta), o)),
-            Object::ReferenceGrant(o) => drop(self.reference_grants.insert(o.meta.key(), o)),
-            Object::RequestAuthentication(o) => drop(self.request_authentications.insert(o.meta.key(), o)),
-            Object::Ignored(_) => {}
+            Object::Namespace(o) => put(&mut self.namespaces, o.meta.name.clone(), o),
+            Object::Node(o) => put(&mut self.nodes, o.meta.name.clone(), o),
+            Object::ServiceAccount(o) => put(&mut self.service_accounts, o.meta.key(), o),
+            Object::Pod(o) => put(&mut self.pods, o.meta.key(), o),
+            Object::Service(o) => put(&mut self.services, o.meta.key(), o),
+            Object::EndpointSlice(o) => put(&mut self.endpoint_slices, o.meta.key(), o),
+            Object::MeshSettings(_, o) => {
+                let changed = self.settings.as_ref() != Some(&o);
+                self.settings = Some(o);
+                changed
+            }
+            Object::Credential(o) => {
+                let key = o.meta.key();
+                let o = o.over(self.credentials.get(&key));
+                put(&mut self.credentials, key, o)
+            }
+            Object::PeerAuthentication(o) => put(&mut self.peer_authentications, o.meta.key(), o),
+            Object::AuthorizationPolicy(o) => put(&mut self.authorization_policies, o.meta.key(), o),
+            Object::ServiceEntry(o) => put(&mut self.service_entries, o.meta.key(), o),
+            Object::WorkloadEntry(o) => put(&mut self.workload_entries, o.meta.key(), o),
+            Object::GatewayClass(o) => {
+                let changed = put(&mut self.gateway_classes, o.meta.name.clone(), o);
+                self.classify();
+                changed
+            }
+            Object::Gateway(o) => {
+                let o = self.classified(o);
+                put(&mut self.gateways, o.meta.key(), o)
+            }
+            Object::VirtualService(o) => put(&mut self.virtual_services, o.meta.key(), o),
+            Object::DestinationRule(o) => put(&mut self.destination_rules, o.meta.key(), o),
+            Object::Route(kind, o) => put(&mut self.routes, ObjectRef::of(kind, &o.meta), o),
+            Object::ReferenceGrant(o) => put(&mut self.reference_grants, o.meta.key(), o),
+            Object::RequestAuthentication(o) => put(&mut self.request_authentications, o.meta.key(), o),
+            Object::Telemetry(o) => put(&mut self.telemetries, o.meta.key(), o),
+            Object::Ignored(_) => false,
         }
+    }
+
+    /// Metadata of an object that is in force. The mesh settings have none.
+    #[must_use]
+    pub fn meta(&self, object: &ObjectRef) -> Option<&Meta> {
+        let key = &object.key;
+        Some(match object.kind {
+            Kind::Namespace => &self.namespaces.get(&key.name)?.meta,
+            Kind::Node => &self.nodes.get(&key.name)?.meta,
+            Kind::ServiceAccount => &self.service_accounts.get(key)?.meta,
+            Kind::Pod => &self.pods.get(key)?.meta,
+            Kind::Service => &self.services.get(key)?.meta,
+            Kind::EndpointSlice => &self.endpoint_slices.get(key)?.meta,
+            Kind::ConfigMap => return None,
+            Kind::Secret => &self.credentials.get(key)?.meta,
+            Kind::PeerAuthentication => &self.peer_authentications.get(key)?.meta,
+            Kind::AuthorizationPolicy => &self.authorization_policies.get(key)?.meta,
+            Kind::ServiceEntry => &self.service_entries.get(key)?.meta,
+            Kind::WorkloadEntry => &self.workload_entries.get(key)?.meta,
+            Kind::GatewayClass => &self.gateway_classes.get(&key.name)?.meta,
+            Kind::Gateway => &self.gateways.get(key)?.meta,
+            Kind::VirtualService => &self.virtual_services.get(key)?.meta,
+            Kind::DestinationRule => &self.destination_rules.get(key)?.meta,
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
+                &self.routes.get(object)?.meta
+            }
+            Kind::ReferenceGrant => &self.reference_grants.get(key)?.meta,
+            Kind::RequestAuthentication => &self.request_authentications.get(key)?.meta,
+            Kind::Telemetry => &self.telemetries.get(key)?.meta,
+        })
+    }
+
+    /// Whether an object is in force.
+    #[must_use]
+    pub fn contains(&self, object: &ObjectRef) -> bool {
+        match object.kind {
+            Kind::ConfigMap => self.settings.is_some(),
+            _ => self.meta(object).is_some(),
+        }
+    }
+
+    /// Removes an object; false when it was not there.
+    pub fn remove(&mut self, object: &ObjectRef) -> bool {
+        let key = &object.key;
+        match object.kind {
+            Kind::Namespace => self.namespaces.remove(&key.name).is_some(),
+            Kind::Node => self.nodes.remove(&key.name).is_some(),
+            Kind::ServiceAccount => self.service_accounts.remove(key).is_some(),
+            Kind::Pod => self.pods.remove(key).is_some(),
+            Kind::Service => self.services.remove(key).is_some(),
+            Kind::EndpointSlice => self.endpoint_slices.remove(key).is_some(),
+            // Only the one with the mesh settings is ever in force.
+            Kind::ConfigMap => self.settings.take().is_some(),
+            Kind::Secret => self.credentials.remove(key).is_some(),
+            Kind::PeerAuthentication => self.peer_authentications.remove(key).is_some(),
+            Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
+            Kind::ServiceEntry => self.service_entries.remove(key).is_some(),
+            Kind::WorkloadEntry => self.workload_entries.remove(key).is_some(),
+            Kind::GatewayClass => {
+                let gone = self.gateway_classes.remove(&key.name).is_some();
+                self.classify();
+                gone
+            }
+            Kind::Gateway => self.gateways.remove(key).is_some(),
+            Kind::VirtualService => self.virtual_services.remove(key).is_some(),
+            Kind::DestinationRule => self.destination_rules.remove(key).is_some(),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
+                self.routes.remove(object).is_some()
+            }
+            Kind::ReferenceGrant => self.reference_grants.remove(key).is_some(),
+            Kind::RequestAuthentication => self.request_authentications.remove(key).is_some(),
+            Kind::Telemetry => self.telemetries.remove(key).is_some(),
+        }
+    }
+
+    /// The objects of a kind that are in force. The mesh settings have no key of their own.
+    #[must_use]
+    pub fn keys(&self, kind: Kind) -> Vec<Key> {
+        let names = |names: Vec<&String>| names.into_iter().map(|name| Key::new("", name)).collect();
+        match kind {
+            Kind::Namespace => names(self.namespaces.keys().collect()),
+            Kind::Node => names(self.nodes.keys().collect()),
+            Kind::ServiceAccount => self.service_accounts.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.endpoint_slices.keys().cloned().collect(),
+            Kind::ConfigMap => Vec::new(),
+            Kind::Secret => self.credentials.keys().cloned().collect(),
+            Kind::PeerAuthentication => self.peer_authentications.keys().cloned().collect(),
+            Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
+            Kind::ServiceEntry => self.service_entries.keys().cloned().collect(),
+            Kind::WorkloadEntry => self.workload_entries.keys().cloned().collect(),
+            Kind::GatewayClass => names(self.gateway_classes.keys().collect()),
+            Kind::Gateway => self.gateways.keys().cloned().collect(),
+            Kind::VirtualService => self.virtual_services.keys().cloned().collect(),
+            Kind::DestinationRule => self.destination_rules.keys().cloned().collect(),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
+                self.routes.keys().filter(|r| r.kind == kind).map(|r| r.key.clone()).collect()
+            }
+            Kind::ReferenceGrant => self.reference_grants.keys().cloned().collect(),
+            Kind::RequestAuthentication => self.request_authentications.keys().cloned().collect(),
+            Kind::Telemetry => self.telemetries.keys().cloned().collect(),
+        }
+    }
+
+    /// A Gateway with the controller of its class.
+    fn classified(&self, mut gateway: Arc<Gateway>) -> Arc<Gateway> {
+        let said = self.gateway_classes.get(&gateway.class).map(|class| class.controller.as_str());
+        let controller = controller_of(&gateway.class, said);
+        if gateway.controller != controller {
+            Arc::make_mut(&mut gateway).controller = controller;
+        }
+        gateway
+    }
+
+    fn classify(&mut self) {
+        let classified =
+            self.gateways.iter().map(|(key, gateway)| (key.clone(), self.classified(Arc::clone(gateway))));
+        self.gateways = classified.collect();
     }
 
     /// A namespace's label, none when the namespace object is unknown.
@@ -246,18 +403,35 @@ impl Objects {
             ("TLSRoute", routes(Kind::TLSRoute)),
             ("ReferenceGrant", self.reference_grants.len()),
             ("RequestAuthentication", self.request_authentications.len()),
+            ("Telemetry", self.telemetries.len()),
             ("Namespace", self.namespaces.len()),
             ("Node", self.nodes.len()),
             ("ServiceAccount", self.service_accounts.len()),
             ("Pod", self.pods.len()),
             ("Service", self.services.len()),
             ("EndpointSlice", self.endpoint_slices.len()),
+            ("Secret", self.credentials.len()),
             ("PeerAuthentication", self.peer_authentications.len()),
             ("AuthorizationPolicy", self.authorization_policies.len()),
             ("ServiceEntry", self.service_entries.len()),
             ("WorkloadEntry", self.workload_entries.len()),
+            ("GatewayClass", self.gateway_classes.len()),
             ("Gateway", self.gateways.len()),
         ])
+    }
+}
+
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Arc<V>) -> bool {
+    match map.entry(key) {
+        Entry::Occupied(entry) if **entry.get() == *value => false,
+        Entry::Occupied(mut entry) => {
+            entry.insert(value);
+            true
+        }
+        Entry::Vacant(entry) => {
+            entry.insert(value);
+            true
+        }
     }
 }
 

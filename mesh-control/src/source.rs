@@ -1,6 +1,7 @@
 //! Where objects come from. Everything after this is blind to it.
 
 pub mod dir;
+pub mod kube;
 
 use std::fmt;
 use std::future::Future;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::watch;
+use tracing::{info, warn};
 
-use crate::model::{ObjectRef, Objects};
+use crate::model::{Kind, ObjectRef, Objects};
 
 /// A source of objects.
 pub trait Source: Send + 'static {
@@ -35,7 +37,8 @@ pub struct State {
 /// Something in a source that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
-    /// File, relative to the directory.
+    /// File, relative to the directory; empty for objects of an API server.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub file: String,
     /// Line, 1-based; 0 when the file as a whole is meant.
     pub line: usize,
@@ -57,7 +60,7 @@ impl fmt::Display for Problem {
             write!(f, ":{}", self.line)?;
         }
         if let Some(object) = &self.object {
-            write!(f, ": {object}")?;
+            write!(f, "{}{object}", if self.file.is_empty() { "" } else { ": " })?;
         }
         if !self.field.is_empty() {
             write!(f, ": {}", self.field)?;
@@ -70,18 +73,52 @@ impl fmt::Display for Problem {
     }
 }
 
+const KEPT: &str = "its last good version stays in force";
+const ABSENT: &str = "it is not in force";
+
+/// What is in force while an object's newest version cannot be used.
+fn consequence(object: &ObjectRef, kept: bool) -> &'static str {
+    match object.kind {
+        _ if kept => KEPT,
+        Kind::AuthorizationPolicy => "it is not in force, so it neither allows nor denies anything",
+        _ => ABSENT,
+    }
+}
+
+/// Tells the log what became wrong and what became right.
+fn report(before: &State, after: &State) {
+    for problem in after.problems.iter().filter(|p| !before.problems.contains(p)) {
+        warn!(%problem, "bad input");
+    }
+    for problem in before.problems.iter().filter(|p| !after.problems.contains(p)) {
+        let object = problem.object.as_ref().map(ToString::to_string);
+        info!(file = problem.file, line = problem.line, object, field = problem.field, "corrected");
+    }
+}
+
 /// Why a source cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The directory cannot be read.
-    #[error("cannot read the source directory {path}: {cause}; create it, or correct --source dir:PATH")]
+    #[error("cannot read {path}: {cause}; create it, or name another")]
     Unreadable {
         /// The directory.
         path: String,
         /// The operating system's reason.
         cause: std::io::Error,
     },
+    /// There is no cluster to connect to.
+    #[error(
+        "--source kubernetes: {0}; run in a pod with a service account, or set KUBECONFIG (and kubernetes:CONTEXT)"
+    )]
+    NoCluster(String),
+    /// The cluster was not read whole.
+    #[error(
+        "the cluster could not be read: {0}; check that it can be reached, and that you may list all kinds (kubectl auth \
+         can-i list pods -A)"
+    )]
+    NotRead(String),
     /// `--source` names no known source.
-    #[error("unknown source {0:?}; write dir:PATH")]
+    #[error("unknown source {0:?}; write dir:PATH, kubernetes or kubernetes:CONTEXT")]
     Unknown(String),
 }

@@ -38,6 +38,19 @@ pub(crate) fn resources_with(yaml: &str, captured: &Captured) -> Resources {
     convert(&objects, &Mesh::default().with_settings(&objects), captured)
 }
 
+/// A certificate for a name with its key, PEM.
+pub(crate) fn certificate(name: &str) -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+/// A Secret of type kubernetes.io/tls as a document.
+pub(crate) fn secret(namespace: &str, name: &str, (chain, key): &(String, String)) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData: {{tls.crt: {chain:?}, tls.key: {key:?}}}\n"
+    )
+}
+
 impl Resources {
     pub(crate) fn workload(&self, uid: &str) -> &Workload {
         match &self

@@ -65,7 +65,12 @@ static TOKENS: LazyLock<(TokenKey, String)> = LazyLock::new(|| {
 });
 
 fn caller() -> Caller {
-    Caller { node: NODE.into(), namespace: "istio-system".into(), service_account: "mesh-node".into() }
+    Caller {
+        node: NODE.into(),
+        namespace: "istio-system".into(),
+        service_account: "mesh-node".into(),
+        agent: true,
+    }
 }
 
 /// Input: pairs of a place in the token and the byte to put there; a pair for the end cuts it.

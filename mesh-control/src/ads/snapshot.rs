@@ -1,7 +1,9 @@
 //! What is pushed, at one moment: immutable, encoded once, shared by every client.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_core::xds::proto::discovery::Resource;
 use mesh_core::xds::proto::workload::address;
@@ -11,6 +13,7 @@ use prost_types::Any;
 use twox_hash::XxHash64;
 
 use crate::convert::Resources;
+use crate::model::Key;
 
 /// A kind of resource that is served. Nodes ask for the first two, waypoints for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,13 +34,19 @@ pub enum ResourceType {
     Labels,
     /// `undermesh.l7.v1.Settings`
     Settings,
+    /// `undermesh.l7.v1.Credential`
+    Credential,
+    /// `undermesh.l7.v1.Gateway`
+    Gateway,
+    /// `undermesh.l7.v1.Telemetry`
+    Telemetry,
 }
 
 /// How many kinds there are.
-const KINDS: usize = 8;
+const KINDS: usize = 11;
 
 impl ResourceType {
-    /// All of them.
+    /// All of them, in the order in which they are sent: certificates before the listeners that name them.
     pub const ALL: [Self; KINDS] = [
         Self::Address,
         Self::Authorization,
@@ -47,6 +56,9 @@ impl ResourceType {
         Self::RequestAuthentication,
         Self::Labels,
         Self::Settings,
+        Self::Credential,
+        Self::Gateway,
+        Self::Telemetry,
     ];
 
     /// From a type URL.
@@ -67,6 +79,9 @@ impl ResourceType {
             Self::RequestAuthentication => l7::AUTHENTICATION_TYPE,
             Self::Labels => l7::LABELS_TYPE,
             Self::Settings => l7::SETTINGS_TYPE,
+            Self::Credential => l7::CREDENTIAL_TYPE,
+            Self::Gateway => l7::GATEWAY_TYPE,
+            Self::Telemetry => l7::TELEMETRY_TYPE,
         }
     }
 
@@ -82,12 +97,15 @@ impl ResourceType {
             Self::RequestAuthentication => "um-authn",
             Self::Labels => "um-labels",
             Self::Settings => "um-settings",
+            Self::Credential => "um-credential",
+            Self::Gateway => "um-gateway",
+            Self::Telemetry => "um-telemetry",
         }
     }
 }
 
 /// One encoded resource.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Entry {
     /// Hash of the content, so that it is equal on every replica and across restarts.
     pub version: String,
@@ -95,6 +113,15 @@ pub struct Entry {
     pub value: Vec<u8>,
     /// Other names to ask by.
     pub aliases: Vec<String>,
+    /// The service account whose proxies alone are told; none: it is for everybody.
+    pub only_for: Option<Key>,
+}
+
+/// The message may hold a key.
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("version", &self.version).finish_non_exhaustive()
+    }
 }
 
 /// Resources of one type by name.
@@ -105,6 +132,8 @@ pub type Entries = BTreeMap<Arc<str>, Arc<Entry>>;
 pub struct Snapshot {
     /// Counts up; 0 is the snapshot before the source was read, which is never pushed.
     pub number: u64,
+    /// When the change was noticed that led to it.
+    pub changed_at: Option<Instant>,
     /// By kind.
     entries: [Entries; KINDS],
     /// Alias to name.
@@ -142,6 +171,15 @@ impl Snapshot {
         out.add_all(ResourceType::RequestAuthentication, &l7.authentications, previous);
         out.add_all(ResourceType::Labels, &l7.labels, previous);
         out.add_all(ResourceType::Settings, &l7.settings, previous);
+        let before = previous.entries(ResourceType::Credential);
+        for (name, secret) in &l7.credentials {
+            let entry = Entry::new(secret.credential.encode_to_vec(), &[], Some(secret.account.clone()));
+            let name: Arc<str> = name.as_str().into();
+            let entry = entry.shared(before.get(&name));
+            out.entries[ResourceType::Credential as usize].insert(name, entry);
+        }
+        out.add_all(ResourceType::Gateway, &l7.gateways, previous);
+        out.add_all(ResourceType::Telemetry, &l7.telemetries, previous);
         out
     }
 
@@ -159,7 +197,8 @@ impl Snapshot {
         aliases: &[String],
         previous: &Self,
     ) {
-        let entry = entry(message.encode_to_vec(), aliases, previous.entries(kind).get(&name));
+        let entry = Entry::new(message.encode_to_vec(), aliases, None);
+        let entry = entry.shared(previous.entries(kind).get(&name));
         self.entries[kind as usize].insert(name, entry);
     }
 
@@ -198,17 +237,26 @@ impl Snapshot {
     }
 }
 
-fn entry(value: Vec<u8>, aliases: &[String], previous: Option<&Arc<Entry>>) -> Arc<Entry> {
-    let version = format!("{:x}", XxHash64::oneshot(0, &value));
-    match previous {
-        Some(entry) if entry.version == version && entry.value == value && entry.aliases == aliases => {
-            entry.clone()
-        }
-        _ => Arc::new(Entry { version, value, aliases: aliases.to_vec() }),
-    }
-}
-
 impl Entry {
+    fn new(value: Vec<u8>, aliases: &[String], only_for: Option<Key>) -> Self {
+        let version = format!("{:x}", XxHash64::oneshot(0, &value));
+        Self { version, value, aliases: aliases.to_vec(), only_for }
+    }
+
+    /// The previous one, if it is the same.
+    fn shared(self, previous: Option<&Arc<Self>>) -> Arc<Self> {
+        match previous {
+            Some(previous) if **previous == self => Arc::clone(previous),
+            _ => Arc::new(self),
+        }
+    }
+
+    /// Whether a client of a service account may be told; none: one that has not proved who it is.
+    #[must_use]
+    pub fn is_for(&self, account: Option<&Key>) -> bool {
+        self.only_for.is_none() || self.only_for.as_ref() == account
+    }
+
     /// The resource on the wire.
     #[must_use]
     pub fn resource(&self, name: &str, kind: ResourceType) -> Resource {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mesh_core::xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
-use super::snapshot::{ResourceType, Snapshot};
+use super::snapshot::{Entry, ResourceType, Snapshot};
+use crate::model::Key;
 
 /// Responses that may be unanswered before the oldest nonce is forgotten.
 const REMEMBERED_NONCES: usize = 64;
@@ -42,12 +43,20 @@ pub struct Subscription {
     next_nonce: u64,
     /// Node of the client; an on-demand client also gets the workloads of its node.
     node: String,
+    /// The service account that the client has proved to be.
+    account: Option<Key>,
 }
 
 impl Subscription {
-    /// A type that the client has not asked for yet.
+    /// A type that a client, who has not proved who it is, has not asked for yet.
     #[must_use]
     pub fn new(kind: ResourceType) -> Self {
+        Self::of(kind, None)
+    }
+
+    /// The same of a client that has proved to be `account`.
+    #[must_use]
+    pub fn of(kind: ResourceType, account: Option<Key>) -> Self {
         Self {
             kind,
             started: false,
@@ -59,6 +68,7 @@ impl Subscription {
             outstanding: VecDeque::new(),
             next_nonce: 1,
             node: String::new(),
+            account,
         }
     }
 
@@ -121,27 +131,30 @@ impl Subscription {
         if !self.started {
             return None;
         }
-        let entries = snapshot.entries(self.kind);
+        let all = snapshot.entries(self.kind);
+        // What is not for the client is not there.
+        let account = self.account.clone();
+        let get = |name: &str| all.get(name).filter(|entry| entry.is_for(account.as_ref()));
         let asked = std::mem::take(&mut self.asked);
         let mut resources = Vec::new();
         let mut removed: Vec<String> = Vec::new();
         let explicit: BTreeSet<Arc<str>> = asked.iter().flat_map(|k| self.names(snapshot, k)).collect();
         let mut send = |name: &Arc<str>, held: &mut BTreeMap<Arc<str>, String>| {
-            let Some(entry) = entries.get(name) else { return };
+            let Some(entry) = get(name) else { return };
             if held.get(name) != Some(&entry.version) || explicit.contains(name) {
                 resources.push(entry.resource(name, self.kind));
                 held.insert(name.clone(), entry.version.clone());
             }
         };
         if self.wildcard {
-            entries.keys().for_each(|name| send(name, &mut self.held));
+            all.keys().for_each(|name| send(name, &mut self.held));
         } else {
             for name in self.wanted(snapshot) {
                 send(&name, &mut self.held);
             }
         }
         self.held.retain(|name, _| {
-            let exists = entries.contains_key(name);
+            let exists = get(name).is_some();
             if !exists {
                 removed.push(name.to_string());
             }
@@ -175,7 +188,11 @@ impl Subscription {
     fn names(&self, snapshot: &Snapshot, key: &str) -> Vec<Arc<str>> {
         match self.kind {
             ResourceType::Address => snapshot.resolve(key),
-            _ => snapshot.entries(self.kind).get_key_value(key).map(|(n, _)| n.clone()).into_iter().collect(),
+            _ => {
+                let found = snapshot.entries(self.kind).get_key_value(key);
+                let is_for = |(_, entry): &(_, &Arc<Entry>)| entry.is_for(self.account.as_ref());
+                found.filter(is_for).map(|(name, _)| name.clone()).into_iter().collect()
+            }
         }
     }
 

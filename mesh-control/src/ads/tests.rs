@@ -29,7 +29,7 @@ use tonic::{Code, Request, Streaming};
 use crate::auth::{Caller, TokenKey};
 use crate::convert::Mesh;
 use crate::hub::Debounce;
-use crate::server::{Bound, Options, run};
+use crate::server::{Bound, Options, SourceOption, run};
 
 const MESH: &str = "---
 apiVersion: v1
@@ -66,12 +66,16 @@ impl Running {
         std::fs::write(dir.path().join("objects/mesh.yaml"), objects).unwrap();
         let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
         let options = Options {
-            source: dir.path().join("objects"),
+            source: SourceOption::Directory(dir.path().join("objects")),
             state_dir: dir.path().join("state"),
             ca_dir: None,
             listen_plain: Some(any),
             listen_tls: any,
             listen_debug: any,
+            listen_relay: None,
+            relay_client_ca: None,
+            relay: crate::relay::Limits::default(),
+            links: crate::relay::facts::Links::default(),
             names: vec!["istiod.istio-system.svc".into()],
             mesh: Mesh::default(),
             debounce: Debounce { quiet: Duration::from_millis(20), max: Duration::from_secs(1) },
@@ -96,6 +100,7 @@ impl Running {
             node: node.into(),
             namespace: "istio-system".into(),
             service_account: "mesh-node".into(),
+            agent: true,
         };
         let token = TokenKey::open(&state).unwrap();
         let token = token.issue(&caller, Duration::from_secs(60), std::time::SystemTime::now()).unwrap();
@@ -199,6 +204,30 @@ fn tunnel(response: &DeltaDiscoveryResponse) -> TunnelProtocol {
         address::Type::Workload(w) => w.tunnel_protocol(),
         address::Type::Service(s) => panic!("{s:?}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_newer_is_told_that_there_is_nothing_of_a_type_that_is_not_known_here() {
+    let control = Running::start(MESH).await;
+    let mut client = Client::open(control.plain().await, None, node("n1")).await.unwrap();
+    let newer = "type.googleapis.com/undermesh.l7.v9.Later";
+    let request = DeltaDiscoveryRequest { type_url: newer.into(), ..DeltaDiscoveryRequest::default() };
+    client.requests.send(request).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let response = client.next().await.unwrap();
+        client.answer(&response, None).await;
+        seen.push((response.type_url, response.resources.len()));
+    }
+    seen.sort();
+    assert_eq!(
+        seen,
+        [(AUTHORIZATION_TYPE.to_owned(), 0), (ADDRESS_TYPE.to_owned(), 1), (newer.to_owned(), 0)]
+    );
+    // The stream goes on.
+    control.write(&format!("{MESH}{POLICY}"));
+    assert_eq!(client.next().await.unwrap().resources[0].name, "shop/p");
+    control.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -346,6 +375,36 @@ async fn a_report_of_the_node_makes_its_pod_reachable_also_after_both_are_gone()
     let file = control.dir.path().join("state/enrolment.json");
     let kept = crate::enrol::Enrolments::open(Some(file));
     assert!(kept.captured()["n1"].contains(UID), "a new process starts from it");
+    control.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_told_of_its_own_pods_when_it_connects_and_when_they_change() {
+    let with_uid = MESH.replace("name: a,", "name: a, uid: u1,");
+    let control = Running::start(&with_uid).await;
+    let tell = async |node: &str| {
+        let server = control.secured(node);
+        let mut client = NodeServiceClient::new(server.connect().await.unwrap());
+        let (reports, stream) = mpsc::channel::<EnrolmentReport>(1);
+        let mut request = tonic::Request::new(ReceiverStream::new(stream));
+        server.authorize(request.metadata_mut()).unwrap();
+        (client.report_enrolment(request).await.unwrap().into_inner(), reports)
+    };
+    let (mut here, _reports) = tell("n1").await;
+    let told = timeout(PATIENCE, here.message()).await.unwrap().unwrap().unwrap();
+    assert!(told.assigns && told.namespaces == ["shop"]);
+    assert_eq!((told.pods[0].uid.as_str(), told.pods[0].service_account.as_str()), ("u1", "front"));
+    assert!(told.pods[0].enrol);
+    let (mut elsewhere, _reports) = tell("n2").await;
+    let told = timeout(PATIENCE, elsewhere.message()).await.unwrap().unwrap().unwrap();
+    assert!(told.assigns && told.pods.is_empty(), "another node's pods are not its business");
+    // Without an address no workload changes; the node is told all the same.
+    let starting = with_uid.replace("name: a, uid: u1,", "name: b, uid: u2,");
+    let (_, starting) = starting.split_once("---\napiVersion: v1\nkind: Pod").unwrap();
+    let starting = starting.split("status:").next().unwrap();
+    control.write(&format!("{with_uid}---\napiVersion: v1\nkind: Pod{starting}"));
+    let told = timeout(PATIENCE, here.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(told.pods.iter().map(|p| p.uid.as_str()).collect::<Vec<_>>(), ["u1", "u2"]);
     control.end().await;
 }
 

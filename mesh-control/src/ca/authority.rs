@@ -108,6 +108,12 @@ impl Authority {
         &self.roots
     }
 
+    /// The certificates from the signing one upwards, without roots (PEM).
+    #[must_use]
+    pub fn chain(&self) -> &[String] {
+        &self.chain
+    }
+
     /// When the signing chain ends.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {

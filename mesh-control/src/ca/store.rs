@@ -10,8 +10,9 @@
 //! certificate (and with it the new bundle); the old root stays trusted until the last certificate that it
 //! signed has ended.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -77,13 +78,29 @@ fn file(path: &Path) -> impl Fn(std::io::Error) -> CaError + '_ {
     move |cause| CaError::File { path: path.display().to_string(), cause }
 }
 
+/// Where the authority is read from.
+#[derive(Debug)]
+enum Origin {
+    /// Files of the state directory, made on first use.
+    Own,
+    /// Files of somebody else.
+    PluggedIn(PathBuf),
+    /// Somebody hands it in ([`CaStore::replace`]).
+    HandedIn,
+}
+
 /// The current authority; readers never wait.
 #[derive(Debug)]
 pub struct CaStore {
     state_dir: PathBuf,
-    plugged_in: Option<PathBuf>,
+    origin: Origin,
     authority: ArcSwap<Authority>,
+    /// Until when the newest certificate of each identity holds, of those that this process signed.
+    issued: Mutex<BTreeMap<String, SystemTime>>,
 }
+
+/// Identities whose certificates are remembered; those that end first are forgotten.
+const REMEMBERED: usize = 50_000;
 
 impl CaStore {
     /// Opens the CA of a state directory, making it on first use, or a plugged-in one.
@@ -98,11 +115,40 @@ impl CaStore {
         };
         let store = Self {
             state_dir: state_dir.to_owned(),
-            plugged_in: plugged_in.map(Path::to_owned),
+            origin: plugged_in.map_or(Origin::Own, |dir| Origin::PluggedIn(dir.to_owned())),
             authority: ArcSwap::from_pointee(authority),
+            issued: Mutex::default(),
         };
         store.publish_roots()?;
         Ok(store)
+    }
+
+    /// Holds an authority that was read elsewhere; no key is written to files.
+    ///
+    /// # Errors
+    /// The bundle of roots cannot be written.
+    pub fn holding(state_dir: &Path, authority: Authority) -> Result<Self, CaError> {
+        files::create_private_dir(state_dir).map_err(file(state_dir))?;
+        let store = Self {
+            state_dir: state_dir.to_owned(),
+            origin: Origin::HandedIn,
+            authority: ArcSwap::from_pointee(authority),
+            issued: Mutex::default(),
+        };
+        store.publish_roots()?;
+        Ok(store)
+    }
+
+    /// Takes another authority.
+    pub fn replace(&self, authority: Authority) {
+        let before = self.authority.swap(Arc::new(authority));
+        let after = self.authority.load();
+        if before.roots() != after.roots() || before.not_after() != after.not_after() {
+            info!("the certificate authority changed");
+        }
+        if let Err(error) = self.publish_roots() {
+            warn!(%error, "the bundle of roots cannot be written");
+        }
     }
 
     /// The authority that signs now.
@@ -111,23 +157,31 @@ impl CaStore {
         self.authority.load_full()
     }
 
+    /// Notes that a certificate was signed.
+    pub fn note_issued(&self, identity: &str, until: SystemTime) {
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        if issued.len() >= REMEMBERED && !issued.contains_key(identity) {
+            let first = issued.iter().min_by_key(|(_, until)| **until).map(|(identity, _)| identity.clone());
+            first.and_then(|identity| issued.remove(&identity));
+        }
+        issued.insert(identity.to_owned(), until);
+    }
+
+    /// Until when the newest certificate of an identity holds; none where this process has signed none.
+    #[must_use]
+    pub fn issued_until(&self, identity: &str) -> Option<SystemTime> {
+        self.issued.lock().unwrap_or_else(PoisonError::into_inner).get(identity).copied()
+    }
+
     /// Looks at the files again. What cannot be used is told and leaves the authority as it is.
     pub fn refresh(&self, now: SystemTime) {
-        let loaded = match &self.plugged_in {
-            Some(dir) => load_plugged_in(dir),
-            None => load_own(&self.state_dir, now),
+        let loaded = match &self.origin {
+            Origin::PluggedIn(dir) => load_plugged_in(dir),
+            Origin::Own => load_own(&self.state_dir, now),
+            Origin::HandedIn => return,
         };
         match loaded {
-            Ok(authority) => {
-                let before = self.authority.swap(Arc::new(authority));
-                let after = self.authority.load();
-                if before.roots() != after.roots() || before.not_after() != after.not_after() {
-                    info!("the certificate authority changed");
-                }
-                if let Err(error) = self.publish_roots() {
-                    warn!(%error, "the bundle of roots cannot be written");
-                }
-            }
+            Ok(authority) => self.replace(authority),
             Err(error) => warn!(%error, "the certificate authority cannot be read again; it stays as it was"),
         }
     }

@@ -160,6 +160,7 @@ status: {phase: Failed}
         node: node.into(),
         namespace: "istio-system".into(),
         service_account: "mesh-node".into(),
+        agent: true,
     };
     let ask = |node: &str, wanted: Option<&str>| {
         let field = |w: &str| {
@@ -176,6 +177,32 @@ status: {phase: Failed}
     assert!(ask("n1", Some("spiffe://cluster.local/ns/shop/sa/job")).is_err(), "its pod has ended");
     assert!(ask("n1", Some("spiffe://other/ns/shop/sa/front")).unwrap_err().contains("trust domain"));
     assert!(ask("n1", Some("front")).is_err());
+}
+
+#[test]
+fn who_is_no_nodes_agent_gets_its_own_identity_and_no_other() {
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: front, containers: []}
+";
+    let published = Published { source: Arc::new(crate::testing::load(text)), ..Published::default() };
+    let caller = Caller {
+        node: "n1".into(),
+        namespace: "shop".into(),
+        service_account: "waypoint".into(),
+        agent: false,
+    };
+    let ask = |wanted: &str| {
+        let kind = Some(Kind::StringValue(wanted.to_owned()));
+        let fields = [("ImpersonatedIdentity".to_owned(), Value { kind })].into();
+        let request = IstioCertificateRequest { metadata: Some(Struct { fields }), ..Default::default() };
+        identity(&caller, &request, &published).map(|id| id.to_string())
+    };
+    let own = "spiffe://cluster.local/ns/shop/sa/waypoint";
+    assert_eq!(ask(own).as_deref(), Ok(own));
+    assert!(ask("spiffe://cluster.local/ns/shop/sa/front").unwrap_err().contains("is no node's agent"));
 }
 
 #[test]

@@ -8,8 +8,12 @@ use prost_types::{Any, ListValue, Struct, Value};
 
 use super::Context;
 use crate::model::mesh::{SameNode, Undermesh};
-use crate::model::{Condition, Kind, ObjectRef, Pod};
+use crate::model::{Condition, Kind, ObjectRef, Objects, Pod};
 
+/// Says that a pod is captured, in the words of Istio's node agent.
+pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Beside [`REDIRECTION`]: it was written from here, from the report of an agent of ours, and tells us nothing.
+pub(crate) const MARK: &str = "undermesh.io/redirection";
 const MODE: &str = "istio.io/dataplane-mode";
 const SAME_NODE: &str = "undermesh.io/same-node";
 const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
@@ -29,8 +33,9 @@ pub(super) struct Enrolment {
 /// Decides by labels whether a pod should be enrolled, and by its node's report whether it is.
 pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, uid: &str) -> Enrolment {
     let wanted = wanted(context, pod);
-    let annotated =
-        pod.meta.annotation("ambient.istio.io/redirection") == Some("enabled") && !pod.host_network;
+    let annotated = pod.meta.annotation(REDIRECTION) == Some("enabled")
+        && pod.meta.annotation(MARK).is_none()
+        && !pod.host_network;
     let native = pod.meta.label("networking.istio.io/tunnel") == Some("http");
     let captured = context.captured.get(&pod.node).is_some_and(|uids| uids.contains(uid));
     let tunnel = if annotated || native || (wanted && captured) {
@@ -49,31 +54,52 @@ pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, uid: &str) -> Enro
     Enrolment { tunnel, native, extensions }
 }
 
-fn wanted(context: &mut Context<'_>, pod: &Pod) -> bool {
-    let namespace = context.objects.namespace_label(&pod.meta.namespace, MODE) == Some("ambient");
+/// Whether a pod should be enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Enrol,
+    /// Nobody asks for it.
+    NotAsked,
+    /// It is asked for and cannot be: reason and message of the condition.
+    Refused(&'static str, &'static str),
+}
+
+/// Whether pods of a namespace join the mesh unless they say otherwise.
+pub(crate) fn namespace_joins(objects: &Objects, namespace: &str) -> bool {
+    objects.namespace_label(namespace, MODE) == Some("ambient") && !EXCLUDED.contains(&namespace)
+}
+
+/// Decides by labels alone; nothing that only a pod with an address has is asked.
+pub(crate) fn decide(objects: &Objects, pod: &Pod) -> Decision {
+    let namespace = objects.namespace_label(&pod.meta.namespace, MODE) == Some("ambient");
     let asked = match pod.meta.label(MODE) {
-        Some("none") => return false,
+        Some("none") => false,
         Some("ambient") => true,
         _ => namespace,
     };
     if !asked {
-        return false;
-    }
-    let refusal = if EXCLUDED.contains(&pod.meta.namespace.as_str()) {
-        ("ExcludedNamespace", "pods of this namespace are never enrolled")
+        Decision::NotAsked
+    } else if EXCLUDED.contains(&pod.meta.namespace.as_str()) {
+        Decision::Refused("ExcludedNamespace", "pods of this namespace are never enrolled")
     } else if pod.host_network {
-        (
+        Decision::Refused(
             "HostNetwork",
             "a pod on the host's network is never enrolled: its connections cannot be told from the node's",
         )
     } else if pod.meta.annotation("sidecar.istio.io/status").is_some() {
-        ("Sidecar", "the pod has an injected sidecar, which does the mesh's work itself")
+        Decision::Refused("Sidecar", "the pod has an injected sidecar, which does the mesh's work itself")
     } else {
-        return true;
-    };
-    let object = ObjectRef::of(Kind::Pod, &pod.meta);
-    context.conditions.push(Condition::new(object, "undermesh.io/Enrolled", false, refusal.0, refusal.1));
-    false
+        Decision::Enrol
+    }
+}
+
+fn wanted(context: &mut Context<'_>, pod: &Pod) -> bool {
+    let decision = decide(context.objects, pod);
+    if let Decision::Refused(reason, message) = decision {
+        let object = ObjectRef::of(Kind::Pod, &pod.meta);
+        context.conditions.push(Condition::new(object, "undermesh.io/Enrolled", false, reason, message));
+    }
+    decision == Decision::Enrol
 }
 
 /// The settings that hold for one pod, when they are not the defaults.

@@ -314,7 +314,7 @@ fn workload_entry(context: &mut Context<'_>, entry: &WorkloadEntry, resources: &
         }
     }
     context.services.select(&meta.namespace, &entry.spec.labels, &entry.spec.ports, &mut services);
-    let annotated = meta.annotation("ambient.istio.io/redirection") == Some("enabled");
+    let annotated = meta.annotation(super::enrol::REDIRECTION) == Some("enabled");
     let object = ObjectRef::of(Kind::WorkloadEntry, meta);
     let waypoint = bind(context, &object, meta, Traffic::Workload).waypoint;
     let (mut workload, aliases) =

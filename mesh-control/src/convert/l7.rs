@@ -3,21 +3,27 @@
 //! Nothing is decided here that depends on which waypoint reads it: which objects count for a service, and in which
 //! order, is the waypoint's business. What can be told of an object at once is said in its conditions.
 
+mod credentials;
 mod delegate;
 mod destination;
+mod gateway;
 mod gateway_route;
 mod report;
 mod security;
 mod services;
 mod settings;
+mod telemetry;
 mod virtual_service;
+
+pub(crate) use services::complete;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::xds::proto::l7 as wire;
 
 use super::{Context, Resources};
-use crate::model::{Kind, Meta, ObjectRef};
+use crate::model::{Key, Kind, Meta, ObjectRef};
+pub(super) use gateway::is_one as is_gateway;
 use services::Services;
 
 /// Resources for waypoints, by resource name.
@@ -35,6 +41,21 @@ pub struct L7 {
     pub labels: BTreeMap<String, wire::WorkloadLabels>,
     /// The one named `mesh`.
     pub settings: BTreeMap<String, wire::Settings>,
+    /// Gateways that are served as such.
+    pub gateways: BTreeMap<String, wire::Gateway>,
+    /// Certificates of those, each for its own proxies only.
+    pub credentials: BTreeMap<String, Confidential>,
+    /// Telemetry objects.
+    pub telemetries: BTreeMap<String, wire::Telemetry>,
+}
+
+/// What only the proxies of one service account are told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Confidential {
+    /// Namespace and name of the service account.
+    pub account: Key,
+    /// The secret.
+    pub credential: wire::Credential,
 }
 
 /// Name of the settings.
@@ -45,9 +66,11 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     let services = Services::new(context, resources);
     let mut out = std::mem::take(&mut resources.l7);
     destination::convert(context, &services, &mut out);
-    gateway_route::convert(context, &services, &mut out);
+    resources.attachments.listeners = gateway::convert(context, &mut out);
+    gateway_route::convert(context, &services, &mut resources.attachments, &mut out);
     virtual_service::convert(context, &services, &mut out);
     security::convert(context, &services, &mut out);
+    telemetry::convert(context, &services, &mut out);
     out.settings.insert(SETTINGS.to_owned(), settings::settings(context));
     resources.l7 = out;
 }

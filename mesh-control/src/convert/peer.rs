@@ -155,11 +155,11 @@ fn without_identity() -> wire::Match {
 }
 
 /// One clause per match: all must hold.
-fn rule(matches: Vec<wire::Match>) -> wire::Rule {
+pub(super) fn rule(matches: Vec<wire::Match>) -> wire::Rule {
     wire::Rule { clauses: matches.into_iter().map(|m| wire::Clause { matches: vec![m] }).collect() }
 }
 
-fn policy(namespace: &str, name: &str, rules: Vec<wire::Rule>) -> wire::Authorization {
+pub(super) fn policy(namespace: &str, name: &str, rules: Vec<wire::Rule>) -> wire::Authorization {
     wire::Authorization {
         name: name.to_owned(),
         namespace: namespace.to_owned(),

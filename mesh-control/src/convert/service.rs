@@ -6,7 +6,7 @@ use mesh_core::xds::proto::workload::{
 };
 
 use super::waypoint::{Traffic, bind};
-use super::{Context, Resources, ip_bytes};
+use super::{Context, Resources, ip_bytes, require};
 use crate::model::{
     Distribution, Kind, Meta, ObjectRef, Objects, Service, ServicePort, TargetPort, Transport,
 };
@@ -21,6 +21,8 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
         context.unsupported(&object, &service.unsupported);
         let binding = bind(context, &object, &service.meta, Traffic::Service);
         let hostname = context.mesh.hostname(&service.meta.namespace, &service.meta.name);
+        let name = format!("{}/{hostname}", service.meta.namespace);
+        require::note(context, &name, &object, &service.meta, &binding);
         let addresses: Vec<NetworkAddress> = service
             .cluster_ips
             .iter()
@@ -47,7 +49,6 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
             weighted_waypoints: binding.weighted,
             visibility: Visibility::Public.into(),
         };
-        let name = format!("{}/{hostname}", service.meta.namespace);
         context.asked.extend(binding.asked.map(|gateway| (name.clone(), gateway)));
         resources.add(name, address::Type::Service(wire), aliases);
     }

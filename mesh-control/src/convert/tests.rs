@@ -1,9 +1,11 @@
 mod destinations;
 mod gateway_routes;
+mod gateways;
 mod l7;
 mod policies;
 mod security;
 mod services;
+mod telemetry;
 mod virtual_services;
 mod waypoints;
 mod workloads;

@@ -11,9 +11,13 @@ use mesh_core::xds::proto::workload::{
 };
 
 use super::{Context, Mesh, ip_bytes};
-use crate::model::{AllowedNamespaces, Condition, Gateway, GatewayHost, Key, Kind, Meta, ObjectRef, Objects};
+use crate::model::{
+    AllowedNamespaces, Condition, Gateway, GatewayHost, Key, Kind, Meta, ObjectRef, Objects,
+    WAYPOINT_CLASSES, controller_of,
+};
 
 const HBONE_PORT: u32 = 15008;
+const CANARY: &str = "istio.io/use-waypoint-canary";
 const BOUND: &str = "istio.io/WaypointBound";
 
 /// What traffic is addressed to.
@@ -42,6 +46,28 @@ pub(super) struct Binding {
     pub(super) weighted: Vec<WeightedWaypoint>,
     /// The Gateway that a label names, whether the object could be bound to it or not.
     pub(super) asked: Option<Key>,
+    /// The Gateway that takes a share.
+    canary: Option<Key>,
+}
+
+impl Binding {
+    /// The Gateways that traffic goes through, or would.
+    pub(super) fn gateways(&self) -> Vec<Key> {
+        self.asked.iter().chain(&self.canary).cloned().collect()
+    }
+}
+
+/// Says what has no effect in classes of ours.
+fn classes(objects: &Objects, conditions: &mut Vec<Condition>) {
+    for class in objects.gateway_classes.values().filter(|class| !class.unsupported.is_empty()) {
+        if controller_of(&class.meta.name, Some(&class.controller)).is_some() {
+            let object = ObjectRef::of(Kind::GatewayClass, &class.meta);
+            let none = class.unsupported.join(", ");
+            let message =
+                format!("no effect: {none}; write spec.infrastructure.parametersRef of the Gateway");
+            conditions.push(Condition::new(object, "Accepted", true, "UnsupportedValue", message));
+        }
+    }
 }
 
 impl Waypoints {
@@ -51,21 +77,21 @@ impl Waypoints {
         network: &str,
         conditions: &mut Vec<Condition>,
     ) -> Self {
+        classes(objects, conditions);
         let mut by_key = BTreeMap::new();
-        for gateway in objects.gateways.values() {
+        for gateway in objects.gateways.values().filter(|gateway| !super::l7::is_gateway(gateway)) {
             let listener =
                 gateway.listeners.iter().find(|l| l.protocol == "HBONE" || l.protocol == "istio.io/PROXY");
-            if gateway.class != "istio-waypoint"
-                && (listener.is_none() || gateway.class.starts_with("istio-east"))
-            {
+            if !gateway.is_waypoint() && (listener.is_none() || gateway.class.starts_with("istio-east")) {
                 conditions.push(Condition::new(
                     ObjectRef::of(Kind::Gateway, &gateway.meta),
                     "Accepted",
                     false,
                     "UnsupportedValue",
                     format!(
-                        "class {} is not served yet; only waypoints (istio-waypoint) are read",
-                        gateway.class
+                        "class {} is not served; write {} for a waypoint, istio for a gateway",
+                        gateway.class,
+                        WAYPOINT_CLASSES.iter().map(|(class, _)| *class).collect::<Vec<_>>().join(" or ")
                     ),
                 ));
                 continue;
@@ -101,10 +127,7 @@ impl Waypoints {
                     "Accepted",
                     true,
                     "UnsupportedValue",
-                    format!(
-                        "no effect, waypoints are not deployed from here: {}",
-                        gateway.unsupported.join(", ")
-                    ),
+                    format!("no effect: {}", gateway.unsupported.join(", ")),
                 ));
             }
             let waypoint = Waypoint {
@@ -207,6 +230,9 @@ pub(super) fn bind(context: &mut Context<'_>, object: &ObjectRef, meta: &Meta, t
     };
     if status {
         let (weighted, note) = canary(context, holder, &key, meta, traffic, &binding);
+        if !weighted.is_empty() {
+            binding.canary = reference(holder, CANARY, &meta.namespace);
+        }
         binding.weighted = weighted;
         message.push_str(&note);
     }
@@ -277,7 +303,7 @@ fn canary(
     traffic: Traffic,
     binding: &Binding,
 ) -> (Vec<WeightedWaypoint>, String) {
-    let Some(key) = reference(holder, "istio.io/use-waypoint-canary", &meta.namespace) else {
+    let Some(key) = reference(holder, CANARY, &meta.namespace) else {
         return (Vec::new(), String::new());
     };
     if key == *primary {

@@ -9,12 +9,12 @@ use mesh_core::xds::proto::workload::{
 
 use super::endpoints::Slices;
 use super::enrol::enrolment;
-use super::waypoint::{Traffic, bind};
-use super::{Context, Resources, ip_bytes};
+use super::waypoint::{Binding, Traffic, bind};
+use super::{Context, Resources, ip_bytes, require};
 use crate::model::{Condition, Kind, Meta, Node, ObjectRef, Pod};
 
 /// `<cluster>//Pod/<namespace>/<name>`.
-pub(super) fn pod_uid(cluster: &str, meta: &Meta) -> String {
+pub(crate) fn pod_uid(cluster: &str, meta: &Meta) -> String {
     format!("{cluster}//Pod/{}/{}", meta.namespace, meta.name)
 }
 
@@ -47,7 +47,9 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
                 ));
             }
         }
-        let workload = pod_workload(context, pod, &slices);
+        let (mut workload, binding) = pod_workload(context, pod, &slices);
+        let required = require::policy(context, &mut resources.authorizations, pod, &workload, &binding);
+        workload.authorization_policies.extend(required);
         let aliases = if pod.host_network {
             Vec::new()
         } else {
@@ -58,20 +60,21 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     foreign_endpoints(context, &slices, resources);
 }
 
-fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> Workload {
+/// A pod, and the waypoint that it is bound to itself.
+fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> (Workload, Binding) {
     let objects = context.objects;
     let mesh = context.mesh;
     let uid = pod_uid(&mesh.cluster_id, &pod.meta);
     let enrolment = enrolment(context, pod, &uid);
     let object = ObjectRef::of(Kind::Pod, &pod.meta);
-    let waypoint = bind(context, &object, &pod.meta, Traffic::Workload).waypoint;
+    let binding = bind(context, &object, &pod.meta, Traffic::Workload);
     let mut services = slices.services_of(objects, pod, |s| mesh.hostname(&s.meta.namespace, &s.meta.name));
     context.services.select(&pod.meta.namespace, &pod.meta.labels, &BTreeMap::new(), &mut services);
     let workload_name = workload_name(pod);
     let healthy = pod.ready && !pod.meta.deleting;
     let network = pod.meta.label("topology.istio.io/network").unwrap_or(&context.network).to_owned();
     let network_mode = if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard };
-    Workload {
+    let workload = Workload {
         uid,
         name: pod.meta.name.clone(),
         namespace: pod.meta.namespace.clone(),
@@ -81,7 +84,7 @@ fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> Wo
         tunnel_protocol: enrolment.tunnel.into(),
         trust_domain: announced_trust_domain(&mesh.trust_domain),
         service_account: pod.service_account.clone(),
-        waypoint,
+        waypoint: binding.waypoint.clone(),
         network_gateway: None,
         node: pod.node.clone(),
         canonical_name: canonical_name(&pod.meta.labels, &workload_name),
@@ -98,7 +101,8 @@ fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> Wo
         network_mode: network_mode.into(),
         extensions: enrolment.extensions,
         capacity: None,
-    }
+    };
+    (workload, binding)
 }
 
 /// Endpoints that were written by hand: addresses without identity, reached in plain TCP.

@@ -49,7 +49,8 @@ fn for_waypoints(snapshot: &Snapshot) -> Value {
     only.map(|kind| (kind.short().to_owned(), Value::Object(versions(kind)))).collect()
 }
 
-fn ip(bytes: &[u8]) -> String {
+/// An address of the wire as text.
+pub(crate) fn ip(bytes: &[u8]) -> String {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return IpAddr::from(v4).to_string();
     }

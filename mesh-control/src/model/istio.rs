@@ -226,19 +226,92 @@ pub struct WorkloadEntry {
     pub unhealthy: bool,
 }
 
-/// A Gateway of the Gateway API, as far as it makes a waypoint.
+/// A Gateway of the Gateway API: a waypoint, or a way into the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gateway {
     /// Metadata.
     pub meta: Meta,
     /// `spec.gatewayClassName`.
     pub class: String,
+    /// Controller of that class, if it is ours: of [`WAYPOINT_CLASSES`] or [`GATEWAY_CLASSES`].
+    pub controller: Option<&'static str>,
     /// Listeners.
     pub listeners: Vec<Listener>,
     /// `status.addresses`, or `spec.addresses` where nothing has written a status.
     pub addresses: Vec<GatewayHost>,
+    /// `spec.addresses`: somebody deploys this waypoint himself.
+    pub manual: Vec<GatewayHost>,
+    /// `spec.infrastructure.labels`, for everything that is deployed.
+    pub infrastructure_labels: BTreeMap<String, String>,
+    /// `spec.infrastructure.annotations`.
+    pub infrastructure_annotations: BTreeMap<String, String>,
+    /// `spec.infrastructure.parametersRef`: group, kind, name.
+    pub parameters: Option<(String, String, String)>,
+    /// `spec.tls.frontend`: clients are to show certificates.
+    pub validates_clients: bool,
     /// Fields that are valid and have no effect here.
     pub unsupported: Vec<String>,
+}
+
+/// A GatewayClass: which controller serves its Gateways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayClass {
+    /// Metadata.
+    pub meta: Meta,
+    /// `spec.controllerName`.
+    pub controller: String,
+    /// Fields that are valid and have no effect here.
+    pub unsupported: Vec<String>,
+}
+
+/// Classes whose Gateways are waypoints, each with its `controllerName`. Other classes may have the same.
+pub const WAYPOINT_CLASSES: &[(&str, &str)] =
+    &[("istio-waypoint", "istio.io/mesh-controller"), ("undermesh-waypoint", "undermesh.io/mesh-controller")];
+
+/// Classes whose Gateways are ways into the mesh for clients that are no peers of it, each with its `controllerName`.
+pub const GATEWAY_CLASSES: &[(&str, &str)] =
+    &[("istio", "istio.io/gateway-controller"), ("undermesh", "undermesh.io/gateway-controller")];
+
+/// The controller of ours that a class has: by its name, or else by what its object says.
+#[must_use]
+pub fn controller_of(class: &str, said: Option<&str>) -> Option<&'static str> {
+    let known = || WAYPOINT_CLASSES.iter().chain(GATEWAY_CLASSES);
+    let by_name = known().find(|(name, _)| *name == class);
+    let found = by_name.or_else(|| known().find(|(_, controller)| Some(*controller) == said));
+    found.map(|(_, controller)| *controller)
+}
+
+impl Gateway {
+    /// The controller of its class, when it is a way into the mesh.
+    #[must_use]
+    pub fn gateway_controller(&self) -> Option<&'static str> {
+        self.controller.filter(|own| GATEWAY_CLASSES.iter().any(|(_, controller)| controller == own))
+    }
+
+    /// Name of what is deployed for it, its service account among it. A gateway's has its class in it, as Istio's has.
+    #[must_use]
+    pub fn deployed_name(&self) -> String {
+        let name = &self.meta.name;
+        match self.meta.annotation("gateway.istio.io/name-override") {
+            Some(other) => other.to_owned(),
+            None if self.is_waypoint() => name.clone(),
+            None => format!("{name}-{}", self.class),
+        }
+    }
+
+    /// The service account of its proxies: that of what is deployed for it, or where somebody deploys it himself the one
+    /// that an annotation names.
+    #[must_use]
+    pub fn account(&self) -> Key {
+        let own = self.meta.annotation("gateway.istio.io/service-account");
+        Key::new(&self.meta.namespace, own.map_or_else(|| self.deployed_name(), str::to_owned))
+    }
+
+    /// Its class is one of a waypoint that is deployed from here.
+    #[must_use]
+    pub fn is_waypoint(&self) -> bool {
+        self.controller.is_some_and(|own| WAYPOINT_CLASSES.iter().any(|(_, controller)| *controller == own))
+    }
 }
 
 /// An address of a Gateway.
@@ -256,7 +329,22 @@ pub struct Listener {
     pub name: String,
     pub port: u16,
     pub protocol: String,
+    /// Empty: every host.
+    pub hostname: String,
     pub allowed: AllowedNamespaces,
+    /// `allowedRoutes.kinds`: group and kind; empty: those that go with the protocol.
+    pub kinds: Vec<(String, String)>,
+    /// `tls`.
+    pub tls: Option<ListenerTls>,
+}
+
+/// `tls` of a listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// `mode` is Passthrough.
+    pub passthrough: bool,
+    /// `certificateRefs`.
+    pub certificates: Vec<Reference>,
 }
 
 /// `allowedRoutes.namespaces`.

@@ -49,6 +49,11 @@ pub struct Pod {
     pub ports: BTreeMap<(String, Transport), u16>,
     /// Kind and name of the controlling owner.
     pub owner: Option<(String, String)>,
+    /// The uid by which the node's container runtime knows the pod: `metadata.uid`, or the hash of a static pod's
+    /// manifest; empty where objects have none.
+    pub uid: String,
+    /// TCP ports of the pod that the kubelet connects to: probes and lifecycle hooks. Sorted.
+    pub probe_ports: Vec<u16>,
 }
 
 /// Transport protocol of a port.
@@ -81,6 +86,10 @@ pub struct Service {
     pub distribution: Option<Distribution>,
     /// `spec.type: ExternalName`.
     pub external_name: bool,
+    /// `spec.type: LoadBalancer`.
+    pub load_balancer: bool,
+    /// `status.loadBalancer.ingress`: where a load balancer takes what is for it.
+    pub ingress: Vec<super::GatewayHost>,
     /// Fields that are valid and have no effect here.
     pub unsupported: Vec<String>,
 }

@@ -166,3 +166,22 @@ pub struct RequestAuthentication {
     /// `jwtRules`.
     pub rules: Vec<l7::JwtRule>,
 }
+
+/// A Telemetry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Telemetry {
+    /// Metadata.
+    pub meta: Meta,
+    /// `selector.matchLabels`: never a waypoint.
+    pub selector: BTreeMap<String, String>,
+    /// `targetRef`, `targetRefs`.
+    pub targets: Vec<Reference>,
+    /// `tracing`.
+    pub tracing: Vec<l7::telemetry::Tracing>,
+    /// `metrics`.
+    pub metrics: Vec<l7::telemetry::Metrics>,
+    /// `accessLogging`.
+    pub access_logging: Vec<l7::telemetry::AccessLogging>,
+    /// Fields that are valid and have no effect here.
+    pub unsupported: Vec<String>,
+}

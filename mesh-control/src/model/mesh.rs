@@ -83,14 +83,10 @@ impl SameNode {
 
 /// The field names of Istio's MeshConfig that have no effect here.
 pub(crate) const MESH_CONFIG_FIELDS: &[&str] = &[
-    "accessLogEncoding",
-    "accessLogFile",
-    "accessLogFormat",
     "caCertificates",
     "certificates",
     "configSources",
     "defaultDestinationRuleExportTo",
-    "defaultProviders",
     "defaultServiceExportTo",
     "defaultVirtualServiceExportTo",
     "disableEnvoyListenerLog",
@@ -99,7 +95,6 @@ pub(crate) const MESH_CONFIG_FIELDS: &[&str] = &[
     "enableAutoMtls",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
-    "enableTracing",
     "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",

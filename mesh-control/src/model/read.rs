@@ -4,21 +4,26 @@
 mod authentication;
 mod balancing;
 mod destination_rule;
+mod gateway;
 mod gateway_filters;
 mod gateway_route;
 mod gateway_tcp;
 mod istio;
 mod kube;
 mod mesh;
+mod observing;
 mod policy;
 mod policy_requests;
+mod probes;
+mod telemetry;
 pub(crate) mod traffic;
 mod values;
 mod virtual_actions;
 mod virtual_service;
 mod waypoint_settings;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -27,7 +32,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 
 use super::{Key, Kind, Meta, Object, ObjectRef};
-use crate::tree::{Node, ShapeError, nearest, typed};
+use crate::tree::{Node, ShapeError, Value, explore, nearest, typed, typed_known};
 use authentication::request_authentication;
 
 /// One thing that is wrong with an object.
@@ -69,6 +74,20 @@ const GATEWAYS: &str = "gateway.networking.k8s.io";
 const NETWORKING: &str = "networking.istio.io";
 const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
+/// A kind as an API server knows it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KindInfo {
+    pub(crate) group: &'static str,
+    /// Versions that can be read, the preferred one first.
+    pub(crate) versions: &'static [&'static str],
+    pub(crate) kind: Kind,
+}
+
+/// Every kind that is read.
+pub(crate) fn kinds() -> impl Iterator<Item = KindInfo> {
+    KINDS.iter().map(|(group, versions, kind, ..)| KindInfo { group, versions, kind: *kind })
+}
+
 /// API group and versions, kind, reader, whether it has a namespace.
 type Reader = fn(&Document<'_>) -> Result<Object, Vec<FieldError>>;
 const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
@@ -78,18 +97,21 @@ const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
     ("", &["v1"], Kind::Pod, kube::pod, true),
     ("", &["v1"], Kind::Service, kube::service, true),
     ("", &["v1"], Kind::ConfigMap, mesh::config_map, true),
+    ("", &["v1"], Kind::Secret, kube::secret, true),
     ("discovery.k8s.io", &["v1"], Kind::EndpointSlice, kube::endpoint_slice, true),
     ("security.istio.io", &["v1", "v1beta1"], Kind::PeerAuthentication, istio::peer_authentication, true),
     ("security.istio.io", &["v1", "v1beta1"], Kind::AuthorizationPolicy, policy::authorization_policy, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::ServiceEntry, istio::service_entry, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::WorkloadEntry, istio::workload_entry, true),
-    (GATEWAYS, &["v1", "v1beta1"], Kind::Gateway, istio::gateway, true),
+    (GATEWAYS, &["v1", "v1beta1"], Kind::GatewayClass, gateway::gateway_class, false),
+    (GATEWAYS, &["v1", "v1beta1"], Kind::Gateway, gateway::gateway, true),
     (GATEWAYS, &["v1", "v1beta1"], Kind::HTTPRoute, gateway_route::http_route, true),
     (GATEWAYS, &["v1", "v1alpha2"], Kind::GRPCRoute, gateway_route::grpc_route, true),
     (GATEWAYS, &["v1", "v1alpha3", "v1alpha2"], Kind::TLSRoute, gateway_tcp::tls_route, true),
     (GATEWAYS, &["v1", "v1alpha2"], Kind::TCPRoute, gateway_tcp::tcp_route, true),
     (GATEWAYS, &["v1", "v1beta1"], Kind::ReferenceGrant, gateway_tcp::reference_grant, true),
     ("security.istio.io", &["v1", "v1beta1"], Kind::RequestAuthentication, request_authentication, true),
+    ("telemetry.istio.io", &["v1", "v1alpha1"], Kind::Telemetry, telemetry::telemetry, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::VirtualService, virtual_service::virtual_service, true),
     (NETWORKING, NETWORKING_VERSIONS, Kind::DestinationRule, destination_rule::destination_rule, true),
 ];
@@ -100,10 +122,37 @@ pub(crate) struct Document<'a> {
     pub(crate) key: Key,
     /// Namespace in which the mesh settings and mesh-wide policies live.
     pub(crate) root_namespace: &'a str,
+    /// Fields that are not known are passed over.
+    lenient: bool,
+    /// Nothing is read: only the fields that would be are wanted.
+    fields: Option<&'a RefCell<BTreeSet<String>>>,
 }
 
-/// Reads one document.
+/// The fields that are read of a kind, as paths: `spec.http[].match[].uri`, with `{}` for any key of a mapping.
+pub(crate) fn fields(kind: Kind) -> BTreeSet<String> {
+    let found = RefCell::new(BTreeSet::new());
+    let node = Node { line: 0, value: Value::Null };
+    if let Some((.., reader, _)) = KINDS.iter().find(|known| known.2 == kind) {
+        let key = Key::new("", "");
+        // It gives nothing but what it notes.
+        let _ =
+            reader(&Document { node: &node, key, root_namespace: "", lenient: false, fields: Some(&found) });
+    }
+    found.into_inner()
+}
+
+/// Reads one document as people write it.
 pub(crate) fn read(node: &Node, root_namespace: &str) -> Read {
+    read_from(node, root_namespace, false)
+}
+
+/// Reads one object as an API server stores it. Of Kubernetes' own kinds it may hold fields that this program is too old
+/// to know; they change nothing that is read here. An unknown field of a policy or route does, and is an error.
+pub(crate) fn read_stored(node: &Node, root_namespace: &str) -> Read {
+    read_from(node, root_namespace, true)
+}
+
+fn read_from(node: &Node, root_namespace: &str, stored: bool) -> Read {
     let fail = |field: &str, message: String| Read {
         object: None,
         line: node.line,
@@ -139,8 +188,9 @@ pub(crate) fn read(node: &Node, root_namespace: &str) -> Read {
         (true, _) => "default",
     };
     let key = Key::new(namespace, name);
-    let result = reader(&Document { node, key: key.clone(), root_namespace });
-    let keep = KEPT.contains(kind) && !matches!(result, Err(_) | Ok(Object::Ignored(_)));
+    let lenient = stored && matches!(*wanted_group, "" | "discovery.k8s.io");
+    let result = reader(&Document { node, key: key.clone(), root_namespace, lenient, fields: None });
+    let keep = !stored && KEPT.contains(kind) && !matches!(result, Err(_) | Ok(Object::Ignored(_)));
     let text = keep.then(|| node.to_json().to_string().into());
     Read { object: Some(ObjectRef { kind: *kind, key }), line: node.line, result, text }
 }
@@ -272,7 +322,12 @@ pub(crate) fn is_dns_name(value: &str) -> bool {
 
 /// Types a document; shape errors are all the errors there are then.
 pub(crate) fn shape<T: DeserializeOwned>(doc: &Document<'_>) -> Result<T, Vec<FieldError>> {
-    typed(doc.node).map_err(|errors| errors.into_iter().map(FieldError::from).collect())
+    if let Some(fields) = doc.fields {
+        fields.borrow_mut().extend(explore::fields::<T>());
+        return Err(Vec::new());
+    }
+    let typed = if doc.lenient { typed_known(doc.node) } else { typed(doc.node) };
+    typed.map_err(|errors| errors.into_iter().map(FieldError::from).collect())
 }
 
 /// Metadata, checked.
@@ -287,6 +342,8 @@ pub(crate) fn meta(doc: &Document<'_>, metadata: ObjectMeta, check: &mut Check<'
         labels: metadata.labels.unwrap_or_default(),
         annotations: metadata.annotations.unwrap_or_default(),
         created: metadata.creation_timestamp.map(|t| t.0.as_second()),
+        uid: metadata.uid.unwrap_or_default(),
+        generation: metadata.generation.unwrap_or_default(),
         deleting: metadata.deletion_timestamp.is_some(),
     }
 }

@@ -18,9 +18,9 @@ use std::time::Duration;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{Source, SourceError, State};
+use super::{Source, SourceError, State, report};
 pub use loader::{Loader, Remembered};
 
 /// What is being written is read once the directory was quiet for this long, so that half-written files are rarely
@@ -124,15 +124,6 @@ impl Source for DirectorySource {
                 }
             }
         }
-    }
-}
-
-fn report(before: &State, after: &State) {
-    for problem in after.problems.iter().filter(|p| !before.problems.contains(p)) {
-        warn!(%problem, "bad input");
-    }
-    for problem in before.problems.iter().filter(|p| !after.problems.contains(p)) {
-        info!(file = problem.file, line = problem.line, field = problem.field, "corrected");
     }
 }
 

@@ -39,6 +39,19 @@ pub(crate) fn typed<T: DeserializeOwned>(node: &Node) -> Result<T, Vec<ShapeErro
     }
 }
 
+/// Reads `T` from a tree and passes over fields that it does not have: an API server that is newer than this program
+/// checked them.
+///
+/// # Errors
+/// The first value of a wrong type.
+pub(crate) fn typed_known<T: DeserializeOwned>(node: &Node) -> Result<T, Vec<ShapeError>> {
+    let unknown = RefCell::new(Vec::new());
+    T::deserialize(Shape { node, path: &Path::Root, unknown: &unknown }).map_err(|error| {
+        let (line, field) = error.place.unwrap_or((node.line, String::new()));
+        vec![ShapeError { line, field, message: error.message }]
+    })
+}
+
 /// The field being read, as a list that lives on the stack.
 enum Path<'p> {
     Root,
@@ -373,6 +386,16 @@ mod tests {
         assert_eq!(found[0].line, 6);
         assert_eq!(found[0].field, "metadata.labels.version");
         assert_eq!(found[0].message, "expected a string, found the number 1 (write it in quotes: \"1\")");
+    }
+
+    #[test]
+    fn what_a_newer_api_server_adds_is_passed_over_and_a_wrong_type_is_not() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80, shiny: 1}], new: {}}\n";
+        let node = documents(text).pop().unwrap().unwrap();
+        let service: Service = typed_known(&node).unwrap();
+        assert_eq!(service.spec.unwrap().ports.unwrap()[0].port, 80);
+        let wrong = documents(&text.replace("80", "x")).pop().unwrap().unwrap();
+        assert_eq!(typed_known::<Service>(&wrong).unwrap_err()[0].field, "spec.ports[0].port");
     }
 
     #[test]

@@ -55,6 +55,44 @@ fn a_wildcard_client_gets_everything_then_only_what_changed() {
 }
 
 #[test]
+fn a_certificate_is_told_to_who_has_proved_to_be_its_gateway_and_to_nobody_else() {
+    use crate::testing::{certificate, secret};
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: in, namespace: shop}\nspec: {gatewayClassName: istio, listeners: [{name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}]}}]}\n";
+    let with = |pair: &(String, String)| snapshot(&[gateway, &secret("shop", "cert", pair)]);
+    let name = "Gateway/shop/in/Secret/shop/cert";
+    let (first, second) = (with(&certificate("a.example")), with(&certificate("a.example")));
+    let asks = [request(&[], &[]), request(&[name], &[])];
+    let as_of = |account: Option<(&str, &str)>| {
+        let account = account.map(|(namespace, name)| Key::new(namespace, name));
+        Subscription::of(ResourceType::Credential, account)
+    };
+    for ask in &asks {
+        let mut own = as_of(Some(("shop", "in-istio")));
+        own.request(ask, "n1");
+        assert_eq!(names(&own.respond(&first).unwrap()), [name]);
+        assert_eq!(names(&own.respond(&second).unwrap()), [name], "a new version");
+        for other in
+            [None, Some(("shop", "other")), Some(("bank", "in-istio")), Some(("istio-system", "ztunnel"))]
+        {
+            let mut other_s = as_of(other);
+            other_s.request(ask, "n1");
+            for snapshot in [&first, &second] {
+                let told = other_s.respond(snapshot);
+                assert!(told.iter().all(|told| told.resources.is_empty()), "{other:?} is told {told:?}");
+            }
+            assert_eq!(other_s.held(), 0);
+        }
+    }
+    // Who says that it holds the key is told that there is none.
+    let mut liar = as_of(Some(("shop", "other")));
+    let mut claims = request(&[], &[]);
+    claims.initial_resource_versions.insert(name.to_owned(), "1".to_owned());
+    liar.request(&claims, "n1");
+    let told = liar.respond(&first).unwrap();
+    assert_eq!((told.resources.len(), told.removed_resources), (0, vec![name.to_owned()]));
+}
+
+#[test]
 fn the_first_request_is_answered_even_when_there_is_nothing() {
     for kind in ResourceType::ALL {
         let mut s = Subscription::new(kind);

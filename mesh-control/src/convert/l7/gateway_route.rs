@@ -1,26 +1,36 @@
-//! HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes of Services and ServiceEntries.
+//! HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes of Services, ServiceEntries and gateways.
 
 use std::collections::BTreeMap;
 
 use mesh_core::xds::proto::l7 as wire;
 use mesh_core::xds::proto::l7::http_rule::Action;
 
-use super::super::Context;
+use super::super::{Attachments, Context, MESH_CONTROLLER, ParentState, Refusal};
 use super::report::{Report, waypoints};
 use super::services::Services;
-use super::{L7, name_rules, origin, resource_name};
+use super::{L7, gateway, name_rules, origin, resource_name};
 use crate::model::l7::{GatewayHttp, Reference};
 use crate::model::{Condition, GatewayRoute, Key, Kind, ObjectRef};
 
 const ROUTES: &str = "gateway.networking.k8s.io";
 const ISTIO: &str = "networking.istio.io";
 
-pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut L7) {
+pub(super) fn convert(
+    context: &mut Context<'_>,
+    services: &Services,
+    attachments: &mut Attachments,
+    out: &mut L7,
+) {
     let mut conditions = Vec::new();
     let mut routes = BTreeMap::new();
     for (object, route) in &context.objects.routes {
-        let scope = Scope { context: &*context, services, object, route };
-        if let Some(resource) = scope.convert(&mut conditions) {
+        let scope = Scope { context: &*context, services, attachments, object, route };
+        let (parents, resource) = scope.convert(&mut conditions);
+        attachments.parents.insert(object.clone(), parents);
+        if let Some(resource) = resource {
+            if route.refused.is_empty() {
+                attachments.count(&resource.gateways);
+            }
             routes.insert(resource_name(object), resource);
         }
     }
@@ -28,33 +38,36 @@ pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut 
     context.conditions.extend(conditions);
 }
 
+fn is_gateway(parent: &Reference) -> bool {
+    (parent.group.as_str(), parent.kind.as_str()) == (ROUTES, "Gateway")
+}
+
 /// What the conversion of one route looks at.
 struct Scope<'a> {
     context: &'a Context<'a>,
     services: &'a Services,
+    attachments: &'a Attachments,
     object: &'a ObjectRef,
     route: &'a GatewayRoute,
 }
 
-/// Why a parent is none: reason and text.
-type Refusal = (&'static str, String);
+/// What a route's parents come to.
+#[derive(Default)]
+struct Parents {
+    services: Vec<wire::ServiceRef>,
+    gateways: Vec<wire::GatewayRef>,
+    /// What there is to say of each that is ours.
+    states: Vec<ParentState>,
+    refusals: Vec<Refusal>,
+}
 
 impl Scope<'_> {
-    fn convert(&self, conditions: &mut Vec<Condition>) -> Option<wire::Route> {
+    /// What there is to say of each parent, and what waypoints and gateways are told.
+    fn convert(&self, conditions: &mut Vec<Condition>) -> (Vec<ParentState>, Option<wire::Route>) {
         let mut report = Report::new(self.object.clone(), &self.route.unsupported);
-        let mut parents = Vec::new();
-        let mut refusals: Vec<Refusal> = Vec::new();
-        for (i, parent) in self.route.parents.iter().enumerate() {
-            let field = format!("spec.parentRefs[{i}]");
-            if !parent.section_name.is_empty() {
-                report.unsupported(format!("{field}.sectionName (write port)"));
-            }
-            match self.parent(parent) {
-                Ok(found) => parents.extend(found),
-                Err((reason, why)) => refusals.push((reason, format!("{field}: {why}"))),
-            }
-        }
-        if parents.is_empty() {
+        let Parents { services: parents, gateways, mut states, refusals } = self.parents(&mut report);
+        let attached = !parents.is_empty() || !gateways.is_empty();
+        if !attached {
             let (reason, why) = match refusals.as_slice() {
                 [] => (
                     "NoMatchingParent",
@@ -65,35 +78,94 @@ impl Scope<'_> {
                     (*reason, all.join("; "))
                 }
             };
+            // What it names is looked at all the same: the status says it of every parent.
+            self.rules(&mut report);
+            report.resolved(conditions);
             report.refuse(reason, why, conditions);
-            return None;
+            return (states, None);
         }
         refusals.into_iter().for_each(|(_, why)| report.overruled(why));
-        if self.object.kind != Kind::TLSRoute && !self.route.hostnames.is_empty() {
+        let own_host = self.object.kind != Kind::TLSRoute && !parents.is_empty();
+        if own_host && !self.route.hostnames.is_empty() {
             report.unsupported("spec.hostnames (the host is that of the service)");
         }
         let hosts: Vec<String> = parents.iter().map(|p| p.hostname.clone()).collect();
-        let mut http: Vec<wire::HttpRule> = Vec::new();
-        for (i, rule) in self.route.http.iter().enumerate() {
-            http.push(self.http(rule, &format!("spec.rules[{i}]"), &mut report));
-        }
-        name_rules(&mut http, |rule| &mut rule.name);
-        let tcp = self.tcp(&hosts, &mut report);
+        let http = self.rules(&mut report);
+        let tcp = self.tcp(&hosts, !gateways.is_empty(), &mut report);
         if self.route.refused.is_empty() {
             report.finish(true, conditions);
         } else {
             let fields = self.route.refused.join(", ");
             let why =
                 format!("filters that cannot be applied: {fields}; their rules answer 500, the others hold");
+            for state in states.iter_mut().filter(|state| state.refusal.is_none()) {
+                state.refusal = Some(("InvalidFilter", why.clone()));
+            }
+            report.resolved(conditions);
             report.refuse("InvalidFilter", why, conditions);
         }
-        waypoints(self.object, &hosts, self.services, conditions);
+        if !hosts.is_empty() {
+            waypoints(self.object, &hosts, self.services, conditions);
+        }
         let origin = Some(origin(self.object.kind, &self.route.meta));
-        Some(wire::Route { origin, parents, http, tcp })
+        let hostnames = if gateways.is_empty() { Vec::new() } else { self.route.hostnames.clone() };
+        (states, Some(wire::Route { origin, parents, http, tcp, gateways, hostnames }))
+    }
+
+    fn rules(&self, report: &mut Report) -> Vec<wire::HttpRule> {
+        let mut http: Vec<wire::HttpRule> = Vec::new();
+        for (i, rule) in self.route.http.iter().enumerate() {
+            http.push(self.http(rule, &format!("spec.rules[{i}]"), report));
+        }
+        name_rules(&mut http, |rule| &mut rule.name);
+        http
+    }
+
+    fn parents(&self, report: &mut Report) -> Parents {
+        let mut out = Parents::default();
+        for (index, parent) in self.route.parents.iter().enumerate() {
+            let field = format!("spec.parentRefs[{index}]");
+            let refusal = if is_gateway(parent) {
+                self.listeners(parent).map(|found| out.gateways.extend(found)).err()
+            } else {
+                if !parent.section_name.is_empty() {
+                    report.unsupported(format!("{field}.sectionName (write port)"));
+                }
+                self.parent(parent).map(|found| out.services.extend(found)).err()
+            };
+            if let Some(controller) = self.controller(parent) {
+                out.states.push(ParentState { index, controller, refusal: refusal.clone() });
+            }
+            out.refusals.extend(refusal.map(|(reason, why)| (reason, format!("{field}: {why}"))));
+        }
+        out
+    }
+
+    /// Who says in the route's status what came of a parent; none where that is somebody else's.
+    fn controller(&self, parent: &Reference) -> Option<&'static str> {
+        if is_gateway(parent) {
+            let key = Key::new(self.namespace(parent), &parent.name);
+            return self.context.objects.gateways.get(&key)?.gateway_controller();
+        }
+        let service = matches!(parent.group.as_str(), "" | "core") && parent.kind == "Service";
+        let entry = (parent.group.as_str(), parent.kind.as_str()) == (ISTIO, "ServiceEntry");
+        (service || entry).then_some(MESH_CONTROLLER)
     }
 
     fn namespace<'b>(&'b self, reference: &'b Reference) -> &'b str {
         if reference.namespace.is_empty() { &self.route.meta.namespace } else { &reference.namespace }
+    }
+
+    /// The listeners of gateways that a parent stands for.
+    fn listeners(&self, parent: &Reference) -> Result<Vec<wire::GatewayRef>, Refusal> {
+        let request = gateway::Request {
+            parent,
+            key: &Key::new(self.namespace(parent), &parent.name),
+            kind: self.object.kind,
+            namespace: &self.route.meta.namespace,
+            hostnames: &self.route.hostnames,
+        };
+        gateway::listeners(self.context, &self.attachments.listeners, &request)
     }
 
     /// The services that a parent stands for.
@@ -108,14 +180,9 @@ impl Scope<'_> {
             (ISTIO, "ServiceEntry") => {
                 self.context.objects.service_entries.get(&key).map(|e| e.hosts.clone())
             }
-            (ROUTES, "Gateway") => {
-                let why =
-                    format!("Gateway {key} is not served; to reach a waypoint, name the Service behind it");
-                return Err(("NoMatchingParent", why));
-            }
             (group, kind) => {
                 let why = format!(
-                    "{kind} of group {group:?} is no parent; name a Service (group \"\") or a ServiceEntry (group {ISTIO})"
+                    "{kind} of group {group:?} is no parent; name a Service (group \"\"), a Gateway or a ServiceEntry (group {ISTIO})"
                 );
                 return Err(("InvalidKind", why));
             }
@@ -166,20 +233,24 @@ impl Scope<'_> {
         }
     }
 
-    /// The first rule takes every connection: these rules have no matches but, of a TLSRoute, the name of the service.
-    fn tcp(&self, hosts: &[String], report: &mut Report) -> Vec<wire::TcpRule> {
+    /// The first rule takes every connection: these rules have no matches but, of a TLSRoute, the name of the service. At a
+    /// gateway the names are those that it takes connections for, and no matches.
+    fn tcp(&self, hosts: &[String], at_gateway: bool, report: &mut Report) -> Vec<wire::TcpRule> {
         let Some(rule) = self.route.tcp.first() else { return Vec::new() };
         let mut matches = Vec::new();
         if self.object.kind == Kind::TLSRoute && !self.route.hostnames.is_empty() {
-            for (i, name) in
-                self.route.hostnames.iter().enumerate().filter(|(_, name)| !hosts.contains(*name))
-            {
+            let other = self.route.hostnames.iter().enumerate().filter(|(_, name)| !hosts.contains(*name));
+            for (i, name) in other.filter(|_| !hosts.is_empty()) {
                 report.unsupported(format!("spec.hostnames[{i}] ({name} is not the host of the service)"));
             }
-            let own: Vec<String> =
+            let mut own: Vec<String> =
                 hosts.iter().filter(|h| self.route.hostnames.contains(h)).cloned().collect();
-            if own.is_empty() {
+            if own.is_empty() && !at_gateway {
                 return Vec::new();
+            }
+            if own.is_empty() {
+                // Of no service.
+                own.clone_from(&self.route.hostnames);
             }
             matches.push(wire::TcpMatch { sni_hosts: own, ..wire::TcpMatch::default() });
         }
@@ -234,7 +305,8 @@ impl Scope<'_> {
                 format!("{:?} is a host; write the name of the Service, or kind Hostname", reference.name);
             return Err(("BackendNotFound", why));
         }
-        if namespace != self.route.meta.namespace && !self.granted(namespace, &reference.name) {
+        let (kind, key) = (self.object.kind.to_string(), Key::new(namespace, &reference.name));
+        if !self.context.objects.may_name(&kind, &self.route.meta.namespace, "Service", &key) {
             let why = format!(
                 "Service {namespace}/{} is of another namespace, and no ReferenceGrant there lets {} of namespace {} name it",
                 reference.name, self.object.kind, self.route.meta.namespace
@@ -246,20 +318,5 @@ impl Scope<'_> {
             Some(why) => Err(("BackendNotFound", why)),
             None => Ok(wire::ServiceRef { namespace: namespace.to_owned(), hostname, port }),
         }
-    }
-
-    fn granted(&self, namespace: &str, name: &str) -> bool {
-        let kind = self.object.kind.to_string();
-        let own = &self.route.meta.namespace;
-        let grants = self.context.objects.reference_grants.values().filter(|g| g.meta.namespace == namespace);
-        let mut grants = grants.filter(|g| {
-            let from = g.from.iter().any(|(group, k, ns)| group == ROUTES && *k == kind && ns == own);
-            from && g.to.iter().any(|(group, kind, only)| {
-                matches!(group.as_str(), "" | "core")
-                    && kind == "Service"
-                    && only.as_deref().is_none_or(|only| only == name)
-            })
-        });
-        grants.next().is_some()
     }
 }

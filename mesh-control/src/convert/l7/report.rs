@@ -58,6 +58,11 @@ impl Report {
             parts.push("told to waypoints".to_owned());
         }
         out.push(Condition::new(self.object.clone(), "Accepted", somewhere, reason, parts.join("; ")));
+        self.resolved(out);
+    }
+
+    /// `ResolvedRefs`.
+    pub(super) fn resolved(&self, out: &mut Vec<Condition>) {
         let (ok, reason, message) = match self.unresolved.first() {
             None => (true, "ResolvedRefs", "everything that it names is there".to_owned()),
             Some((reason, _)) => {
@@ -65,7 +70,7 @@ impl Report {
                 (false, *reason, all.join("; "))
             }
         };
-        out.push(Condition::new(self.object, "ResolvedRefs", ok, reason, message));
+        out.push(Condition::new(self.object.clone(), "ResolvedRefs", ok, reason, message));
     }
 }
 

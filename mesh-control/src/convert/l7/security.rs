@@ -107,7 +107,7 @@ fn rules(policy: &AuthorizationPolicy, condition: &mut Condition) -> Vec<wire::A
 }
 
 /// Targets that there are, and the one condition that speaks for all of them.
-fn targets(
+pub(super) fn targets(
     context: &Context<'_>,
     services: &Services,
     object: &ObjectRef,
@@ -174,14 +174,11 @@ fn target(
             Ok((on_wire(Target::GatewayClass, Vec::new()), Ok(format!("class {name}"))))
         }
         "Gateway" => {
-            if !context.objects.gateways.contains_key(&key) {
-                return Err(missing());
-            }
-            if !context.waypoints.is_one(&key) {
-                return Err((
-                    "Invalid",
-                    format!("Gateway {key} is no waypoint, and others are not served yet"),
-                ));
+            let gateway = context.objects.gateways.get(&key).ok_or_else(missing)?;
+            if !context.waypoints.is_one(&key) && !super::is_gateway(gateway) {
+                let class = &gateway.class;
+                let why = format!("Gateway {key} is of class {class}, which is not served");
+                return Err(("Invalid", why));
             }
             Ok((on_wire(Target::Gateway, Vec::new()), Ok(key.to_string())))
         }

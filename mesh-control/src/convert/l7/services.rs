@@ -90,7 +90,7 @@ pub(super) fn covers(host: &str, name: &str) -> bool {
 }
 
 /// A name without dots is a service of the object's namespace; every other is complete, as Istio reads them.
-pub(super) fn complete(host: &str, namespace: &str, mesh: &Mesh) -> String {
+pub(crate) fn complete(host: &str, namespace: &str, mesh: &Mesh) -> String {
     if host.contains('.') || host == "*" || host.is_empty() || host.parse::<IpAddr>().is_ok() {
         host.to_owned()
     } else {

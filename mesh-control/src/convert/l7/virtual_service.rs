@@ -142,6 +142,7 @@ impl Scope<'_> {
             parents: parents.collect(),
             http,
             tcp,
+            ..wire::Route::default()
         }
     }
 

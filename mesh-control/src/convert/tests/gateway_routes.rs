@@ -299,7 +299,7 @@ fn parents_are_services_of_the_own_namespace_and_everything_else_says_why_not() 
         (
             "{name: wp}",
             "NoMatchingParent",
-            "Gateway shop/wp is not served; to reach a waypoint, name the Service",
+            "Gateway shop/wp of class istio-waypoint takes no routes; to reach a waypoint, name the Service",
         ),
         (
             "{group: '', kind: Service, name: far, namespace: bank}",
@@ -456,5 +456,88 @@ fn where_a_route_of_the_gateway_api_names_a_service_virtual_services_do_not_coun
             let both = given(kind, "web, api", rules);
             assert!(both.status, "it counts for api: {both:?}");
         }
+    }
+}
+
+/// Gateway `in` of namespace `edge`, of class istio.
+fn gateway(listeners: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: in, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{listeners}]}}\n"
+    )
+}
+
+fn at_gateway(listeners: &str, spec: &str) -> Resources {
+    let rules = "rules: [{backendRefs: [{name: web, port: 80}]}]";
+    let spec = format!("{spec}, {rules}");
+    resources(&format!("{}{}{}", service("web"), gateway(listeners), route("HTTPRoute", &spec)))
+}
+
+#[test]
+fn a_gateway_is_told_with_its_listeners_for_http_and_the_routes_that_they_admit() {
+    let listeners = "{name: http, port: 80, protocol: HTTP, hostname: '*.example.com', allowedRoutes: {namespaces: {from: All}}}, \
+         {name: own, port: 80, protocol: HTTP}, {name: quic, port: 443, protocol: QUIC, allowedRoutes: {namespaces: {from: All}}}";
+    let resources =
+        at_gateway(listeners, "parentRefs: [{name: in, namespace: edge}], hostnames: [a.example.com]");
+    let told_gateway = &resources.l7.gateways["Gateway/edge/in"];
+    let names: Vec<_> =
+        told_gateway.listeners.iter().map(|l| (l.name.as_str(), l.port, l.hostname.as_str())).collect();
+    assert_eq!(names, [("http", 80, "*.example.com"), ("own", 80, "")]);
+    let accepted = resources.condition("Gateway edge/in", "Accepted");
+    assert!(
+        accepted.status && accepted.message.contains("spec.listeners[2]: protocol is \"QUIC\""),
+        "{accepted:?}"
+    );
+    let route = told(&resources, "HTTPRoute");
+    let listeners: Vec<_> =
+        route.gateways.iter().map(|l| (l.namespace.as_str(), l.name.as_str(), l.listener.as_str())).collect();
+    assert_eq!(listeners, [("edge", "in", "http")]);
+    assert_eq!((route.hostnames.as_slice(), route.parents.len()), (&["a.example.com".to_owned()][..], 0));
+    assert!(condition(&resources, "HTTPRoute", "Accepted").0);
+}
+
+#[test]
+fn what_came_of_each_parent_is_said_of_those_that_are_ours() {
+    let listeners = "{name: a, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, \
+         {name: b, port: 81, protocol: HTTP, allowedRoutes: {namespaces: {from: All}, kinds: [{kind: GRPCRoute}]}}";
+    let parents = "parentRefs: [{name: in, namespace: edge}, {name: in, namespace: edge, sectionName: a}, \
+         {name: in, namespace: edge, sectionName: b}, {name: gone}, {group: '', kind: Service, name: web}, \
+         {group: '', kind: Service, name: gone}]";
+    let resources = at_gateway(listeners, parents);
+    let (_, states) = resources.attachments.parents.iter().next().unwrap();
+    let said: Vec<_> =
+        states.iter().map(|s| (s.index, s.refusal.as_ref().map(|(reason, _)| *reason))).collect();
+    assert_eq!(
+        said,
+        [(0, None), (1, None), (2, Some("NotAllowedByListeners")), (4, None), (5, Some("NoMatchingParent"))],
+        "a gateway that is not there may be anybody's"
+    );
+    let (_, listeners) = resources.attachments.listeners.iter().next().unwrap();
+    let attached: Vec<u32> = listeners.iter().map(|l| l.attached).collect();
+    assert_eq!(attached, [1, 0], "once, however often it is named");
+}
+
+#[test]
+fn a_route_that_no_listener_takes_says_why() {
+    let all = "allowedRoutes: {namespaces: {from: All}}";
+    let http = format!("{{name: http, port: 80, protocol: HTTP, hostname: a.example, {all}}}");
+    for (listeners, spec, reason) in [
+        (http.as_str(), "parentRefs: [{name: out, namespace: edge}]", "NoMatchingParent"),
+        (&http, "parentRefs: [{name: in, namespace: edge, sectionName: tls}]", "NoMatchingParent"),
+        (&http, "parentRefs: [{name: in, namespace: edge, port: 81}]", "NoMatchingParent"),
+        (
+            &http,
+            "parentRefs: [{name: in, namespace: edge}], hostnames: [b.example]",
+            "NoMatchingListenerHostname",
+        ),
+        (
+            "{name: http, port: 80, protocol: HTTP}",
+            "parentRefs: [{name: in, namespace: edge}]",
+            "NotAllowedByListeners",
+        ),
+    ] {
+        let resources = at_gateway(listeners, spec);
+        let (ok, found, message) = condition(&resources, "HTTPRoute", "Accepted");
+        assert_eq!((ok, found.as_str()), (false, reason), "{spec}: {message}");
+        assert!(resources.l7.routes.is_empty());
     }
 }

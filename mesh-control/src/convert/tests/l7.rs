@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 use mesh_core::state::{MeshOptions, StateIndex};
 use mesh_core::xds::proto::l7 as wire;
 use mesh_waypoint::config::{self, Own};
+use mesh_waypoint::observe::Observation;
 use mesh_waypoint::routing::Routes;
 use mesh_waypoint::security::Policies;
 use mesh_waypoint::security::jwks::{KeyStore, Roots};
@@ -92,7 +93,7 @@ data:
     localityLbSetting: {enabled: false}
     defaultConfig: {concurrency: 2, gatewayTopology: {numTrustedProxies: 1, proxyProtocol: {}}}
     defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 5}}, outlierDetection: {consecutive5xxErrors: 9, consecutiveErrors: 3}}
-    accessLogFile: /dev/stdout
+    enableEnvoyAccessLogService: true
 ";
     let resources = resources(text);
     let told = &resources.l7.settings["mesh"];
@@ -110,7 +111,10 @@ data:
     assert_eq!(told.default_connection_pool.unwrap().max_connections, Some(5));
     assert_eq!(told.default_outlier_detection.unwrap().consecutive_5xx, Some(9));
     let messages: Vec<&str> = resources.conditions.iter().map(|c| c.message.as_str()).collect();
-    assert!(messages.contains(&"MeshConfig field accessLogFile has no effect here"), "{messages:?}");
+    assert!(
+        messages.contains(&"MeshConfig field enableEnvoyAccessLogService has no effect here"),
+        "{messages:?}"
+    );
     for part in [
         "defaultTrafficPolicy.outlierDetection.consecutiveErrors",
         "defaultConfig.concurrency",
@@ -160,6 +164,7 @@ fn complaints(resources: &Resources) -> Vec<String> {
         destinations: shared(&l7.destinations),
         authorizations: shared(&l7.authorizations),
         authentications: shared(&l7.authentications),
+        telemetries: shared(&l7.telemetries),
         settings: Arc::new(l7.settings["mesh"].clone()),
         ..config::Resources::default()
     };
@@ -174,7 +179,9 @@ fn complaints(resources: &Resources) -> Vec<String> {
     let (keys, _fetcher) = KeyStore::new(Roots::Given(Vec::new()));
     let policies = Policies::build(&told, &own, &keys);
     let found = routes.problems().map(ToString::to_string);
-    found.chain(policies.problems().iter().map(ToString::to_string)).collect()
+    let found = found.chain(policies.problems().iter().map(ToString::to_string));
+    let observation = Observation::build(&told, &own);
+    found.chain(observation.problems().iter().map(ToString::to_string)).collect()
 }
 
 fn size(tree: &Value) -> usize {
@@ -263,6 +270,7 @@ fn every_kind_of_the_corpus_is_served_by_its_own_type() {
     assert_eq!(names(ResourceType::RequestAuthentication), ["RequestAuthentication/shop/tokens"]);
     assert_eq!(names(ResourceType::Labels), ["Kubernetes//Pod/shop/web-1"]);
     assert_eq!(names(ResourceType::Settings), ["mesh"]);
+    assert_eq!(names(ResourceType::Telemetry), ["Telemetry/shop/t"]);
     let unsupported: Vec<_> =
         resources.conditions.iter().filter(|c| c.reason == "UnsupportedValue").collect();
     assert!(unsupported.is_empty(), "{unsupported:#?}");

@@ -116,7 +116,7 @@ const BINDINGS: [Binding; 10] = [
     ("{GATEWAYClass, name: istio-waypoint}", "istio-system", true, "Accepted", "class istio-waypoint", 1),
     ("{GATEWAYClass, name: istio-waypoint}", "shop", false, "Invalid", "root namespace istio-system", 0),
     ("{GATEWAYClass, name: istio}", "istio-system", false, "Invalid", "no class of waypoints", 0),
-    ("{GATEWAY, name: in}", "shop", false, "Invalid", "Gateway shop/in is no waypoint", 0),
+    ("{GATEWAY, name: in}", "shop", true, "Accepted", "bound to shop/in", 1),
     ("{GATEWAY, name: no}", "shop", false, "TargetNotFound", "Gateway shop/no does not exist", 0),
     ("{SERVICE, name: no}", "shop", false, "TargetNotFound", "Service shop/no does not exist", 0),
     ("{SERVICE, name: plain}", "shop", false, "AncestorNotBound", "Service shop/plain has no waypoint", 1),
@@ -148,7 +148,7 @@ fn a_policy_says_what_it_is_bound_to() {
 
 #[test]
 fn external_authorization_names_a_provider_of_the_mesh_settings() {
-    let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    extensionProviders:\n    - name: ext\n      envoyExtAuthzGrpc: {service: shop/authz.shop.svc.cluster.local, port: 9000, timeout: 2s, failOpen: true, statusOnError: \"503\", includeRequestBodyInCheck: {maxRequestBytes: 4096, allowPartialMessage: true}}\n    - name: web\n      envoyExtAuthzHttp: {service: authz.example, port: 80, pathPrefix: /check, includeRequestHeadersInCheck: [cookie], includeAdditionalHeadersInCheck: {x: y}, headersToUpstreamOnAllow: [a], headersToDownstreamOnDeny: [b], headersToDownstreamOnAllow: [c]}\n    - name: traces\n      zipkin: {service: z, port: 1}\n";
+    let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    extensionProviders:\n    - name: ext\n      envoyExtAuthzGrpc: {service: shop/authz.shop.svc.cluster.local, port: 9000, timeout: 2s, failOpen: true, statusOnError: \"503\", includeRequestBodyInCheck: {maxRequestBytes: 4096, allowPartialMessage: true}}\n    - name: web\n      envoyExtAuthzHttp: {service: authz.example, port: 80, pathPrefix: /check, includeRequestHeadersInCheck: [cookie], includeAdditionalHeadersInCheck: {x: y}, headersToUpstreamOnAllow: [a], headersToDownstreamOnDeny: [b], headersToDownstreamOnAllow: [c]}\n    - name: traces\n      datadog: {service: z, port: 1}\n";
     let custom = |name: &str| {
         with(&format!(
             "{settings}{}",
@@ -161,7 +161,7 @@ fn external_authorization_names_a_provider_of_the_mesh_settings() {
         ("ext", wire::authorization::Action::Custom)
     );
     assert!(known.conditions.iter().all(|c| c.reason != "ProviderNotFound"));
-    assert!(known.conditions.iter().any(|c| c.message.contains("extensionProviders[2] (zipkin)")));
+    assert!(known.conditions.iter().any(|c| c.message.contains("extensionProviders[2] (datadog)")));
     let providers = &known.l7.settings["mesh"].providers;
     let grpc = &providers[0];
     let service = grpc.service.clone().unwrap();

@@ -174,12 +174,13 @@ fn a_canary_takes_its_share() {
 
 #[test]
 fn other_gateways_are_reported_as_not_served() {
-    let ingress = ready("in", "shop", "a: b", "").replace("istio-waypoint", "istio").replace("HBONE", "HTTP");
+    let ingress =
+        ready("in", "shop", "a: b", "").replace("istio-waypoint", "istio-remote").replace("HBONE", "HTTP");
     let detailed = ready("wp", "shop", "a: b", ", hostname: x.example")
-        .replace("spec: {", "spec: {infrastructure: {labels: {}}, ");
+        .replace("spec: {", "spec: {infrastructure: {labels: {a: b}}, defaultScope: All, ");
     let condition = resources(&detailed).condition("Gateway shop/wp", "Accepted").message.clone();
     assert!(
-        condition.contains("spec.infrastructure") && condition.contains("spec.listeners[0].hostname"),
+        condition.contains("spec.defaultScope") && condition.contains("spec.listeners[0].hostname"),
         "{condition}"
     );
     let resources = resources(&ingress);

@@ -119,6 +119,9 @@ fn labels_of_pod_and_namespace_decide_about_enrolment() {
     assert!(!enrolled(&format!("{AMBIENT}{sidecar}")));
     let annotated = resources(&pod(", annotations: {ambient.istio.io/redirection: enabled}", "", ""));
     assert_eq!(annotated.workload(UID).tunnel_protocol(), TunnelProtocol::Hbone);
+    let own = ", annotations: {ambient.istio.io/redirection: enabled, undermesh.io/redirection: enabled}";
+    let own = resources(&pod(own, "", ""));
+    assert_eq!(own.workload(UID).tunnel_protocol(), TunnelProtocol::None, "what we wrote tells us nothing");
     let native = resources(&pod(", labels: {networking.istio.io/tunnel: http}", "", ""));
     assert_eq!(native.workload(UID).tunnel_protocol(), TunnelProtocol::Hbone);
     assert!(native.workload(UID).native_tunnel);
@@ -165,11 +168,11 @@ fn two_pods_with_one_address_are_reported() {
 #[test]
 fn a_custom_trust_domain_is_announced() {
     let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  \
-                    mesh: |\n    trustDomain: corp.example\n    enableTracing: true\n";
+                    mesh: |\n    trustDomain: corp.example\n    enablePrometheusMerge: true\n";
     let resources = resources(&format!("{settings}{}", pod("", "", "")));
     assert_eq!(resources.workload(UID).trust_domain, "corp.example");
     let condition = resources.condition("ConfigMap istio-system/istio", "Accepted");
-    assert!(condition.message.contains("enableTracing"));
+    assert!(condition.message.contains("enablePrometheusMerge"));
 }
 
 #[test]

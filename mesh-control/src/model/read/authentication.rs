@@ -1,5 +1,6 @@
 //! Reader of RequestAuthentication, and of what policies of waypoints have as targets.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::xds::proto::l7;
@@ -30,8 +31,25 @@ pub(super) struct TargetText {
     namespace: String,
 }
 
+/// What an object of `namespace` is about: the labels of its `selector`, or its `targetRef` and `targetRefs`.
+pub(super) fn binding(
+    selector: Option<SelectorText>,
+    one: Option<TargetText>,
+    several: Vec<TargetText>,
+    namespace: &str,
+    check: &mut Check<'_>,
+) -> (BTreeMap<String, String>, Vec<Reference>) {
+    let selector = selector.unwrap_or_default().match_labels;
+    match_labels(&selector, "spec.selector.matchLabels", check);
+    let targets = targets(one, several, namespace, check);
+    if !targets.is_empty() && !selector.is_empty() {
+        check.error("spec.selector", "may not stand beside targetRefs; keep one of the two");
+    }
+    (selector, targets)
+}
+
 /// `targetRef` and `targetRefs` of an object of `namespace`.
-pub(super) fn targets(
+fn targets(
     one: Option<TargetText>,
     several: Vec<TargetText>,
     namespace: &str,
@@ -112,12 +130,8 @@ pub(super) fn request_authentication(doc: &Document<'_>) -> Result<Object, Vec<F
     let mut check = Check::new(doc);
     let meta = meta(doc, object.metadata, &mut check);
     let spec = object.spec.unwrap_or_default();
-    let selector = spec.selector.unwrap_or_default().match_labels;
-    match_labels(&selector, "spec.selector.matchLabels", &mut check);
-    let targets = targets(spec.target_ref, spec.target_refs, &meta.namespace, &mut check);
-    if !targets.is_empty() && !selector.is_empty() {
-        check.error("spec.selector", "may not stand beside targetRefs; keep one of the two");
-    }
+    let (selector, targets) =
+        binding(spec.selector, spec.target_ref, spec.target_refs, &meta.namespace, &mut check);
     let mut rules = Vec::new();
     for (i, text) in spec.jwt_rules.into_iter().enumerate() {
         rules.push(jwt_rule(text, &format!("spec.jwtRules[{i}]"), &mut check));

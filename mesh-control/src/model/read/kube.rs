@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use mesh_core::tls::server_key;
 use mesh_core::xds::proto::workload::IpFamilies;
 
+use super::super::credential::Pair;
 use super::super::{
-    Distribution, Endpoint, EndpointSlice, Namespace, Node, Object, Pod, Service, ServiceAccount,
-    ServicePort, SlicePort, TargetPort, Transport, app_protocol,
+    Credential, Distribution, Endpoint, EndpointSlice, GatewayHost, Meta, Namespace, Node, Object, Pod,
+    Service, ServiceAccount, ServicePort, SlicePort, TargetPort, Transport, app_protocol,
 };
-use super::{Check, Document, FieldError, meta, shape};
+use super::{Check, Document, FieldError, meta, probes, shape};
 
 pub(super) fn namespace(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
     let object: core::Namespace = shape(doc)?;
@@ -36,6 +39,40 @@ pub(super) fn service_account(doc: &Document<'_>) -> Result<Object, Vec<FieldErr
     check.finish(Object::ServiceAccount(Arc::new(ServiceAccount { meta })))
 }
 
+/// The type of Secrets that hold a certificate with its key.
+const TLS: &str = "kubernetes.io/tls";
+
+pub(super) fn secret(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
+    if doc.node.text("type") != Some(TLS) {
+        // What is in it is nobody's business here.
+        return Ok(Object::Ignored(Arc::new(Meta::default())));
+    }
+    let object: core::Secret = shape(doc)?;
+    let mut check = Check::new(doc);
+    let meta = meta(doc, object.metadata, &mut check);
+    let mut data: BTreeMap<String, Vec<u8>> =
+        object.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
+    data.extend(
+        object.string_data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())),
+    );
+    let (pair, problem) = match pair(&data) {
+        Ok(pair) => (Some(Arc::new(pair)), None),
+        Err(problem) => (None, Some(problem)),
+    };
+    check.finish(Object::Credential(Arc::new(Credential { meta, pair, problem })))
+}
+
+fn pair(data: &BTreeMap<String, Vec<u8>>) -> Result<Pair, String> {
+    let part = |name: &str, what: &str| {
+        let missing = || format!("data has no {name:?}; {what} belongs there, as PEM");
+        data.get(name).ok_or_else(missing)
+    };
+    let (chain, key) = (part("tls.crt", "the certificate")?, part("tls.key", "its private key")?);
+    server_key(chain, key).map_err(|error| format!("of tls.crt and tls.key, {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Pair { chain: text(chain), key: text(key) })
+}
+
 fn transport(value: Option<&str>, field: &str, check: &mut Check<'_>) -> Transport {
     match value {
         None | Some("TCP") => Transport::Tcp,
@@ -46,6 +83,12 @@ fn transport(value: Option<&str>, field: &str, check: &mut Check<'_>) -> Transpo
             Transport::Tcp
         }
     }
+}
+
+/// A container runtime knows a static pod by the hash of its manifest, which the pod in the API server is annotated with.
+fn uid(metadata: &ObjectMeta) -> String {
+    let hash = metadata.annotations.iter().flatten().find(|(key, _)| *key == "kubernetes.io/config.hash");
+    hash.map(|(_, hash)| hash.clone()).or_else(|| metadata.uid.clone()).unwrap_or_default()
 }
 
 pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
@@ -90,6 +133,12 @@ pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
             }
         }
     }
+    let uid = uid(&object.metadata);
+    let restarted = spec.init_containers.iter().flatten();
+    let restarted = restarted.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let mut probe_ports: Vec<u16> = spec.containers.iter().chain(restarted).flat_map(probes::ports).collect();
+    probe_ports.sort_unstable();
+    probe_ports.dedup();
     let phase = status.phase.as_deref();
     if let Some(other) =
         phase.filter(|p| !["Pending", "Running", "Succeeded", "Failed", "Unknown"].contains(p))
@@ -113,6 +162,8 @@ pub(super) fn pod(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         ready,
         ports,
         owner,
+        uid,
+        probe_ports,
     };
     check.finish(Object::Pod(Arc::new(pod)))
 }
@@ -168,6 +219,13 @@ pub(super) fn service(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
     if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
         unsupported.push("spec.externalIPs".to_owned());
     }
+    let balancer = object.status.and_then(|status| status.load_balancer).and_then(|b| b.ingress);
+    // What a cloud writes here is not the user's to mend: what cannot be read is passed over.
+    let ip = |text: &str| text.parse().ok().map(GatewayHost::Ip);
+    let host = |text: String| GatewayHost::Hostname(text);
+    let ingress = balancer.into_iter().flatten();
+    let ingress = ingress.filter_map(|i| i.ip.as_deref().and_then(ip).or_else(|| i.hostname.map(host)));
+    let ingress = ingress.collect();
     let export = "networking.istio.io/exportTo";
     if meta.annotation(export).is_some() {
         unsupported.push(format!("annotation {export}"));
@@ -182,6 +240,8 @@ pub(super) fn service(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         internal_local,
         distribution,
         external_name: kind == "ExternalName",
+        load_balancer: kind == "LoadBalancer",
+        ingress,
         unsupported,
     };
     check.finish(Object::Service(Arc::new(service)))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use mesh_core::telemetry::Layout;
 use serde::Deserialize;
 
 use super::super::mesh::{MESH_CONFIG_FIELDS, MeshSettings, SameNode, Undermesh};
@@ -106,6 +107,12 @@ fn mesh_config(node: &Node, settings: &mut MeshSettings, errors: &mut Vec<(Strin
                 errors.push((unknown.to_owned(), format!("unknown field of MeshConfig; {hint}")));
             }
         }
+    }
+    // Its encoding is a field of its own, and may stand after it.
+    if let Some(layout) = &settings.waypoints.access_log_layout
+        && let Err(error) = Layout::read(layout)
+    {
+        errors.push(("accessLogFormat".to_owned(), error.to_string()));
     }
 }
 

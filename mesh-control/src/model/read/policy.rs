@@ -6,10 +6,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::super::{Action, AuthorizationPolicy, Key, Object, Operation, Rule, Source, Values, When};
-use super::authentication::{TargetText, targets};
+use super::authentication::{TargetText, binding};
 use super::istio::{Resource, SelectorText};
 use super::policy_requests::requests;
-use super::{Check, Document, FieldError, match_labels, meta, shape};
+use super::{Check, Document, FieldError, meta, shape};
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -103,12 +103,8 @@ pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<Fie
     let mut check = Check::new(doc);
     let meta = meta(doc, object.metadata, &mut check);
     let spec = object.spec.unwrap_or_default();
-    let selector = spec.selector.unwrap_or_default().match_labels;
-    match_labels(&selector, "spec.selector.matchLabels", &mut check);
-    let targets = targets(spec.target_ref, spec.target_refs, &meta.namespace, &mut check);
-    if !targets.is_empty() && !selector.is_empty() {
-        check.error("spec.selector", "may not stand beside targetRefs; keep one of the two");
-    }
+    let (selector, targets) =
+        binding(spec.selector, spec.target_ref, spec.target_refs, &meta.namespace, &mut check);
     let action = match spec.action {
         ActionText::Allow => Action::Allow,
         ActionText::Deny => Action::Deny,

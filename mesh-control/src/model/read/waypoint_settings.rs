@@ -9,15 +9,21 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::Check;
 use super::balancing::{LocalityText, locality};
+use super::observing::{self, DefaultsText, FileLogText, OtlpLogText, OtlpText, TracingText, ZipkinText};
 use super::traffic::{OutlierText, PoolText, RetriesText, connection_pool, outlier_detection, retries};
 use crate::tree::{Node, Value, typed};
 
 /// Fields that are read here.
 pub(super) const FIELDS: &[&str] = &[
+    "accessLogEncoding",
+    "accessLogFile",
+    "accessLogFormat",
     "connectTimeout",
     "defaultConfig",
     "defaultHttpRetryPolicy",
+    "defaultProviders",
     "defaultTrafficPolicy",
+    "enableTracing",
     "extensionProviders",
     "localityLbSetting",
     "pathNormalization",
@@ -62,40 +68,42 @@ struct ProviderText {
     name: String,
     envoy_ext_authz_http: Option<AuthzText>,
     envoy_ext_authz_grpc: Option<AuthzText>,
-    zipkin: Option<IgnoredAny>,
+    zipkin: Option<ZipkinText>,
     lightstep: Option<IgnoredAny>,
     datadog: Option<IgnoredAny>,
     stackdriver: Option<IgnoredAny>,
     opencensus: Option<IgnoredAny>,
     skywalking: Option<IgnoredAny>,
-    opentelemetry: Option<IgnoredAny>,
+    opentelemetry: Option<OtlpText>,
     prometheus: Option<IgnoredAny>,
-    envoy_file_access_log: Option<IgnoredAny>,
+    envoy_file_access_log: Option<FileLogText>,
     envoy_http_als: Option<IgnoredAny>,
     envoy_tcp_als: Option<IgnoredAny>,
-    envoy_otel_als: Option<IgnoredAny>,
+    envoy_otel_als: Option<OtlpLogText>,
     sds: Option<IgnoredAny>,
 }
 
 impl ProviderText {
-    /// What else the provider is, beside external authorization.
-    fn others(&self) -> Vec<&'static str> {
+    /// What the provider is; one thing if it is right.
+    fn kinds(&self) -> Vec<&'static str> {
         let set = [
-            ("zipkin", &self.zipkin),
-            ("lightstep", &self.lightstep),
-            ("datadog", &self.datadog),
-            ("stackdriver", &self.stackdriver),
-            ("opencensus", &self.opencensus),
-            ("skywalking", &self.skywalking),
-            ("opentelemetry", &self.opentelemetry),
-            ("prometheus", &self.prometheus),
-            ("envoyFileAccessLog", &self.envoy_file_access_log),
-            ("envoyHttpAls", &self.envoy_http_als),
-            ("envoyTcpAls", &self.envoy_tcp_als),
-            ("envoyOtelAls", &self.envoy_otel_als),
-            ("sds", &self.sds),
+            ("envoyExtAuthzGrpc", self.envoy_ext_authz_grpc.is_some()),
+            ("envoyExtAuthzHttp", self.envoy_ext_authz_http.is_some()),
+            ("zipkin", self.zipkin.is_some()),
+            ("lightstep", self.lightstep.is_some()),
+            ("datadog", self.datadog.is_some()),
+            ("stackdriver", self.stackdriver.is_some()),
+            ("opencensus", self.opencensus.is_some()),
+            ("skywalking", self.skywalking.is_some()),
+            ("opentelemetry", self.opentelemetry.is_some()),
+            ("prometheus", self.prometheus.is_some()),
+            ("envoyFileAccessLog", self.envoy_file_access_log.is_some()),
+            ("envoyHttpAls", self.envoy_http_als.is_some()),
+            ("envoyTcpAls", self.envoy_tcp_als.is_some()),
+            ("envoyOtelAls", self.envoy_otel_als.is_some()),
+            ("sds", self.sds.is_some()),
         ];
-        set.iter().filter(|(_, set)| set.is_some()).map(|(name, _)| *name).collect()
+        set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect()
     }
 }
 
@@ -136,6 +144,19 @@ pub(super) fn field(
 ) {
     let mut check = Check::of(node);
     match name {
+        "accessLogEncoding" | "accessLogFile" | "accessLogFormat" => {
+            let Some(text) = value::<String>(name, node, errors) else { return };
+            access_log(name, text, settings, &mut check, unsupported);
+        }
+        "defaultProviders" => {
+            let Some(text) = value::<DefaultsText>(name, node, errors) else { return };
+            observing::defaults(text, settings);
+        }
+        "enableTracing" => {
+            if value::<bool>(name, node, errors) == Some(true) {
+                observing::enable(settings);
+            }
+        }
         "connectTimeout" | "protocolDetectionTimeout" => {
             let Some(text) = value::<String>(name, node, errors) else { return };
             let duration = check.timeout(name, Some(&text));
@@ -176,15 +197,37 @@ pub(super) fn field(
         _ => {
             let Some(given) = value::<Vec<ProviderText>>(name, node, errors) else { return };
             for (i, text) in given.into_iter().enumerate() {
-                let provider = provider(text, &format!("{name}[{i}]"), &mut check, unsupported);
-                settings.providers.extend(provider);
+                provider(text, &format!("{name}[{i}]"), settings, &mut check, unsupported);
             }
         }
     }
     errors.extend(check.errors.into_iter().map(|e| (e.field, e.message)));
 }
 
-/// Of ProxyConfig only the number of trusted proxies in front of the mesh is ours.
+/// What lines of the access log look like, and whether there are some. Format and encoding may come in any order: the
+/// layout is checked once both are read.
+fn access_log(
+    name: &str,
+    text: String,
+    settings: &mut l7::Settings,
+    check: &mut Check<'_>,
+    unsupported: &mut Vec<String>,
+) {
+    match name {
+        "accessLogFile" => {
+            observing::log_file(&text, name, unsupported);
+            settings.access_log_file = Some(text);
+        }
+        "accessLogFormat" => settings.access_log_layout.get_or_insert_default().format = text,
+        _ => match text.as_str() {
+            "TEXT" => {}
+            "JSON" => settings.access_log_layout.get_or_insert_default().json = true,
+            other => check.error(name, format!("{other:?} is no encoding; write TEXT or JSON")),
+        },
+    }
+}
+
+/// Of ProxyConfig only traces and the number of trusted proxies in front of the mesh are ours.
 fn proxies(
     node: &Node,
     settings: &mut l7::Settings,
@@ -198,7 +241,11 @@ fn proxies(
         return;
     };
     for entry in entries {
-        if entry.key != "gatewayTopology" {
+        if entry.key == "tracing" {
+            if let Some(text) = value::<TracingText>("defaultConfig.tracing", &entry.value, errors) {
+                observing::tracing(text, settings, check, unsupported);
+            }
+        } else if entry.key != "gatewayTopology" {
             unsupported.push(format!("defaultConfig.{}", entry.key));
         } else if let Some(text) = value::<TopologyText>(TOPOLOGY, &entry.value, errors) {
             let field = format!("{TOPOLOGY}.numTrustedProxies");
@@ -224,32 +271,54 @@ fn value<T: DeserializeOwned>(name: &str, node: &Node, errors: &mut Vec<(String,
     typed(node).map_err(|shape| errors.extend(shape.into_iter().map(|e| (place(&e.field), e.message)))).ok()
 }
 
+/// Reads one of `extensionProviders`.
 fn provider(
     text: ProviderText,
     field: &str,
+    settings: &mut l7::Settings,
     check: &mut Check<'_>,
     unsupported: &mut Vec<String>,
-) -> Option<l7::Provider> {
+) {
     if text.name.is_empty() {
-        check.error(format!("{field}.name"), "missing; policies name providers");
+        check.error(format!("{field}.name"), "missing; policies and Telemetry name providers");
     }
-    let others = text.others();
-    let (grpc, kind, given) = match (text.envoy_ext_authz_grpc, text.envoy_ext_authz_http) {
-        (Some(given), None) => (true, "envoyExtAuthzGrpc", given),
-        (None, Some(given)) => (false, "envoyExtAuthzHttp", given),
-        (Some(_), Some(_)) => {
-            check.error(field, "has envoyExtAuthzGrpc and envoyExtAuthzHttp; keep one");
-            return None;
-        }
-        (None, None) => {
-            unsupported.push(format!("{field} ({})", others.join(", ")));
-            return None;
-        }
-    };
-    let at = |name: &str| format!("{field}.{kind}.{name}");
-    for name in others {
-        check.error(format!("{field}.{name}"), format!("stands beside {kind}; a provider is one thing"));
+    let kinds = text.kinds();
+    if kinds.len() > 1 {
+        check.error(field, format!("has {}; a provider is one thing", kinds.join(", ")));
+        return;
     }
+    let at = |kind: &str| format!("{field}.{kind}");
+    let name = text.name;
+    if let Some(given) = text.envoy_ext_authz_grpc {
+        settings.providers.push(authorizer(given, name, true, &at("envoyExtAuthzGrpc"), check, unsupported));
+    } else if let Some(given) = text.envoy_ext_authz_http {
+        settings.providers.push(authorizer(given, name, false, &at("envoyExtAuthzHttp"), check, unsupported));
+    } else if let Some(given) = text.opentelemetry {
+        settings.tracers.push(observing::otlp(given, &name, &at("opentelemetry"), check, unsupported));
+    } else if let Some(given) = text.zipkin {
+        settings.tracers.push(observing::zipkin(given, &name, &at("zipkin"), check, unsupported));
+    } else if let Some(given) = text.envoy_file_access_log {
+        let field = at("envoyFileAccessLog");
+        settings.loggers.push(observing::file_log(given, &name, &field, check, unsupported));
+    } else if let Some(given) = text.envoy_otel_als {
+        settings.loggers.push(observing::otlp_log(given, &name, &at("envoyOtelAls"), check));
+    } else if text.prometheus.is_some() {
+        settings.scraped.push(name);
+    } else {
+        unsupported.push(format!("{field} ({})", kinds.join(", ")));
+    }
+}
+
+/// Reads a provider for CUSTOM authorization at `field`.
+fn authorizer(
+    given: AuthzText,
+    name: String,
+    grpc: bool,
+    field: &str,
+    check: &mut Check<'_>,
+    unsupported: &mut Vec<String>,
+) -> l7::Provider {
+    let at = |name: &str| format!("{field}.{name}");
     if given.service.is_empty() {
         check.error(at("service"), "missing; write the host of a service, or namespace/host");
     }
@@ -268,8 +337,8 @@ fn provider(
         0
     });
     let headers = given.include_additional_headers_in_check;
-    Some(l7::Provider {
-        name: text.name,
+    l7::Provider {
+        name,
         grpc,
         service: Some(l7::ServiceRef {
             namespace: namespace.to_owned(),
@@ -289,5 +358,5 @@ fn provider(
         max_request_bytes: check
             .count(&at("includeRequestBodyInCheck.maxRequestBytes"), body.max_request_bytes),
         allow_partial_message: body.allow_partial_message,
-    })
+    }
 }

@@ -9,12 +9,9 @@ use twox_hash::XxHash64;
 
 use super::Files;
 use crate::model::read::{Read, read};
-use crate::model::{Kind, Object, ObjectRef, Objects};
-use crate::source::{Problem, State};
+use crate::model::{Object, ObjectRef, Objects};
+use crate::source::{ABSENT, Problem, State, consequence};
 use crate::tree::{Node, Value, documents};
-
-const KEPT: &str = "its last good version stays in force";
-const ABSENT: &str = "it is not in force";
 
 /// Remembers the last good version of each object from one reading to the next.
 #[derive(Debug)]
@@ -68,6 +65,17 @@ impl Loader {
     pub fn remembered(&self) -> Vec<Remembered> {
         let one = |g: &Good| Some(Remembered { file: g.file.clone(), text: g.text.as_deref()?.to_owned() });
         self.in_force.values().filter_map(one).collect()
+    }
+
+    /// Every object in force.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.in_force.values().map(|good| &good.object)
+    }
+
+    /// File and line of an object in force.
+    #[must_use]
+    pub fn place(&self, object: &ObjectRef) -> Option<String> {
+        self.in_force.get(object).map(|good| format!("{}:{}", good.file, good.line))
     }
 
     /// Takes what an earlier process remembered as the last good versions. To be called before the first
@@ -163,7 +171,7 @@ impl Loader {
         }
         self.keep_last_good(&mut good, &bad, &unreadable);
         for (file, found) in bad {
-            problems.extend(found.into_iter().map(|p| consequence(p, &file, &good)));
+            problems.extend(found.into_iter().map(|p| with_consequence(p, &file, &good)));
         }
         problems.sort();
         (good, problems)
@@ -241,6 +249,11 @@ impl Loader {
             if !good.contains_key(reference) && (bad.contains(reference) || unreadable.contains(&last.file)) {
                 good.insert(reference.clone(), last.clone());
             }
+            if let (Object::Credential(before), Some(now)) = (&last.object, good.get_mut(reference))
+                && let Object::Credential(credential) = &mut now.object
+            {
+                *credential = Arc::clone(credential).over(Some(before));
+            }
         }
     }
 
@@ -249,17 +262,15 @@ impl Loader {
         for good in self.in_force.values() {
             objects.insert(good.object.clone());
         }
+        let named = objects.named_secrets();
+        objects.credentials.retain(|key, _| named.contains(key));
         State { synced: true, objects: Arc::new(objects), problems: self.problems.clone() }
     }
 }
 
-fn consequence(problem: Problem, file: &str, good: &BTreeMap<ObjectRef, Good>) -> Problem {
+fn with_consequence(problem: Problem, file: &str, good: &BTreeMap<ObjectRef, Good>) -> Problem {
     let consequence = match &problem.object {
-        Some(reference) if good.contains_key(reference) => KEPT,
-        Some(reference) if reference.kind == Kind::AuthorizationPolicy => {
-            "it is not in force, so it neither allows nor denies anything"
-        }
-        Some(_) => ABSENT,
+        Some(reference) => consequence(reference, good.contains_key(reference)),
         None if good.values().any(|g| g.file == file) => {
             "objects that were read from this file before stay in force"
         }

@@ -254,3 +254,45 @@ fn the_last_good_policy_survives_a_restart_and_what_is_gone_does_not_come_back()
     assert!(state.objects.namespaces.is_empty(), "its file is gone");
     assert_eq!(second.remembered().len(), 1);
 }
+
+#[test]
+fn of_secrets_only_those_are_in_force_that_a_gateway_may_name_and_does() {
+    use crate::testing::{certificate, secret};
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: in, namespace: shop}\nspec: {gatewayClassName: istio, listeners: [{name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}, {name: cert, namespace: bank}, {name: opaque}]}}]}\n";
+    let pair = certificate("a.example");
+    let opaque = secret("shop", "opaque", &pair).replace("kubernetes.io/tls", "Opaque");
+    let all = [
+        gateway,
+        &secret("shop", "cert", &pair),
+        &secret("shop", "another", &pair),
+        &secret("bank", "cert", &pair),
+        &opaque,
+    ];
+    let state = load(&all.concat());
+    assert!(state.problems.is_empty(), "{:?}", state.problems);
+    let held: Vec<String> = state.objects.credentials.keys().map(ToString::to_string).collect();
+    assert_eq!(held, ["shop/cert"], "the others are nobody's business");
+}
+
+#[test]
+fn a_certificate_that_becomes_useless_stays_as_it_was_and_says_what_is_wrong() {
+    use crate::testing::{certificate, secret};
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: in, namespace: shop}\nspec: {gatewayClassName: istio, listeners: [{name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}]}}]}\n";
+    let (good, other) = (certificate("a.example"), certificate("a.example"));
+    let mut loader = Loader::new("istio-system");
+    let mut held = |pair: &(String, String)| {
+        let state =
+            loader.load(files(&[("g.yaml", gateway), ("s.yaml", &secret("shop", "cert", pair))])).unwrap();
+        let held = Arc::clone(state.objects.credentials.values().next().unwrap());
+        (held.pair.as_ref().map(|pair| pair.key.clone()), held.problem.clone())
+    };
+    assert_eq!(held(&good), (Some(good.1.clone()), None));
+    for _ in 0..2 {
+        let (key, problem) = held(&(good.0.clone(), other.1.clone()));
+        assert_eq!(key, Some(good.1.clone()), "the last good one");
+        assert!(problem.unwrap().contains("is not the one of the first certificate"));
+        let (key, problem) = held(&(good.0.clone(), "junk".to_owned()));
+        assert!(key == Some(good.1.clone()) && problem.is_some());
+    }
+    assert_eq!(held(&other), (Some(other.1.clone()), None));
+}

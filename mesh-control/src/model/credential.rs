@@ -1,0 +1,97 @@
+//! Certificates of gateways, which are in Secrets, and which of those anybody may name.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use super::l7::Reference;
+use super::{Gateway, Key, Meta, Objects};
+
+/// API group of Gateways and routes.
+const GATEWAYS: &str = "gateway.networking.k8s.io";
+
+/// A Secret of type kubernetes.io/tls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Metadata.
+    pub meta: Meta,
+    /// The last that was in order, if there was one.
+    pub pair: Option<Arc<Pair>>,
+    /// What is wrong with what is there now, and what would be right.
+    pub problem: Option<String>,
+}
+
+/// A certificate with its chain, and its key: checked to belong together.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// PEM, the leaf first.
+    pub chain: String,
+    /// PEM.
+    pub key: String,
+}
+
+/// Keys are never printed.
+impl fmt::Debug for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pair")
+    }
+}
+
+impl Credential {
+    /// The same after an earlier version: while what is there now cannot be used, the last that could is.
+    #[must_use]
+    pub fn over(self: Arc<Self>, earlier: Option<&Arc<Self>>) -> Arc<Self> {
+        match earlier.and_then(|earlier| earlier.pair.clone()) {
+            Some(pair) if self.pair.is_none() => Arc::new(Self { pair: Some(pair), ..Self::clone(&self) }),
+            _ => self,
+        }
+    }
+}
+
+/// The Secret that a Gateway names.
+///
+/// # Errors
+/// It names something else.
+pub fn secret_of(reference: &Reference, gateway: &Gateway) -> Result<Key, String> {
+    if !matches!(reference.group.as_str(), "" | "core") || reference.kind != "Secret" {
+        return Err(format!(
+            "{} of group {:?} holds no certificate; name a Secret (group \"\") of type kubernetes.io/tls",
+            reference.kind, reference.group
+        ));
+    }
+    let own = &gateway.meta.namespace;
+    Ok(Key::new(if reference.namespace.is_empty() { own } else { &reference.namespace }, &reference.name))
+}
+
+impl Objects {
+    /// The Secrets that gateways name and may name: no other is read.
+    #[must_use]
+    pub fn named_secrets(&self) -> BTreeSet<Key> {
+        let gateways = self.gateways.values().filter(|gateway| gateway.gateway_controller().is_some());
+        let named = gateways.flat_map(|gateway| {
+            let references = gateway.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+            let references = references.flat_map(|tls| &tls.certificates);
+            references.filter_map(move |reference| {
+                let key = secret_of(reference, gateway).ok()?;
+                self.may_name("Gateway", &gateway.meta.namespace, "Secret", &key).then_some(key)
+            })
+        });
+        named.collect()
+    }
+
+    /// Whether objects of a kind of the Gateway API and a namespace may name an object of a core kind: one of their own
+    /// namespace, or one that a ReferenceGrant there lets them name.
+    #[must_use]
+    pub fn may_name(&self, kind: &str, namespace: &str, wanted: &str, key: &Key) -> bool {
+        let grants = || self.reference_grants.values().filter(|g| g.meta.namespace == key.namespace);
+        let mut granted = grants().filter(|g| {
+            let from = g.from.iter().any(|(group, k, ns)| group == GATEWAYS && k == kind && ns == namespace);
+            from && g.to.iter().any(|(group, kind, only)| {
+                matches!(group.as_str(), "" | "core")
+                    && kind == wanted
+                    && only.as_deref().is_none_or(|only| only == key.name)
+            })
+        });
+        namespace == key.namespace || granted.next().is_some()
+    }
+}

@@ -1,0 +1,137 @@
+//! One kind's watch: lists, watches, types; never ends by itself.
+
+use std::time::Duration;
+
+use kube::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::mpsc::Sender;
+use tokio_stream::StreamExt;
+use tracing::{info, warn};
+
+use super::item::{Item, resource_of};
+use super::store::Change;
+use super::{KubernetesSource, RENEW};
+use crate::model::Kind;
+use crate::model::read::{KindInfo, read_stored};
+
+/// First pause after a failure; each further one is twice as long.
+const FIRST: Duration = Duration::from_millis(500);
+/// Longest pause: after an outage the mesh follows the API server again within this.
+const LONGEST: Duration = Duration::from_secs(15);
+
+/// Pauses between attempts, each up to half as long again so that a cluster's watches do not come back in step.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses {
+    failures: u32,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        self.failures += 1;
+        Some(pause.mul_f64(1.0 + fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// Says once that a watch fails, and once that it works again.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    failing: bool,
+}
+
+impl Trouble {
+    pub(super) fn failed(&mut self, what: &str, error: &watcher::Error) {
+        if !self.failing {
+            let mut cause: &dyn std::error::Error = error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            warn!(what, %error, %cause, "the API server cannot be watched; what is known stays in force");
+        }
+        self.failing = true;
+    }
+
+    pub(super) fn works(&mut self, what: &str) {
+        if self.failing {
+            info!(what, "the API server is watched again");
+        }
+        self.failing = false;
+    }
+}
+
+fn api(source: &KubernetesSource, info: &KindInfo, version: &str) -> (Api<Item>, watcher::Config) {
+    let resource = resource_of(info, version);
+    let config = watcher::Config::default().timeout(RENEW);
+    if info.kind == Kind::ConfigMap {
+        // Of all ConfigMaps only one is read.
+        let api = Api::namespaced_with(source.client.clone(), &source.root_namespace, &resource);
+        return (api, config.fields("metadata.name=istio"));
+    }
+    (Api::all_with(source.client.clone(), &resource), config)
+}
+
+/// Follows a kind until the queue is gone.
+pub(super) async fn kind(source: KubernetesSource, info: KindInfo, version: String, out: Sender<Change>) {
+    let (api, config) = api(&source, &info, &version);
+    let api_version = resource_of(&info, &version).api_version;
+    let name = info.kind.to_string();
+    let mut trouble = Trouble::default();
+    let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
+    let mut observed = source.observed.of(info.kind, &api_version);
+    while let Some(event) = events.next().await {
+        let change = match event {
+            Ok(Event::Apply(item) | Event::InitApply(item)) => {
+                trouble.works(&name);
+                let key = item.key();
+                let tree = item.named(&api_version, &name);
+                observed.saw(&key, &tree);
+                Change::apply(info.kind, key, read_stored(&tree, &source.root_namespace))
+            }
+            Ok(Event::Delete(item)) => {
+                observed.lost(&item.key());
+                Change::Delete(info.kind, item.key())
+            }
+            Ok(Event::Init) => {
+                observed.begin();
+                Change::Begin(info.kind)
+            }
+            Ok(Event::InitDone) => {
+                trouble.works(&name);
+                observed.end();
+                Change::End(info.kind)
+            }
+            Err(error) => {
+                trouble.failed(&name, &error);
+                continue;
+            }
+        };
+        if out.send(change).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_start_over_after_a_success() {
+        let mut pauses = Pauses::default();
+        let many: Vec<Duration> = pauses.by_ref().take(50).collect();
+        assert!(many[0] >= FIRST && many[0] <= FIRST * 3 / 2, "{many:?}");
+        assert!(many[49] >= LONGEST && many[49] <= LONGEST * 3 / 2, "{many:?}");
+        pauses.reset();
+        assert!(pauses.next().unwrap() <= FIRST * 3 / 2);
+    }
+}
