@@ -175,7 +175,7 @@ fn route(n: usize, service: usize, matches: impl Iterator<Item = l7::HttpMatch>)
         }),
         parents: vec![parent],
         http: matches.map(rule).collect(),
-        tcp: Vec::new(),
+        ..l7::Route::default()
     }
 }
 

@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::future::ready;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use http::{Method, StatusCode};
 use mesh_core::admin::http::{Ask, Handler, Reply, json, reply, text};
 use mesh_core::admin::readiness::Readiness;
+use mesh_core::tap::Filter;
 use mesh_core::telemetry::{Logging, scrape};
 use mesh_core::xds::client::Status;
 use prometheus_client::registry::Registry;
@@ -21,6 +22,7 @@ use crate::certificate;
 use crate::cli::Config;
 use crate::config::Snapshot;
 use crate::proxy::Shared;
+use crate::tap::{self, Interest};
 
 /// What the endpoints read.
 pub struct Admin {
@@ -50,6 +52,8 @@ const HELP: &str = "\
 GET  /status          this waypoint at a glance
 GET  /config_dump     workloads, services, certificate, settings
 GET  /clusters        backends that have been used: policies, endpoints, counts, ejections
+GET  /routes          rules of each host in the order in which they are tried, with their hits
+GET  /tap             requests that end from now on (listener=, since=, wait=; host=, path=, method=, status=, identity=)
 GET  /logging         log levels in force
 POST /logging?level=  change them: a level, target=level, or reset
 POST /quitquitquit    drain and exit
@@ -58,7 +62,13 @@ POST /quitquitquit    drain and exit
 /// Answers the admin port.
 #[must_use]
 pub fn handler(admin: Rc<Admin>) -> Handler {
-    Rc::new(move |ask| ready(answer(&admin, &ask)).boxed_local())
+    Rc::new(move |ask| {
+        if ask.method == Method::GET && ask.path == "/tap" {
+            let admin = Rc::clone(&admin);
+            return async move { tapped(&admin, &ask).await }.boxed_local();
+        }
+        ready(answer(&admin, &ask)).boxed_local()
+    })
 }
 
 fn answer(admin: &Admin, ask: &Ask) -> Reply {
@@ -68,6 +78,9 @@ fn answer(admin: &Admin, ask: &Ask) -> Reply {
         ("/status", true) => json(&status(admin)),
         ("/config_dump", true) => json(&dump(admin)),
         ("/clusters", true) => json(&clusters(admin)),
+        ("/routes", true) => {
+            json(&admin.snapshot.borrow().as_ref().map(|s| s.routes.dump()).unwrap_or_default())
+        }
         ("/logging", true) => text(StatusCode::OK, format!("{}\n", admin.logging.level())),
         ("/logging", false) if post => set_level(admin, ask),
         ("/quitquitquit", false) if post => {
@@ -106,6 +119,40 @@ fn clusters(admin: &Admin) -> Value {
     let used = shared.as_ref().map(|shared| shared.clusters.all()).unwrap_or_default();
     let now = Instant::now();
     used.iter().map(|cluster| cluster.dump(now)).collect()
+}
+
+/// What a listener has not heard yet; waits for something to come where nothing has.
+async fn tapped(admin: &Admin, ask: &Ask) -> Reply {
+    let bad = |text: String| text_reply(StatusCode::BAD_REQUEST, &text);
+    let Some(listener) = ask.parameter("listener").filter(|id| !id.is_empty() && id.len() <= 64) else {
+        return bad("give listener=, a name of your own of at most 64 characters".to_owned());
+    };
+    let number = |name: &str| ask.parameter(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let filter = match Filter::parse(|name| ask.parameter(name)) {
+        Ok(filter) => filter,
+        Err(error) => return bad(error.to_string()),
+    };
+    let Some(shared) = admin.shared.borrow().clone() else {
+        return text_reply(StatusCode::SERVICE_UNAVAILABLE, "this waypoint has not started yet");
+    };
+    let until = Instant::now() + Duration::from_secs(number("wait")).min(tap::LONGEST);
+    let nobody = shared.tap.interest() == Interest::None;
+    let heard = match shared.tap.listener(&listener, filter, until) {
+        Ok(listener) => listener,
+        Err(error) => return text_reply(StatusCode::TOO_MANY_REQUESTS, &error.to_string()),
+    };
+    if nobody {
+        tokio::task::spawn_local(async move {
+            while let Some(next) = shared.tap.forget(Instant::now()) {
+                tokio::time::sleep_until(next.into()).await;
+            }
+        });
+    }
+    json(&heard.heard(number("since"), until).await)
+}
+
+fn text_reply(status: StatusCode, problem: &str) -> Reply {
+    text(status, format!("{problem}\n"))
 }
 
 fn dump(admin: &Admin) -> Value {

@@ -11,7 +11,7 @@ use mesh_core::state::Locality;
 use mesh_core::xds::channel::ControlPlane;
 use serde::Serialize;
 
-use crate::config::Own;
+use crate::config::{Own, Role};
 
 /// `mesh-waypoint run`.
 #[derive(Debug, Clone, clap::Args)]
@@ -25,9 +25,12 @@ pub struct RunArgs {
     /// Namespace of the Gateway
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
     pub namespace: String,
-    /// Class of the Gateway
-    #[arg(long, value_name = "CLASS", env = "GATEWAY_CLASS", default_value = "istio-waypoint")]
-    pub class: String,
+    /// What this is: a waypoint, or a gateway, which takes requests of clients outside the mesh
+    #[arg(long, value_name = "ROLE", env = "UM_ROLE", default_value = "waypoint")]
+    pub role: Role,
+    /// Class of the Gateway [default: that of the role, istio-waypoint or istio]
+    #[arg(long, value_name = "CLASS", env = "GATEWAY_CLASS")]
+    pub class: Option<String>,
     /// Service account, whose identity the waypoint has [default: the name of the Gateway]
     #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT")]
     pub service_account: Option<String>,
@@ -76,7 +79,7 @@ pub struct RunArgs {
     /// Where this runs: region[/zone[/subzone]] [default: as the control plane says of the pod]
     #[arg(long, value_name = "LOCALITY", env = "UM_LOCALITY", default_value = "")]
     pub locality: String,
-    /// Address that takes tunnels
+    /// Address that takes tunnels; of a gateway only its IP address counts, its listeners have ports of their own
     #[arg(long, value_name = "ADDR", env = "UM_LISTEN", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, hbone::PORT)))]
     pub listen: SocketAddr,
     /// Data worker threads; 0 is one per core
@@ -186,11 +189,12 @@ impl RunArgs {
             own: Own {
                 namespace: self.namespace.clone(),
                 gateway: self.gateway.clone(),
-                class: self.class.clone(),
+                class: self.class.clone().unwrap_or_else(|| self.role.class().to_owned()),
                 hostname,
                 network: self.network.clone(),
                 locality: locality(&self.locality)?,
                 node: self.node.clone(),
+                role: self.role,
             },
             identity: SpiffeId::new(&self.trust_domain, &self.namespace, account),
             pod: self.pod.clone().unwrap_or_else(|| self.gateway.clone()),

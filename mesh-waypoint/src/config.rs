@@ -6,6 +6,8 @@ use std::sync::Arc;
 use mesh_core::state::{Locality, MeshState, Str};
 use mesh_core::xds::proto::l7;
 
+use crate::observe::Observation;
+use crate::ports::{Credentials, Ports};
 use crate::routing::Routes;
 use crate::security::Policies;
 use crate::security::jwks::KeyStore;
@@ -31,6 +33,29 @@ pub struct Own {
     pub locality: Locality,
     /// Node that this process runs on; empty when unknown.
     pub node: String,
+    /// What it does.
+    pub role: Role,
+}
+
+/// What the process stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Role {
+    /// Before services and workloads that are bound to it: takes tunnels of peers.
+    #[default]
+    Waypoint,
+    /// A way into the mesh: takes requests of clients that are no peers, on its Gateway's listeners.
+    Gateway,
+}
+
+impl Role {
+    /// The class of Gateways of this role.
+    #[must_use]
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::Waypoint => "istio-waypoint",
+            Self::Gateway => "istio",
+        }
+    }
 }
 
 /// The resources for waypoints as they came, by resource name.
@@ -48,6 +73,21 @@ pub struct Resources {
     pub labels: Arc<HashMap<Str, Arc<Labels>>>,
     /// Mesh settings.
     pub settings: Arc<l7::Settings>,
+    /// Gateways that are no waypoints.
+    pub gateways: BTreeMap<String, Arc<l7::Gateway>>,
+    /// Certificates of the Gateway that this process serves.
+    pub credentials: Credentials,
+    /// What is said of requests.
+    pub telemetries: BTreeMap<String, Arc<l7::Telemetry>>,
+}
+
+impl Resources {
+    /// The Gateway that this process serves, if it is one.
+    #[must_use]
+    pub fn gateway(&self, own: &Own) -> Option<&Arc<l7::Gateway>> {
+        let key = || format!("Gateway/{}/{}", own.namespace, own.gateway);
+        if own.role == Role::Gateway { self.gateways.get(&key()) } else { None }
+    }
 }
 
 /// Which families of resources differ from the last snapshot: the others are taken from it as they are.
@@ -62,11 +102,22 @@ pub struct Changed {
     pub policies: bool,
     /// Services: their names and ports, not their endpoints.
     pub services: bool,
+    /// Telemetry.
+    pub telemetry: bool,
+    /// Gateways and their certificates.
+    pub ports: bool,
 }
 
 impl Changed {
     /// Everything.
-    pub const ALL: Self = Self { routes: true, destinations: true, policies: true, services: true };
+    pub const ALL: Self = Self {
+        routes: true,
+        destinations: true,
+        policies: true,
+        services: true,
+        telemetry: true,
+        ports: true,
+    };
 }
 
 /// Everything a request is decided by, at one moment.
@@ -80,12 +131,18 @@ pub struct Snapshot {
     pub labels: Arc<HashMap<Str, Arc<Labels>>>,
     /// Mesh settings.
     pub settings: Arc<l7::Settings>,
+    /// The Gateway that is served, in that role.
+    pub gateway: Option<Arc<l7::Gateway>>,
+    /// Its ports.
+    pub ports: Arc<Ports>,
     /// Rules by service.
     pub routes: Routes,
     /// Policies of destinations.
     pub destinations: Destinations,
     /// Policies of requests.
     pub policies: Arc<Policies>,
+    /// What is said of requests.
+    pub observation: Arc<Observation>,
 }
 
 impl Snapshot {
@@ -114,14 +171,29 @@ impl Snapshot {
             || Arc::new(Policies::build(resources, own, keys)),
             |last| Arc::clone(&last.policies),
         );
+        let observation = kept(changed.telemetry).map_or_else(
+            || Arc::new(Observation::build(resources, own)),
+            |last| Arc::clone(&last.observation),
+        );
+        let gateway = resources.gateway(own).cloned();
+        let ports = kept(changed.ports).map_or_else(
+            || {
+                let last = last.map(|last| &*last.ports);
+                Arc::new(Ports::build(gateway.as_deref(), &resources.credentials, last))
+            },
+            |last| Arc::clone(&last.ports),
+        );
         Self {
             own: Arc::clone(own),
             mesh,
             labels: Arc::clone(&resources.labels),
             settings: Arc::clone(&resources.settings),
+            gateway,
+            ports,
             routes,
             destinations,
             policies,
+            observation,
         }
     }
 }

@@ -28,21 +28,26 @@ pub async fn follow(
     publish: impl FnMut(Arc<Snapshot>),
     status: &watch::Sender<Status>,
 ) -> Infallible {
+    client::run(&config.xds, &node(config), Feed::new(config, keys, publish), status, None).await
+}
+
+/// As whom the control plane knows this process.
+#[must_use]
+pub fn node(config: &Config) -> NodeDescription {
     let metadata = [
         ("CLUSTER_ID", config.cluster_id.as_str()),
         ("NETWORK", &config.own.network),
         ("SERVICE_ACCOUNT", config.identity.service_account()),
         ("GATEWAY_NAME", &config.own.gateway),
     ];
-    let node = NodeDescription {
+    NodeDescription {
         kind: NodeKind::Waypoint,
         ip: String::new(),
         name: config.pod.clone(),
         namespace: config.own.namespace.clone(),
         node: config.own.node.clone(),
         metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-    };
-    client::run(&config.xds, &node, Feed::new(config, keys, publish), status, None).await
+    }
 }
 
 /// Keeps what the control plane says.
@@ -142,6 +147,16 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
                 resources.settings = Arc::new(decode(payload)?);
                 *changed = Changed::ALL;
             }
+            l7::TELEMETRY_TYPE => {
+                changed.telemetry |= put(&mut resources.telemetries, name, payload)?;
+            }
+            l7::GATEWAY_TYPE => {
+                changed.routes |= put(&mut resources.gateways, name, payload)?;
+                changed.ports = true;
+            }
+            l7::CREDENTIAL_TYPE => {
+                changed.ports |= put(&mut resources.credentials, name, payload)?;
+            }
             other => return Err(format!("nobody here reads {other}")),
         }
         Ok(())
@@ -159,6 +174,12 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
                     Arc::make_mut(&mut resources.labels).remove(&uid);
                 }
             }
+            l7::TELEMETRY_TYPE => changed.telemetry |= resources.telemetries.remove(name).is_some(),
+            l7::GATEWAY_TYPE => {
+                changed.routes |= resources.gateways.remove(name).is_some();
+                changed.ports = true;
+            }
+            l7::CREDENTIAL_TYPE => changed.ports |= resources.credentials.remove(name).is_some(),
             _ => {
                 resources.settings = Arc::default();
                 *changed = Changed::ALL;
@@ -187,8 +208,14 @@ fn report(snapshot: &Snapshot, changed: Changed) {
     if changed.routes {
         snapshot.routes.problems().for_each(|problem| tracing::warn!("{problem}"));
     }
+    if changed.ports {
+        snapshot.ports.problems().for_each(|problem| tracing::warn!("{problem}"));
+    }
     if changed.policies {
         snapshot.policies.problems().iter().for_each(|problem| tracing::warn!("{problem}"));
+    }
+    if changed.telemetry {
+        snapshot.observation.problems().iter().for_each(|problem| tracing::warn!("{problem}"));
     }
 }
 

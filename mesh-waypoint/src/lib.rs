@@ -9,7 +9,11 @@
 //! | [`feed`] | from the control plane's resources to a snapshot |
 //! | [`admin`] | metrics, readiness, dumps |
 //! | [`telemetry`] | one record per request |
+//! | [`tap`] | requests, one by one, for who listens |
+//! | [`observe`] | what is said of requests, as Telemetry resources have it; no I/O |
+//! | [`trace`] | trace contexts, and spans for collectors |
 //! | [`config`] | what the control plane says, as one immutable snapshot |
+//! | [`ports`] | what a gateway speaks at its ports, and with which certificates; no I/O |
 //! | [`request`] | what is known of a request before it is sent on |
 //! | [`routing`] | which rule a request falls under, and what the rule does to it; no I/O |
 //! | [`upstream`] | which endpoint takes it, and whether it may be tried (again); no I/O |
@@ -22,10 +26,14 @@ pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod feed;
+pub mod observe;
+pub mod ports;
 pub mod proxy;
 pub mod request;
 pub mod routing;
 pub mod runtime;
 pub mod security;
+pub mod tap;
 pub mod telemetry;
+pub mod trace;
 pub mod upstream;

@@ -8,7 +8,7 @@ use mesh_core::identity::SpiffeId;
 use mesh_core::state::{Str, Workload};
 use serde_json::{Map, Value};
 
-use crate::config::Labels;
+use crate::config::{Labels, Snapshot};
 
 /// Who sends.
 #[derive(Debug, Clone)]
@@ -21,6 +21,20 @@ pub struct Source {
     pub workload: Option<Arc<Workload>>,
     /// Its labels.
     pub labels: Option<Arc<Labels>>,
+}
+
+impl Source {
+    /// Whoever has this address, and proved to be `identity`.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot, address: SocketAddr, identity: Option<&SpiffeId>) -> Self {
+        let workload = snapshot.mesh.workload_by_ip(&snapshot.own.network, address.ip());
+        Self {
+            address,
+            identity: identity.cloned(),
+            workload: workload.map(Arc::clone),
+            labels: workload.and_then(|workload| snapshot.labels.get(&workload.uid)).map(Arc::clone),
+        }
+    }
 }
 
 /// What the connection was opened to.
@@ -40,6 +54,21 @@ pub enum Addressed {
         /// Its port.
         port: u16,
     },
+    /// A listener of a gateway: the host of each request says what is meant.
+    Gateway {
+        /// Port of the listener.
+        port: u16,
+    },
+}
+
+impl Addressed {
+    /// The port that was addressed.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Service { port, .. } | Self::Workload { port, .. } | Self::Gateway { port } => *port,
+        }
+    }
 }
 
 /// The head of a request, and where it comes from.

@@ -7,11 +7,13 @@
 //! |---|---|
 //! | `compiled` | one object's rules, shared with its last version where they did not change |
 //! | `table` | which objects count for a service, and in what order |
+//! | `hosts` | the same for a gateway's listeners, by host |
 //! | `index` | the first match among many, at a cost that does not grow with those that do not match |
 //! | `matching`, `pattern` | what a match asks for |
 //! | `rule` | what a rule does: backends by weight, and the parts below |
 //! | `headers`, `rewrite`, `cors`, `fault` | edits, rewrites and redirects, other origins, faults and mirrors |
 //! | `tcp` | rules for connections |
+//! | `dump` | what people see of rules |
 //! | `problem` | what is wrong with an object's rules |
 //! | `quick` | hash maps for what the configuration says |
 
@@ -19,14 +21,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use mesh_core::state::{MeshState, Service, Str};
+use mesh_core::xds::proto::l7;
 
 use crate::config::{Own, Resources};
 use crate::request::{Addressed, Head, Source};
 
 mod compiled;
 mod cors;
+mod dump;
 mod fault;
 mod headers;
+mod hosts;
 mod index;
 mod matching;
 mod pattern;
@@ -43,9 +48,11 @@ use compiled::CompiledRoute;
 pub use cors::Cors;
 pub use fault::{Abort, Fault, Injected, Mirror, Share, shadow_authority};
 pub use headers::HeaderEdits;
+use hosts::Hosts;
 pub use matching::MatchedPath;
 pub use problem::Problem;
-use quick::QuickMap;
+pub(crate) use quick::QuickMap;
+pub(crate) use rewrite::split_port;
 pub use rewrite::{Redirect, Rewrite, RewriteError};
 pub use rule::{Action, Backend, DirectResponse, Forward, RateLimit, Rule, WeightedBackend};
 use table::{Named, ServiceRules};
@@ -56,19 +63,23 @@ pub use tcp::TcpRule;
 pub struct Routes {
     /// In the order of their resources' names.
     objects: Arc<[Arc<CompiledRoute>]>,
-    /// By `namespace/hostname`; only services that have rules.
+    /// By `namespace/hostname`; only services that have rules. Beside them, hosts of a gateway's listeners.
     services: Arc<QuickMap<Str, Arc<ServiceRules>>>,
+    /// Of a gateway's listeners.
+    hosts: Arc<Hosts>,
     ground: Ground,
     patterns: pattern::Patterns,
 }
 
 /// What decides, beside the objects, which of them count for which service.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Ground {
     /// Of [`MeshState::services_version`].
     services: u64,
     /// Of the waypoint.
     namespace: String,
+    /// The Gateway that is served.
+    gateway: Option<Arc<l7::Gateway>>,
 }
 
 /// What becomes of a request.
@@ -100,15 +111,20 @@ impl Routes {
     pub fn build(resources: &Resources, mesh: &MeshState, own: &Own, previous: &Self) -> Self {
         let patterns = previous.patterns.clone();
         let Objects { all, mut gone, mut come } = Objects::compile(resources, &patterns, &previous.objects);
-        let ground = Ground { services: mesh.services_version(), namespace: own.namespace.clone() };
-        let mut services = Arc::clone(&previous.services);
+        let ground = Ground {
+            services: mesh.services_version(),
+            namespace: own.namespace.clone(),
+            gateway: resources.gateway(own).cloned(),
+        };
+        let (mut services, mut hosts) = (Arc::clone(&previous.services), Arc::clone(&previous.hosts));
         if ground != previous.ground {
             services = Arc::default();
             gone.clear();
             come = all.clone();
         }
         if !gone.is_empty() || !come.is_empty() {
-            let touched = touched_services(&gone, &come, mesh, own);
+            let parents = Parents { mesh, own, gateway: ground.gateway.as_deref() };
+            let touched = parents.touched(&gone, &come);
             let gone: HashSet<_> = gone.iter().map(Arc::as_ptr).collect();
             let mut changed = (*services).clone();
             for (key, added) in touched {
@@ -124,18 +140,22 @@ impl Routes {
                 changed.insert(key, rules);
             }
             services = Arc::new(changed);
+            hosts = Arc::new(Hosts::of(&services));
         }
-        Self { objects: all.into(), services, ground, patterns }
+        Self { objects: all.into(), services, hosts, ground, patterns }
     }
 
     /// The rule of a request.
     #[must_use]
     pub fn http(&self, head: &Head<'_>) -> Routed<'_> {
-        // Rules are for services: what is sent to a workload itself goes there.
-        let Addressed::Service { key, port } = head.addressed else { return Routed::Default };
-        let index = self.services.get(key).and_then(|rules| rules.port(*port).http.as_ref());
-        let Some(index) = index else { return Routed::Default };
-        match index.find(head, *port) {
+        let (rules, port, otherwise) = match head.addressed {
+            Addressed::Service { key, port } => (self.services.get(key), *port, Routed::Default),
+            Addressed::Gateway { port } => (self.hosts.find(*port, head.authority), 0, Routed::NotFound),
+            // Rules are for services: what is sent to a workload itself goes there.
+            Addressed::Workload { .. } => return Routed::Default,
+        };
+        let Some(index) = rules.and_then(|rules| rules.port(port).http.as_ref()) else { return otherwise };
+        match index.find(head, head.addressed.port()) {
             Some((entry, path)) => {
                 Routed::Rule(Matched { rule: &entry.rule, path, match_name: &entry.matching.name })
             }
@@ -143,20 +163,26 @@ impl Routes {
         }
     }
 
-    /// The rule of a connection whose bytes are not looked into. `None`: it goes where it is addressed to.
+    /// The rule of a connection whose bytes are not looked into; at a gateway `name` is what a TLS client asks for. `None`:
+    /// it goes where it is addressed to, which at a gateway is nowhere.
     #[must_use]
     pub fn tcp(
         &self,
         addressed: &Addressed,
+        name: &str,
         source: &Source,
         destination: std::net::IpAddr,
     ) -> Option<&Arc<TcpRule>> {
-        let Addressed::Service { key, port } = addressed else { return None };
+        let (key, port) = match addressed {
+            Addressed::Service { key, port } => (key, port),
+            Addressed::Gateway { port } => return self.hosts.find(*port, name)?.port(0).passed(),
+            Addressed::Workload { .. } => return None,
+        };
         let hostname = key.split_once('/').map_or("", |(_, hostname)| hostname);
         self.services.get(key)?.port(*port).tcp(hostname, *port, source, destination)
     }
 
-    /// The services that have rules, as `namespace/hostname`, in no order.
+    /// The services that have rules, as `namespace/hostname`, and hosts of listeners, as `:port/host`, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Str> {
         self.services.keys()
     }
@@ -213,46 +239,63 @@ impl Objects {
     }
 }
 
-/// The services that objects name which went or came, with those that came and count.
-fn touched_services(
-    gone: &[Arc<CompiledRoute>],
-    come: &[Arc<CompiledRoute>],
-    mesh: &MeshState,
-    own: &Own,
-) -> QuickMap<Str, Vec<Named>> {
-    let mut touched: QuickMap<Str, Vec<Named>> = QuickMap::default();
-    for route in gone {
-        parents_of(route, mesh, own, |service, _| {
-            touched.entry(service.clone()).or_default();
-        });
-    }
-    for route in come {
-        parents_of(route, mesh, own, |service, port| {
-            touched.entry(service.clone()).or_default().push((route.clone(), port));
-        });
-    }
-    touched
+/// What the objects' parents are looked for in.
+struct Parents<'a> {
+    mesh: &'a MeshState,
+    own: &'a Own,
+    gateway: Option<&'a l7::Gateway>,
 }
 
-/// The services that an object counts for, by key, with the port that it names.
-fn parents_of(route: &CompiledRoute, mesh: &MeshState, own: &Own, mut each: impl FnMut(&Str, u16)) {
-    for parent in &route.source.parents {
-        // Out of range: listed as a problem.
-        let Ok(port) = u16::try_from(parent.port) else { continue };
-        let mut add = |service: &Service| {
-            let namespace = service.host.namespace();
-            let is_it = parent.namespace.is_empty() || parent.namespace == namespace;
-            if is_it && table::counts(route, namespace, own) {
-                each(service.host.key(), port);
+impl Parents<'_> {
+    /// The services that objects name which went or came, with those that came and count.
+    fn touched(&self, gone: &[Arc<CompiledRoute>], come: &[Arc<CompiledRoute>]) -> QuickMap<Str, Vec<Named>> {
+        let mut touched: QuickMap<Str, Vec<Named>> = QuickMap::default();
+        for route in gone {
+            self.each(route, |service, _| {
+                touched.entry(service.clone()).or_default();
+            });
+        }
+        for route in come {
+            self.each(route, |service, port| {
+                touched.entry(service.clone()).or_default().push((route.clone(), port));
+            });
+        }
+        touched
+    }
+
+    /// The services and hosts that an object counts for, by key, with the port that it names.
+    fn each(&self, route: &CompiledRoute, mut each: impl FnMut(&Str, u16)) {
+        for parent in &route.source.parents {
+            // Out of range: listed as a problem.
+            let Ok(port) = u16::try_from(parent.port) else { continue };
+            let mut add = |service: &Service| {
+                let namespace = service.host.namespace();
+                let is_it = parent.namespace.is_empty() || parent.namespace == namespace;
+                if is_it && table::counts(route, namespace, self.own) {
+                    each(service.host.key(), port);
+                }
+            };
+            match parent.hostname.strip_prefix('*') {
+                // A service may itself be a wildcard; a name with `*.` in front covers those within.
+                Some(suffix) => {
+                    let all = self.mesh.services();
+                    let covered = all.filter(|s| s.service.host.hostname().ends_with(suffix));
+                    covered.for_each(|service| add(&service.service));
+                }
+                None => self.mesh.services_by_hostname(&parent.hostname).for_each(|s| add(&s.service)),
             }
-        };
-        match parent.hostname.strip_prefix('*') {
-            // A service may itself be a wildcard; a name with `*.` in front covers those within.
-            Some(suffix) => {
-                let covered = mesh.services().filter(|s| s.service.host.hostname().ends_with(suffix));
-                covered.for_each(|service| add(&service.service));
+        }
+        let listeners = self.gateway.map_or(&[][..], |gateway| &gateway.listeners);
+        for listener in listeners {
+            let named = route.source.gateways.iter().any(|named| {
+                let own = named.namespace == self.own.namespace && named.name == self.own.gateway;
+                own && named.listener == listener.name
+            });
+            let Some(port) = u16::try_from(listener.port).ok().filter(|_| named) else { continue };
+            let own = |host: &String| !hosts::is_of_narrower(listener, listeners, host);
+            for host in hosts::common(listener, &route.source.hostnames).into_iter().filter(own) {
+                each(&hosts::key(port, &host), 0);
             }
-            None => mesh.services_by_hostname(&parent.hostname).for_each(|s| add(&s.service)),
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::proxy::Shared;
 use crate::proxy::worker::Worker;
 use crate::security::jwks::{KeyStore, Roots};
 use crate::telemetry::Telemetry;
+use crate::trace::export::Counts;
 use crate::{certificate, feed};
 
 /// What readiness waits for.
@@ -128,6 +129,19 @@ fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemet
         "Lines that the log did not keep up with",
         dropped.clone(),
     );
+    let spans = Counts::default();
+    for (name, help, counter) in [
+        ("undermesh_waypoint_spans_sent", "Spans that collectors took", &spans.sent),
+        ("undermesh_waypoint_spans_lost", "Spans that no collector took", &spans.lost),
+        (
+            "undermesh_waypoint_log_lines_sent",
+            "Lines of the access log that collectors took",
+            &spans.lines_sent,
+        ),
+        ("undermesh_waypoint_log_lines_lost", "Lines of it that no collector took", &spans.lines_lost),
+    ] {
+        registry.register(name, help, counter.clone());
+    }
     let streams = Gauge::default();
     registry.register("undermesh_waypoint_streams_open", "Streams of clients' tunnels", streams.clone());
     register_build(&mut registry, "proxy", env!("CARGO_PKG_VERSION"));
@@ -139,6 +153,7 @@ fn telemetry(config: &Config, settings: &LogSettings) -> anyhow::Result<(Telemet
         tcp: TcpMetrics::register(&mut registry),
         access_log,
         log_requests: config.access_log,
+        spans,
         streams,
     };
     Ok((telemetry, registry))

@@ -23,6 +23,7 @@ pub mod ext_authz;
 pub mod jwks;
 pub mod path;
 mod targets;
+pub(crate) use targets::attach;
 #[cfg(test)]
 mod testing;
 
@@ -95,7 +96,9 @@ impl Policies {
                 };
                 found.unwrap_or(&self.common)
             }
-            Addressed::Service { .. } | Addressed::Workload { .. } => &self.common,
+            Addressed::Service { .. } | Addressed::Workload { .. } | Addressed::Gateway { .. } => {
+                &self.common
+            }
         }
     }
 

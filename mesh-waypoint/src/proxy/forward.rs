@@ -3,12 +3,14 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use mesh_core::state::{Service, Workload};
 use mesh_core::telemetry::Flags;
 use mesh_core::xds::proto::l7;
@@ -18,15 +20,18 @@ use super::destination::Destination;
 use super::gate::{self, Passed};
 use super::headers;
 use super::http::{Downstream, Upgraded};
+use super::http1;
 use super::io::EndpointIo;
-use super::message::{Message, Switch};
+use super::message::{Message, Outside, Switch};
 use super::mirror;
 use super::refused::Refused;
 use super::secure::Inside;
 use super::tries::{self, Answered, Body, Terms, Tries};
 use crate::config::Snapshot;
 use crate::request::Addressed;
-use crate::routing::{Abort, Action, Matched, RateLimit, RewriteError, Routed, Rule, WeightedBackend};
+use crate::routing::{
+    Abort, Action, Matched, RateLimit, RewriteError, Routed, Rule, WeightedBackend, split_port,
+};
 use crate::telemetry::Exchange;
 use crate::upstream::{Hashed, Limit, Outcome, Permit, PickContext, Picked};
 
@@ -52,36 +57,71 @@ impl Chosen {
 /// None: whatever fails is an answer.
 pub async fn handle(
     downstream: Rc<Downstream>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let mut exchange = Exchange::begin(&downstream, &request);
+    // On HTTP/2 a stream may become a tunnel, beside the others of its connection.
+    let tunnel = (request.version() == Version::HTTP_2 && request.method() == Method::CONNECT)
+        .then(|| hyper::upgrade::on(&mut request));
+    let snapshot = downstream.worker.shared.snapshot.load_full();
+    let mut exchange = Exchange::begin(&downstream, &snapshot, &request);
+    downstream.begins(&exchange.progress);
     let version = request.version();
-    let mut answer = match Box::pin(forward(&downstream, &mut exchange, request)).await {
+    let mut answer = match Box::pin(forward(&downstream, &snapshot, &mut exchange, request)).await {
         Ok(Forwarded::Answer(answered)) => {
             let Answered { response, lease, held, deadline, .. } = *answered;
-            let (head, body) = response.into_parts();
+            let (mut head, body) = response.into_parts();
+            if tunnel.is_some() && head.status.is_success() {
+                // It would tell the client that there is a tunnel.
+                head.status = StatusCode::BAD_GATEWAY;
+                exchange.log(|line| line.details = "upgrade_failed".to_owned());
+            }
             exchange.answered(head.status, &head.headers);
             Response::from_parts(head, ResponseBody::upstream(body, exchange, lease, held, deadline))
         }
         Ok(Forwarded::Switched(head, endpoint)) => {
             exchange.answered(head.status, &head.headers);
             // The record goes on with the connection; the answer itself has no body.
-            *downstream.upgraded.borrow_mut() = Some(Upgraded { endpoint, exchange });
-            Response::from_parts(*head, ResponseBody::empty())
+            let (mut head, upgraded) = (*head, Upgraded { endpoint, exchange });
+            match tunnel {
+                Some(tunnel) => {
+                    in_tunnel(&mut head);
+                    drop(tokio::task::spawn_local(async move {
+                        // Otherwise the client has left.
+                        if let Ok(client) = tunnel.await {
+                            http1::carry_on(TokioIo::new(client), upgraded).await;
+                        }
+                    }));
+                }
+                None => *downstream.upgraded.borrow_mut() = Some(upgraded),
+            }
+            Response::from_parts(head, ResponseBody::empty())
         }
-        Err(refused) => refused.answer(exchange),
+        Err(refused) => {
+            let unclear = refused.flags.has(Flags::DOWNSTREAM_PROTOCOL_ERROR) && version != Version::HTTP_2;
+            let mut answer = refused.answer(exchange);
+            if unclear {
+                // Who writes one request that cannot be read has no further ones read (as Envoy).
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            answer
+        }
     };
     *answer.version_mut() = if version == Version::HTTP_2 { version } else { Version::HTTP_11 };
     Ok(answer)
 }
 
+/// An agreement to switch, as HTTP/2 has it (RFC 8441, section 5).
+fn in_tunnel(head: &mut http::response::Parts) {
+    head.status = StatusCode::OK;
+    for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
+        head.headers.remove(name);
+    }
+}
+
 /// What an endpoint answered.
 enum Forwarded {
     Answer(Box<Answered>),
-    Switched(
-        Box<http::response::Parts>,
-        hyper::client::conn::http1::Parts<hyper_util::rt::TokioIo<EndpointIo>>,
-    ),
+    Switched(Box<http::response::Parts>, hyper::client::conn::http1::Parts<TokioIo<EndpointIo>>),
 }
 
 /// What is done to the answer.
@@ -95,18 +135,25 @@ struct Edits<'a> {
 
 async fn forward(
     downstream: &Rc<Downstream>,
+    snapshot: &Arc<Snapshot>,
     exchange: &mut Exchange,
     request: Request<Incoming>,
 ) -> Result<Forwarded, Box<Refused>> {
-    let snapshot = downstream.worker.shared.snapshot.load_full();
-    exchange.to_service(service(&snapshot, &downstream.addressed).as_ref());
+    exchange.to_service(service(snapshot, &downstream.addressed).as_ref());
     let (head, incoming) = request.into_parts();
-    let mut message = Message::new(head, exchange)?;
-    normalize(&snapshot, &mut message)?;
+    let at_gateway = matches!(downstream.addressed, Addressed::Gateway { .. });
+    let outside = at_gateway.then(|| Outside {
+        client: downstream.source.address.ip(),
+        is_proxy: snapshot.settings.trusted_proxies > 0,
+    });
+    let scheme = downstream.scheme(&head.uri);
+    let mut message = Message::new(head, scheme, outside, exchange)?;
+    belongs(downstream, snapshot, &message)?;
+    normalize(snapshot, &mut message)?;
     let mut body = client_body(incoming, exchange);
     let Passed { claims, response_headers } = {
         let readable = if let Body::Replay(replay) = &body { Some(replay) } else { None };
-        gate::pass(downstream, &snapshot, &mut message, readable).await?
+        gate::pass(downstream, snapshot, &mut message, readable).await?
     };
     let rule;
     let mut edits = Edits::default();
@@ -118,7 +165,7 @@ async fn forward(
             Routed::Default => rule = None,
             Routed::Rule(matched) => {
                 rule = Some(Arc::clone(matched.rule));
-                exchange.log(|line| line.route = matched.rule.name.to_string());
+                exchange.to_rule(matched.rule);
                 backend = Some((matched.path, pick_backend(&matched, &head)?));
             }
         }
@@ -137,10 +184,10 @@ async fn forward(
         edits.rule = Some((&**rule, chosen));
         let whole = if let Body::Replay(replay) = &body { Some(replay) } else { None };
         for mirror in mirror::of(rule, chosen) {
-            mirror::send(downstream, &snapshot, mirror, &message, whole, rule.timeout);
+            mirror::send(downstream, snapshot, mirror, &message, whole, rule.timeout);
         }
     }
-    let cluster = tries::cluster(downstream, &snapshot, chosen.map(|chosen| &chosen.backend))?;
+    let cluster = tries::cluster(downstream, snapshot, chosen.map(|chosen| &chosen.backend))?;
     let session = rule.as_ref().and_then(|rule| rule.session.as_deref());
     let sticky = session.and_then(|session| session_of(session, &message.head.headers));
     let hashed = match &cluster.policy().balancer.hash {
@@ -155,7 +202,7 @@ async fn forward(
         sticky,
     };
     once_only(&mut body, exchange, &terms);
-    let tries = Tries { downstream, snapshot: &snapshot, cluster: &cluster, message: &message, terms };
+    let tries = Tries { downstream, snapshot, cluster: &cluster, message: &message, terms };
     let mut answered = tries.run(exchange, &mut body).await?;
     if let Some(session) = session
         && sticky != Some(answered.sticky)
@@ -167,6 +214,19 @@ async fn forward(
     edit_answer(&mut answered, &edits, switched);
     response_headers.iter().for_each(|change| change.apply(answered.response.headers_mut()));
     if switched { switch(answered).await } else { Ok(Forwarded::Answer(Box::new(answered))) }
+}
+
+/// Whether a request over TLS is for the listener that its connection is to: clients use a connection for every host that
+/// its certificate is for.
+fn belongs(downstream: &Downstream, snapshot: &Snapshot, message: &Message) -> Result<(), Box<Refused>> {
+    let Some(secured) = &downstream.secured else { return Ok(()) };
+    let (host, _) = split_port(message.authority.to_str().unwrap_or_default());
+    let port = snapshot.ports.get(downstream.addressed.port());
+    match port.and_then(|port| port.listener(Some(host))) {
+        Some(listener) if listener.name == secured.listener => Ok(()),
+        Some(_) => Err(Refused::misdirected()),
+        None => Err(Refused::no_route()),
+    }
 }
 
 /// Paths are compared and sent on in their normal form.
@@ -434,7 +494,7 @@ pub fn addressed_service(downstream: &Downstream) -> Option<Arc<Service>> {
 fn service(snapshot: &Snapshot, addressed: &Addressed) -> Option<Arc<Service>> {
     match addressed {
         Addressed::Service { key, .. } => snapshot.mesh.service(key).map(|s| Arc::clone(&s.service)),
-        Addressed::Workload { .. } => None,
+        Addressed::Workload { .. } | Addressed::Gateway { .. } => None,
     }
 }
 
@@ -446,10 +506,13 @@ pub async fn connect(downstream: &Rc<Downstream>) -> Result<(Chosen, EndpointIo)
     let local = &downstream.worker;
     let snapshot = local.shared.snapshot.load_full();
     gate::pass_stream(downstream, &snapshot)?;
-    let rule = snapshot.routes.tcp(&downstream.addressed, &downstream.source, downstream.destination.ip());
+    let name = downstream.secured.as_ref().map_or("", |secured| &*secured.name);
+    let address = downstream.destination.ip();
+    let rule = snapshot.routes.tcp(&downstream.addressed, name, &downstream.source, address);
     let backend = match rule {
         None => None,
         Some(rule) => {
+            rule.hits.fetch_add(1, Ordering::Relaxed);
             if let Some(reason) = &rule.invalid {
                 return Err(Refused::misconfigured(format!("{}: {reason}", rule.resource)));
             }

@@ -4,27 +4,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use http::StatusCode;
 use http::header;
-use http::{HeaderMap, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use mesh_core::telemetry::Flags;
 use serde_json::{Map, Value};
 
-use super::body::{Replay, RequestBody};
+use super::ask;
+use super::body::Replay;
 use super::http::Downstream;
 use super::message::Message;
 use super::refused::Refused;
-use super::tries;
 use crate::config::Snapshot;
-use crate::routing::Backend;
 use crate::security::authz::{Custom, Decision, Report, Stream, Verdict};
 use crate::security::ext_authz::{
     self, Answer, Asked, Body, BodyLimit, HeaderChange, Question, Reply, Transport,
 };
-
-/// The largest reply of an authorizer that is read, bytes.
-const LARGEST_REPLY: usize = 64 << 10;
 
 /// What tokens and authorizers say of a request that may go on.
 #[derive(Debug, Default)]
@@ -57,7 +52,8 @@ pub(super) async fn pass(
         return Err(Refused::denied(denial.details()));
     }
     if !custom.asks.is_empty() {
-        passed.response_headers = ask(downstream, snapshot, message, body, &custom).await?;
+        // Large, and for few requests.
+        passed.response_headers = Box::pin(ask(downstream, snapshot, message, body, &custom)).await?;
     }
     if policies.has_token_rules() {
         let now = SystemTime::now();
@@ -186,33 +182,10 @@ struct Carrier<'a> {
 
 impl Transport for Carrier<'_> {
     async fn send(&self, question: Question) -> Result<Reply, String> {
-        let timeout = question.timeout;
-        let exchanged = tokio::time::timeout(timeout, self.exchange(question)).await;
+        let Question { service, grpc, request, timeout } = question;
+        let addressed = self.downstream.addressed.port();
+        let asked = ask::whole(&self.downstream.worker, self.snapshot, &service, addressed, grpc, request);
+        let exchanged = tokio::time::timeout(timeout, asked).await;
         exchanged.unwrap_or_else(|_elapsed| Err(format!("no answer within {timeout:?}")))
-    }
-}
-
-impl Carrier<'_> {
-    async fn exchange(&self, question: Question) -> Result<Reply, String> {
-        let Question { service, grpc, request, .. } = question;
-        let backend = Backend {
-            hostname: service.hostname.as_str().into(),
-            key: (!service.namespace.is_empty())
-                .then(|| format!("{}/{}", service.namespace, service.hostname).into()),
-            port: u16::try_from(service.port).ok().filter(|port| *port != 0),
-            subset: None,
-            invalid: None,
-        };
-        let (head, body) = request.into_parts();
-        let request = http::Request::from_parts(head, RequestBody::whole(body));
-        let answered = tries::once(self.downstream, self.snapshot, &backend, Some(grpc), |_| request);
-        let (response, lease) = answered.await.map_err(|refused| refused.text())?;
-        let (head, body) = response.into_parts();
-        let collected =
-            Limited::new(body, LARGEST_REPLY).collect().await.map_err(|error| error.to_string())?;
-        lease.give_back();
-        let trailers = collected.trailers().cloned().unwrap_or_else(HeaderMap::new);
-        let body: Bytes = collected.to_bytes();
-        Ok(Reply { status: head.status, headers: head.headers, body, trailers })
     }
 }

@@ -1,5 +1,8 @@
 //! What a proxy takes from a message and adds to it.
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{StatusCode, Uri, Version};
@@ -26,13 +29,18 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Takes away what is meant for this hop alone (RFC 9110 §7.6.1). An upgrade that is asked for is gone with it; whoever
 /// carries it on puts it back.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
             .filter_map(|value| value.to_str().ok())
-            .flat_map(|text| text.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            .flat_map(|text| text.split(',').map(str::trim))
+            // What connections themselves are told names no header worth a look.
+            .filter(|name| !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("close"))
+            .filter_map(|name| HeaderName::try_from(name).ok())
             // Nobody may have the message's own address or length taken away.
             .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
             .collect();
@@ -53,6 +61,31 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         && te.to_str().is_ok_and(|te| te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")))
     {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Whether a header says something to this hop alone.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::UPGRADE
+        || *name == header::TE
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+        || *name == HTTP2_SETTINGS
+}
+
+/// Adds the client's address to those that the request says it has come by.
+pub(super) fn append_forwarded_for(headers: &mut HeaderMap, client: IpAddr) {
+    let mut text = String::with_capacity(40);
+    let earlier = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+    for value in earlier.filter(|value| !value.is_empty()) {
+        text.push_str(value);
+        text.push_str(", ");
+    }
+    let _ = write!(text, "{client}");
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(X_FORWARDED_FOR, value);
     }
 }
 
@@ -117,15 +150,12 @@ pub(super) fn put_grpc(headers: &mut HeaderMap, status: u16, message: &str) {
 pub(super) fn request_id() -> HeaderValue {
     let bits = fastrand::u128(..);
     let bits = bits & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let text = format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        bits >> 96,
-        bits >> 80 & 0xffff,
-        bits >> 64 & 0xffff,
-        bits >> 48 & 0xffff,
-        bits & 0xffff_ffff_ffff
-    );
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0"))
+    let mut text = [b'-'; 36];
+    let places = (0..text.len()).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
+    for (nth, at) in places.enumerate() {
+        text[at] = b"0123456789abcdef"[(bits >> (124 - 4 * nth)) as usize & 0xf];
+    }
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// The request's target as a connection of HTTP/1 (origin form) or HTTP/2 (with scheme and authority) wants it.
@@ -177,6 +207,16 @@ mod tests {
         let mut got = headers(&[("te", "gzip")]);
         strip_hop_by_hop(&mut got);
         assert!(got.is_empty());
+    }
+
+    #[test]
+    fn a_clients_address_follows_those_that_were_there() {
+        let mut got = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-for", "10.0.0.2")]);
+        append_forwarded_for(&mut got, "192.0.2.9".parse().unwrap());
+        assert_eq!(got, headers(&[("x-forwarded-for", "10.0.0.1, 10.0.0.2, 192.0.2.9")]));
+        let mut none = HeaderMap::new();
+        append_forwarded_for(&mut none, "2001:db8::1".parse().unwrap());
+        assert_eq!(none, headers(&[("x-forwarded-for", "2001:db8::1")]));
     }
 
     #[test]

@@ -1,30 +1,27 @@
 //! The server's side of HTTP, on one stream of a client's tunnel.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
 
+use ::http::Uri;
 use hyper::client::conn::http1 as client;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_core::state::AppProtocol;
-use tokio::io::AsyncWriteExt as _;
+use mesh_core::state::{AppProtocol, Str, Workload};
 
-use super::forward;
-use super::io::{ClientIo, EndpointIo, Prefixed};
+use super::body::Progress;
+use super::io::{ClientIo, EndpointIo};
 use super::worker::Local;
+use super::{forward, http1};
 use crate::request::{Addressed, Source};
 
-/// The head of a request, and the time until the next one on the same connection, may take this long.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
 /// Heads of requests, bytes (as Envoy).
-const HEAD: usize = 64 << 10;
+pub(super) const HEAD: usize = 64 << 10;
 /// Headers of a request (as Envoy).
-const HEADERS: usize = 100;
+pub(super) const HEADERS: usize = 100;
 /// Requests that a client may have open at once on one connection.
 const STREAMS: u32 = 1000;
 /// Windows of HTTP/2, bytes.
@@ -51,12 +48,48 @@ pub struct Downstream {
     pub addressed: Addressed,
     /// That as an address.
     pub destination: SocketAddr,
+    /// What a TLS client of a gateway has come to.
+    pub secured: Option<Secured>,
     /// What the port is declared to speak.
     pub protocol: AppProtocol,
     /// Whether the client speaks HTTP/2.
     pub http2: bool,
+    /// At a gateway, its own workload: metrics have it as the source of what it sends on.
+    pub reported: Option<Arc<Workload>>,
     /// The endpoint's side, once both have agreed to switch protocols.
     pub upgraded: RefCell<Option<Upgraded>>,
+    /// The latest request, which is over when nobody else has it.
+    pub latest: RefCell<Option<Rc<Progress>>>,
+    /// Requests so far.
+    pub served: Cell<u64>,
+}
+
+/// What a TLS client of a gateway has come to.
+#[derive(Debug, Clone)]
+pub struct Secured {
+    /// The listener.
+    pub listener: Str,
+    /// The name that it asked for; empty: none.
+    pub name: Str,
+}
+
+impl Downstream {
+    /// `http` or `https`: a gateway knows what was spoken, else it is what the client says.
+    pub(crate) fn scheme(&self, target: &Uri) -> &'static str {
+        let secure = match self.addressed {
+            Addressed::Gateway { .. } => self.secured.is_some(),
+            _ => target.scheme_str() == Some("https"),
+        };
+        if secure { "https" } else { "http" }
+    }
+
+    /// Notes that a request has come.
+    pub(super) fn begins(&self, progress: &Rc<Progress>) {
+        self.served.set(self.served.get() + 1);
+        if !self.http2 {
+            self.latest.replace(Some(Rc::clone(progress)));
+        }
+    }
 }
 
 /// What is carried on after an upgrade.
@@ -69,7 +102,12 @@ pub struct Upgraded {
 
 /// Serves a connection to its end.
 pub async fn serve(downstream: Rc<Downstream>, io: ClientIo) {
-    let ended = if downstream.http2 { http2(&downstream, io).await } else { http1(&downstream, io).await };
+    let ended = if downstream.http2 {
+        // Boxed: a quiet connection of HTTP/1 needs no room for it.
+        Box::pin(http2(&downstream, io)).await
+    } else {
+        http1::serve(&downstream, io).await
+    };
     if let Err(error) = ended {
         tracing::debug!(client = %downstream.source.address, %error, "a client's connection ended early");
     }
@@ -83,6 +121,7 @@ async fn http2(downstream: &Rc<Downstream>, io: ClientIo) -> hyper::Result<()> {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(STREAMS)
+            .enable_connect_protocol()
             .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
             .serve_connection(TokioIo::new(io), service)
     );
@@ -91,51 +130,4 @@ async fn http2(downstream: &Rc<Downstream>, io: ClientIo) -> hyper::Result<()> {
         () = downstream.worker.shared.drain.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
-}
-
-async fn http1(downstream: &Rc<Downstream>, io: ClientIo) -> hyper::Result<()> {
-    // The server can give its transport back only while it need not pin the future.
-    let service = service_fn(|request| {
-        Box::pin(forward::handle(Rc::clone(downstream), request)) as Pin<Box<dyn Future<Output = _>>>
-    });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(io), service);
-    let drained = tokio::select! {
-        ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
-            ended?;
-            false
-        }
-        () = downstream.worker.shared.drain.cancelled() => true,
-    };
-    if drained {
-        Pin::new(&mut connection).graceful_shutdown();
-        poll_fn(|cx| connection.poll_without_shutdown(cx)).await?;
-    }
-    let http1::Parts { io, read_buf, .. } = connection.into_parts();
-    let mut io = io.into_inner().after(read_buf);
-    let upgraded = downstream.upgraded.borrow_mut().take();
-    match upgraded {
-        Some(upgraded) => carry_on(io, upgraded).await,
-        // The client may have left already.
-        None => drop(io.shutdown().await),
-    }
-    Ok(())
-}
-
-/// Copies what both sides say after they have switched protocols.
-async fn carry_on(mut client: ClientIo, upgraded: Upgraded) {
-    let Upgraded { endpoint, mut exchange } = upgraded;
-    let mut endpoint = Prefixed::new(endpoint.read_buf, endpoint.io.into_inner());
-    match tokio::io::copy_bidirectional(&mut client, &mut endpoint).await {
-        Ok((received, sent)) => {
-            exchange.progress.received.set(received);
-            exchange.sent = sent;
-            exchange.complete();
-        }
-        Err(error) => exchange.upstream_ended(&error.to_string()),
-    }
 }

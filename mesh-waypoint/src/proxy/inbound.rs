@@ -1,9 +1,8 @@
 //! Tunnels from peers: mutual TLS, HTTP/2, and for each CONNECT what it leads to.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ::http::StatusCode;
@@ -17,7 +16,7 @@ use tokio::net::TcpStream;
 use super::detect::Spoken;
 use super::dial;
 use super::http::{self, Downstream};
-use super::io::{ClientIo, Prefixed, TunnelStream};
+use super::io::{ClientIo, ClientStream, Prefixed, TunnelStream};
 use super::target::{self, Target};
 use super::tcp::{self, First};
 use super::worker::Local;
@@ -104,13 +103,13 @@ async fn serve(local: &Rc<Local>, connect: IncomingConnect, peer: &Remote) {
             return connect.refuse(StatusCode::NOT_FOUND);
         }
     };
-    let source = source(&snapshot, peer);
+    let source = Source::of(&snapshot, peer.socket, Some(&peer.identity));
     // The stream is worth something to the client only while it is open: who gave up needs no answer.
     let Ok(stream) = connect.accept(None) else { return };
     let limit = detection_limit(&snapshot);
     drop(snapshot);
     let stream = TunnelStream::new(stream.into_io(), local.keeper.clone());
-    let io = Prefixed::new(Bytes::new(), stream);
+    let io = Prefixed::new(Bytes::new(), ClientStream::Tunnel(stream));
     carry(local, source, target, io, limit).await;
 }
 
@@ -125,9 +124,13 @@ async fn carry(local: &Rc<Local>, source: Source, target: Target, io: ClientIo, 
             source,
             addressed: addressed.clone(),
             destination,
+            secured: None,
             protocol,
             http2,
+            reported: None,
             upgraded: RefCell::default(),
+            latest: RefCell::default(),
+            served: Cell::default(),
         })
     };
     match declared {
@@ -151,16 +154,6 @@ async fn carry(local: &Rc<Local>, source: Source, target: Target, io: ClientIo, 
                 First::Nobody => {}
             }
         }
-    }
-}
-
-fn source(snapshot: &Snapshot, peer: &Remote) -> Source {
-    let workload = snapshot.mesh.workload_by_ip(&snapshot.own.network, peer.socket.ip());
-    Source {
-        address: peer.socket,
-        identity: Some(peer.identity.clone()),
-        workload: workload.map(Arc::clone),
-        labels: workload.and_then(|workload| snapshot.labels.get(&workload.uid)).map(Arc::clone),
     }
 }
 

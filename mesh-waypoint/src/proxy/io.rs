@@ -1,9 +1,10 @@
 //! Streams and sockets as transports of HTTP.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::server::TlsStream as ServerTls;
 
 /// A transport of which some bytes were read already.
 #[derive(Debug)]
@@ -21,8 +23,19 @@ pub struct Prefixed<IO> {
     io: IO,
 }
 
-/// The client's side: a stream of its tunnel.
-pub type ClientIo = Prefixed<TunnelStream>;
+/// The client's side.
+pub type ClientIo = Prefixed<ClientStream>;
+
+/// What a client's requests come on.
+#[derive(Debug)]
+pub enum ClientStream {
+    /// A stream of its tunnel.
+    Tunnel(TunnelStream),
+    /// A socket, at a gateway.
+    Plain(TcpStream),
+    /// TLS that ends at a gateway.
+    Tls(Box<ServerTls<Prefixed<TcpStream>>>),
+}
 
 /// How long a stream that we have ended may wait for the other side's end.
 const LINGER: Duration = Duration::from_secs(60);
@@ -130,6 +143,23 @@ impl<IO> Prefixed<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Prefixed<IO> {
+    /// What comes next, once it comes; nothing at the end. No buffer is held while it waits.
+    ///
+    /// # Errors
+    /// The transport's.
+    pub async fn next_bytes(&mut self) -> io::Result<Bytes> {
+        const MOST: usize = 2048;
+        poll_fn(|cx| {
+            let mut room = [0; MOST];
+            let mut read = ReadBuf::new(&mut room);
+            ready!(Pin::new(&mut *self).poll_read(cx, &mut read))?;
+            Poll::Ready(Ok(Bytes::copy_from_slice(read.filled())))
+        })
+        .await
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -149,6 +179,18 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Prefixed<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -171,57 +213,45 @@ pub enum EndpointIo {
     Tls(Box<TlsStream<Box<Self>>>),
 }
 
-impl AsyncRead for EndpointIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(io).poll_read(cx, to),
-            Self::Plain(io) => Pin::new(io).poll_read(cx, to),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, to),
+/// Reads and writes of whichever transport it is; only sockets take several pieces at once.
+macro_rules! transport_of {
+    ($name:ident: $($kind:ident),*) => {
+        impl AsyncRead for $name {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() { $(Self::$kind(io) => Pin::new(io).poll_read(cx, to),)* }
+            }
         }
-    }
+
+        impl AsyncWrite for $name {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+                match self.get_mut() { $(Self::$kind(io) => Pin::new(io).poll_write(cx, data),)* }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                pieces: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() { $(Self::$kind(io) => Pin::new(io).poll_write_vectored(cx, pieces),)* }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                matches!(self, Self::Plain(_))
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() { $(Self::$kind(io) => Pin::new(io).poll_flush(cx),)* }
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() { $(Self::$kind(io) => Pin::new(io).poll_shutdown(cx),)* }
+            }
+        }
+    };
 }
 
-impl AsyncWrite for EndpointIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(io).poll_write(cx, data),
-            Self::Plain(io) => Pin::new(io).poll_write(cx, data),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, data),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, pieces),
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, pieces),
-            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, pieces),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        matches!(self, Self::Plain(_))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
-}
+transport_of!(ClientStream: Tunnel, Plain, Tls);
+transport_of!(EndpointIo: Tunnel, Plain, Tls);
 
 /// The client's side, with its bytes counted while they flow.
 pub struct Metered<IO, M> {

@@ -1,9 +1,13 @@
 //! The head of a request while it is decided on, and what an endpoint gets of it.
 
+use std::net::IpAddr;
+
+use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Uri, Version};
+use hyper::ext::Protocol;
 use serde_json::{Map, Value};
 
 use super::body::RequestBody;
@@ -22,6 +26,14 @@ pub(super) enum Switch {
     Connect,
 }
 
+/// Who has sent a request to a gateway.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outside {
+    pub(super) client: IpAddr,
+    /// Whether clients are proxies that may be trusted in what they say of theirs.
+    pub(super) is_proxy: bool,
+}
+
 /// A request's head.
 #[derive(Debug)]
 pub(super) struct Message {
@@ -35,21 +47,31 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Takes the head of a client's request.
+    /// Takes the head of a client's request. A gateway adds the address of its client, and knows what that spoke:
+    /// `scheme`.
     ///
     /// # Errors
     /// It does not name one host (RFC 9112 §3.2).
-    pub(super) fn new(mut head: Parts, exchange: &mut Exchange) -> Result<Self, Box<Refused>> {
+    pub(super) fn new(
+        mut head: Parts,
+        scheme: &'static str,
+        outside: Option<Outside>,
+        exchange: &mut Exchange,
+    ) -> Result<Self, Box<Refused>> {
         let authority = authority(&head)?;
         let switch = if head.method == Method::CONNECT {
             Some(Switch::Connect)
         } else {
             headers::upgrade_wanted(&head.headers, head.version).map(Switch::Upgrade)
         };
-        let scheme = if head.uri.scheme_str() == Some("https") { "https" } else { "http" };
+        let switch = extended_connect(&mut head).or(switch);
         headers::strip_hop_by_hop(&mut head.headers);
-        if !head.headers.contains_key(headers::X_FORWARDED_PROTO) {
+        let told = outside.is_none_or(|outside| outside.is_proxy);
+        if !(told && head.headers.contains_key(headers::X_FORWARDED_PROTO)) {
             head.headers.insert(headers::X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+        }
+        if let Some(outside) = outside {
+            headers::append_forwarded_for(&mut head.headers, outside.client);
         }
         if !head.headers.contains_key(headers::X_REQUEST_ID) {
             let id = headers::request_id();
@@ -118,7 +140,8 @@ impl Message {
         *request.method_mut() = self.head.method.clone();
         *request.headers_mut() = self.head.headers.clone();
         let headers = request.headers_mut();
-        headers.insert(headers::X_ATTEMPT_COUNT, HeaderValue::from(attempt));
+        let count = if attempt == 1 { HeaderValue::from_static("1") } else { HeaderValue::from(attempt) };
+        headers.insert(headers::X_ATTEMPT_COUNT, count);
         if http2 {
             headers.remove(header::HOST);
         } else {
@@ -133,8 +156,8 @@ impl Message {
         *request.uri_mut() = if self.head.method == Method::CONNECT {
             self.head.uri.clone()
         } else {
-            let named = self.authority.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
-            headers::target(path, named, http2)
+            let named = || self.authority.to_str().ok()?.parse::<Authority>().ok();
+            headers::target(path, if http2 { named() } else { None }, http2)
         };
         *request.version_mut() = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
         request
@@ -157,6 +180,20 @@ pub(super) fn readdress(request: &mut Request<RequestBody>, authority: &HeaderVa
     } else {
         headers.insert(header::HOST, authority.clone());
     }
+}
+
+/// A CONNECT of HTTP/2 that names a protocol (RFC 8441) means what an upgrade of HTTP/1.1 means, and goes on as one: what
+/// rules and policies see is a GET.
+fn extended_connect(head: &mut Parts) -> Option<Switch> {
+    let protocol = head.extensions.get::<Protocol>().filter(|_| head.method == Method::CONNECT)?;
+    let to = HeaderValue::from_str(protocol.as_str()).ok()?;
+    head.method = Method::GET;
+    if to == "websocket" {
+        // HTTP/2 has none; an endpoint of HTTP/1.1 demands it (RFC 6455, section 4.1).
+        let key = base64::engine::general_purpose::STANDARD.encode(fastrand::u128(..).to_be_bytes());
+        head.headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).ok()?);
+    }
+    Some(Switch::Upgrade(to))
 }
 
 /// The host that a request names; HTTP/1.1 must name one, and only one.

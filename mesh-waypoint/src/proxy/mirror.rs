@@ -10,7 +10,7 @@ use http_body_util::BodyExt as _;
 use super::body::{Replay, RequestBody};
 use super::http::Downstream;
 use super::message::Message;
-use super::tries;
+use super::tries::{self, Speak};
 use crate::config::Snapshot;
 use crate::routing::{Mirror, Rule, WeightedBackend, shadow_authority};
 
@@ -48,7 +48,9 @@ pub(super) fn send(
             shadow
         };
         let copied = async {
-            let sent = tries::once(&downstream, &snapshot, &backend, None, make).await;
+            let (local, addressed) = (&downstream.worker, downstream.addressed.port());
+            let speak = Speak::AsDeclared(downstream.http2);
+            let sent = tries::once(local, &snapshot, &backend, addressed, speak, make).await;
             let (response, lease) = sent.map_err(|refused| refused.text())?;
             let mut body = response.into_body();
             while let Some(frame) = body.frame().await {

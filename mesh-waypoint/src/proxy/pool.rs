@@ -27,6 +27,7 @@ use super::dial::{self, DialError};
 use super::http::LocalExec;
 use super::io::{EndpointIo, Keeper, TunnelStream};
 use super::secure;
+use crate::routing::QuickMap;
 use crate::upstream::{Cluster, Limit, Overflow, Permit, Policy};
 
 /// A tunnel without streams is closed after this long.
@@ -225,7 +226,7 @@ struct Parts {
     keeper: Keeper,
     tunnels: RefCell<HashMap<SocketAddr, Vec<Pooled>>>,
     dials: RefCell<HashMap<SocketAddr, Rc<Dial>>>,
-    http: RefCell<HashMap<Key, Entry>>,
+    http: RefCell<QuickMap<Key, Entry>>,
     given_back: Notify,
 }
 
@@ -261,7 +262,8 @@ impl Pool {
         loop {
             match to.cluster.admit(Limit::Connection, Instant::now()) {
                 Ok(permit) => {
-                    let sender = self.connect(shared, to, permit).await?;
+                    // Rare, and large: it is kept out of the future of every request.
+                    let sender = Box::pin(self.connect(shared, to, permit)).await?;
                     return Ok(self.lease(key, sender));
                 }
                 // Another worker's connection may become free, of which nobody here is told.
@@ -283,7 +285,7 @@ impl Pool {
     pub async fn fresh(&self, shared: &Arc<Shared>, to: &Destination) -> Result<Lease, NoConnection> {
         let permit = to.cluster.admit(Limit::Connection, Instant::now());
         let permit = permit.map_err(|overflow| NoConnection::Overflow(overflow.to_string()))?;
-        let sender = self.connect(shared, to, permit).await?;
+        let sender = Box::pin(self.connect(shared, to, permit)).await?;
         Ok(self.lease(to.key(), sender))
     }
 

@@ -65,6 +65,12 @@ impl Refused {
         Self::new(StatusCode::NOT_FOUND, "", Flags::NO_ROUTE, "route_not_found")
     }
 
+    /// The host is another listener's than the one that the client's TLS connection is to (Gateway API, HTTPS).
+    #[must_use]
+    pub fn misdirected() -> Box<Self> {
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "", Flags::NO_ROUTE, "misdirected_request")
+    }
+
     /// A rule names what there is not.
     #[must_use]
     pub fn no_cluster(cause: impl Into<String>) -> Box<Self> {

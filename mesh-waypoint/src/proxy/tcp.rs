@@ -4,15 +4,15 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use mesh_core::error::Code;
-use mesh_core::telemetry::{
-    Connection, Failure, Opened, Peer, Recorder, Reporter, SecurityPolicy, Telemetry,
-};
+use mesh_core::flows::ConnectionId;
+use mesh_core::telemetry::{Failure, Opened, Recorder, Telemetry};
 use tokio::io::AsyncReadExt as _;
 
 use super::detect::{Spoken, sniff};
 use super::forward::{self, Chosen};
 use super::http::Downstream;
 use super::io::{ClientIo, EndpointIo, Metered, Prefixed};
+use crate::telemetry;
 
 /// A client that says nothing for this long on a port without a declared protocol gets its connection to the endpoint,
 /// so that the endpoint may speak first. Who then speaks first decides.
@@ -95,9 +95,8 @@ pub async fn detect(downstream: &Rc<Downstream>, io: ClientIo, limit: Option<Dur
 pub async fn version(mut io: ClientIo) -> Option<(Spoken, ClientIo)> {
     let mut read = Vec::new();
     loop {
-        let mut more = vec![0; FIRST_BYTES];
-        match io.read(&mut more).await {
-            Ok(n) if n > 0 => read.extend_from_slice(&more[..n]),
+        match io.next_bytes().await {
+            Ok(more) if !more.is_empty() => read.extend_from_slice(&more),
             _ => return None,
         }
         if read.len() >= PREFACE_START || sniff(&read).is_some() {
@@ -141,23 +140,17 @@ pub async fn copy(
 }
 
 fn open(downstream: &Rc<Downstream>, chosen: Option<&Chosen>, started: Instant) -> Recorder {
-    let (source, shared) = (&downstream.source, &downstream.worker.shared);
+    let shared = &downstream.worker.shared;
     let service = chosen.and_then(|chosen| chosen.to.route.service.clone());
-    let connection = Connection {
-        reporter: Reporter::Waypoint,
-        source: Peer::known(source.workload.as_ref()),
-        source_identity: source.identity.clone(),
-        destination: Peer::known(chosen.and_then(Chosen::workload)),
-        destination_identity: None,
-        service: service.or_else(|| forward::addressed_service(downstream)),
-        security: SecurityPolicy::MutualTls,
-    };
+    let service = service.or_else(|| forward::addressed_service(downstream));
+    let connection = telemetry::connection(downstream, chosen.and_then(Chosen::workload), service);
     let telemetry =
         Telemetry { tcp: shared.telemetry.tcp.clone(), access_log: shared.telemetry.access_log.clone() };
     let opened = Opened {
+        id: ConnectionId::default(),
         connection,
         started,
-        source: source.address,
+        source: downstream.source.address,
         destination: downstream.destination,
         hbone_target: chosen.map(|chosen| chosen.to.address().into()),
         fast_path: false,

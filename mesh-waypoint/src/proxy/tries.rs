@@ -28,6 +28,7 @@ use crate::config::Snapshot;
 use crate::request::Addressed;
 use crate::routing::Backend;
 use crate::telemetry::Exchange;
+use crate::trace::request::Told;
 use crate::upstream::{
     Cluster, ClusterKey, Limit, Outcome, Permit, PickContext, Picked, Policy, RetryPolicy, Target, TryEnd,
 };
@@ -184,13 +185,21 @@ impl Tries<'_> {
             let result = match &to {
                 Ok(to) => {
                     exchange.to_endpoint(picked.endpoint().workload.as_ref(), to.address());
-                    self.timed(to, number, body).await
+                    let told = exchange.attempt(self.cluster.key(), to.address());
+                    self.timed(to, number, body, told).await
                 }
                 Err(error) => Err(Failure::of_dial(error)),
             };
+            if result.is_err() && exchange.progress.failed.get() {
+                // The client broke its request off or wrote what cannot be read: no word against the endpoint.
+                exchange.attempted(None, true);
+                return Err(Refused::bad_request("request_body_broken"));
+            }
             self.report(&picked, &result);
             let again = self.wants_more(&result, number) && body.can_be_sent_again();
             let more = if again { self.admit_retry(exchange) } else { None };
+            let code = result.as_ref().ok().map(|(response, _)| response.status().as_u16());
+            exchange.attempted(code, more.is_some() || code.is_none());
             match (result, more) {
                 (_, Some(permit)) => {
                     tried.push(picked.tried());
@@ -232,7 +241,7 @@ impl Tries<'_> {
 
     async fn destination(&self, picked: &Picked) -> Result<Destination, DialError> {
         let policy = self.cluster.policy();
-        let declared = declared(&self.snapshot.mesh, self.downstream, self.cluster.key());
+        let declared = declared(&self.snapshot.mesh, self.downstream.protocol, self.cluster.key());
         let http2 = self.message.switch.is_none() && speaks_http2(&policy, declared, self.downstream.http2);
         destination(&self.downstream.worker, picked, policy, Inside::of_http(http2)).await
     }
@@ -243,12 +252,16 @@ impl Tries<'_> {
         to: &Destination,
         number: u32,
         body: &mut Body,
+        told: Option<Told>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let Some(body) = body.send() else {
             let refused = Refused::terminated("the body has been sent already");
             return Err(Failure { kind: Kind::Overflow, refused });
         };
         let mut request = self.message.outgoing(to.http2, number, body);
+        if let Some(told) = told {
+            told.inject(request.headers_mut());
+        }
         let per_try = self.terms.retry.per_try_timeout;
         if let Some(expected) = per_try.into_iter().chain(self.terms.timeout).min() {
             let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
@@ -392,32 +405,42 @@ pub(super) fn cluster(
     snapshot: &Snapshot,
     backend: Option<&Backend>,
 ) -> Result<Arc<Cluster>, Box<Refused>> {
-    let addressed = match &downstream.addressed {
-        Addressed::Service { port, .. } | Addressed::Workload { port, .. } => *port,
-    };
     let key = match (backend, &downstream.addressed) {
-        (Some(backend), _) => {
-            if let Some(reason) = &backend.invalid {
-                return Err(Refused::misconfigured(&**reason));
-            }
-            let Some(found) = backend.service(&snapshot.mesh, &snapshot.own) else {
-                return Err(Refused::no_cluster(format!("service {} is not known", backend.hostname)));
-            };
-            let port = backend.port(&found.service, addressed);
-            let subset = backend.subset.as_deref().unwrap_or_default();
-            ClusterKey::service(found.service.host.key(), port, subset)
+        (Some(backend), addressed) => {
+            return of_backend(&downstream.worker, snapshot, backend, addressed.port());
         }
         (None, Addressed::Service { key, port }) => ClusterKey::service(key, *port, ""),
         (None, Addressed::Workload { workload, port }) => ClusterKey::workload(&workload.uid, *port),
+        (None, Addressed::Gateway { .. }) => return Err(Refused::no_route()),
     };
     let found = downstream.worker.shared.clusters.cluster(&key, Instant::now());
     found.map_err(|unknown| Refused::no_cluster(unknown.to_string()))
 }
 
-/// What a backend's port is declared to speak.
-fn declared(mesh: &MeshState, downstream: &Downstream, key: &ClusterKey) -> AppProtocol {
+/// A named backend; `addressed` is its port where it says none.
+fn of_backend(
+    local: &Local,
+    snapshot: &Snapshot,
+    backend: &Backend,
+    addressed: u16,
+) -> Result<Arc<Cluster>, Box<Refused>> {
+    if let Some(reason) = &backend.invalid {
+        return Err(Refused::misconfigured(&**reason));
+    }
+    let Some(found) = backend.service(&snapshot.mesh, &snapshot.own) else {
+        return Err(Refused::no_cluster(format!("service {} is not known", backend.hostname)));
+    };
+    let port = backend.port(&found.service, addressed);
+    let subset = backend.subset.as_deref().unwrap_or_default();
+    let key = ClusterKey::service(found.service.host.key(), port, subset);
+    let found = local.shared.clusters.cluster(&key, Instant::now());
+    found.map_err(|unknown| Refused::no_cluster(unknown.to_string()))
+}
+
+/// What a backend's port is declared to speak; `addressed`: the port of a workload that the client named.
+fn declared(mesh: &MeshState, addressed: AppProtocol, key: &ClusterKey) -> AppProtocol {
     match &key.target {
-        Target::Workload(_) => downstream.protocol,
+        Target::Workload(_) => addressed,
         Target::Service(service) => {
             let port = mesh.service(service).and_then(|found| found.service.ports.get(&key.port));
             port.map_or(AppProtocol::Unknown, |port| port.protocol)
@@ -454,11 +477,13 @@ pub(super) async fn destination(
     }
     let cluster = Arc::clone(picked.cluster());
     let route = match &endpoint.route.dial {
-        Dial::Address(_) => endpoint.route.clone(),
+        Dial::Address(_) => Arc::clone(&endpoint.route),
         Dial::Hostname { hostname, port, .. } => {
-            let addresses = resolve(local, hostname, *port).await?;
-            let resolved = endpoint.route.clone().resolved(&addresses, &mut local.rng.borrow_mut());
-            resolved.map_err(|error| DialError::Connect(error.to_string().into()))?
+            // Rare, and large: it is kept out of the future of every request.
+            let addresses = Box::pin(resolve(local, hostname, *port)).await?;
+            let route = Route::clone(&endpoint.route);
+            let resolved = route.resolved(&addresses, &mut local.rng.borrow_mut());
+            Arc::new(resolved.map_err(|error| DialError::Connect(error.to_string().into()))?)
         }
     };
     let dial = address(&route).ok_or_else(|| DialError::Connect("the endpoint has no address".into()))?;
@@ -471,7 +496,7 @@ pub(super) async fn destination(
         }
     };
     let http2 = inside == Inside::Http2;
-    Ok(Destination { cluster, policy, route: Arc::new(route), dial, http2, secure })
+    Ok(Destination { cluster, policy, route, dial, http2, secure })
 }
 
 const fn address(route: &Route) -> Option<SocketAddr> {
@@ -504,25 +529,37 @@ async fn resolve(local: &Local, hostname: &Str, port: u16) -> Result<Vec<IpAddr>
     Ok(addresses)
 }
 
-/// Sends one request of ours to a backend, without retries: to an authorizer, or a copy. `http2` is what is spoken, if it
-/// is not the port's business; `make` gets that.
+/// What a request of ours is spoken in.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Speak {
+    /// HTTP/2, or HTTP/1.1.
+    Http2(bool),
+    /// What the port is declared to speak, else HTTP/2 or HTTP/1.1 as a client does.
+    AsDeclared(bool),
+}
+
+/// Sends one request of ours to a backend, without retries: to an authorizer or a collector, or a copy. `addressed` is the
+/// port of a backend that names none; `make` is told whether HTTP/2 is spoken.
 ///
 /// # Errors
 /// Why there is no answer.
 pub(super) async fn once(
-    downstream: &Rc<Downstream>,
+    local: &Local,
     snapshot: &Snapshot,
     backend: &Backend,
-    http2: Option<bool>,
+    addressed: u16,
+    speak: Speak,
     make: impl FnOnce(bool) -> Request<RequestBody>,
 ) -> Result<(Response<Incoming>, Lease), Box<Refused>> {
-    let local = &downstream.worker;
-    let cluster = cluster(downstream, snapshot, Some(backend))?;
+    let cluster = of_backend(local, snapshot, backend, addressed)?;
     let picked = cluster.pick(&PickContext::new(Instant::now()), &mut local.rng.borrow_mut());
     let picked = picked.map_err(|none| Refused::no_healthy_upstream(none.to_string()))?;
     let policy = cluster.policy();
-    let declared = declared(&snapshot.mesh, downstream, cluster.key());
-    let http2 = http2.unwrap_or_else(|| speaks_http2(&policy, declared, downstream.http2));
+    let declared = declared(&snapshot.mesh, AppProtocol::Unknown, cluster.key());
+    let http2 = match speak {
+        Speak::Http2(http2) => http2,
+        Speak::AsDeclared(client) => speaks_http2(&policy, declared, client),
+    };
     let to = destination(local, &picked, policy, Inside::of_http(http2)).await;
     let to = to.map_err(|error| Refused::unconnected(&error))?;
     attempt(local, &to, make(http2)).await.map_err(|failure| failure.refused)

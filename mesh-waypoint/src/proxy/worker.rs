@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 use super::io::Keeper;
 use super::pool::Pool;
 use super::secure::{self, Inside};
-use super::{Shared, inbound};
+use super::{Shared, inbound, listeners, spans};
+use crate::config::Role;
 use crate::routing::Rule;
+use crate::trace::export::Outbox;
 use crate::upstream::RetryPolicy;
 
 /// Turns of tasks after which a worker asks the kernel what else is ready.
@@ -52,7 +54,8 @@ impl Worker {
     /// # Errors
     /// The address cannot be bound, or the thread or its event loop cannot be made.
     pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
-        let listener = listen(shared.config.listen)?;
+        let tunnels = shared.config.own.role == Role::Waypoint;
+        let listener = if tunnels { Some(listen(shared.config.listen)?) } else { None };
         let exit = CancellationToken::new();
         let until = exit.clone();
         let (started, result) = std::sync::mpsc::channel();
@@ -107,6 +110,8 @@ pub struct Local {
     pub connections: RefCell<HandleCache>,
     /// For chances.
     pub rng: RefCell<fastrand::Rng>,
+    /// Spans that collectors have not got yet.
+    pub spans: Outbox,
     /// Addresses of names, with when they were asked for.
     pub names: RefCell<HashMap<Str, (Vec<IpAddr>, Instant)>>,
     retries: RefCell<Retries>,
@@ -136,6 +141,7 @@ impl Local {
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
         let keeper = Keeper::start();
         Rc::new(Self {
+            spans: Outbox::new(shared.telemetry.spans.clone()),
             shared,
             pool: Pool::new(keeper.clone()),
             keeper,
@@ -179,7 +185,7 @@ impl Local {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
@@ -195,12 +201,17 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-async fn serve(local: &Rc<Local>, listener: std::net::TcpListener) {
-    let listener = match TcpListener::from_std(listener) {
+async fn serve(local: &Rc<Local>, listener: Option<std::net::TcpListener>) {
+    let mut listener = match listener.map(TcpListener::from_std).transpose() {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot serve the tunnel port"),
     };
-    let mut listener = Some(listener);
+    if listener.is_none() {
+        let local = Rc::clone(local);
+        drop(tokio::task::spawn_local(async move { listeners::serve(&local).await }));
+    }
+    let exporting = Rc::clone(local);
+    drop(tokio::task::spawn_local(async move { spans::serve(&exporting).await }));
     let mut release = tokio::time::interval(RELEASE_EVERY);
     loop {
         let accepted = async {
@@ -227,10 +238,10 @@ async fn serve(local: &Rc<Local>, listener: std::net::TcpListener) {
     }
 }
 
-async fn on_accept_error(error: &io::Error) {
+pub(super) async fn on_accept_error(error: &io::Error) {
     // A client that left before it was accepted is nobody's problem.
     if error.kind() != io::ErrorKind::ConnectionAborted {
-        tracing::error!(%error, "cannot accept a tunnel");
+        tracing::error!(%error, "cannot accept a connection");
         tokio::time::sleep(OUT_OF_FILES_PAUSE).await;
     }
 }

@@ -73,6 +73,10 @@ impl Cors {
         if let Some(headers) = self.headers.answer(self.credentials, asked) {
             answer.insert(ACCESS_CONTROL_ALLOW_HEADERS, headers);
         }
+        // Browsers ask for it of the response itself only; the Gateway API and Istio's proxies say it here, too.
+        if let Some(expose) = &self.expose {
+            answer.insert(ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
+        }
         if let Some(age) = &self.max_age {
             answer.insert(ACCESS_CONTROL_MAX_AGE, age.clone());
         }

@@ -1,5 +1,6 @@
 //! Faults that are injected on purpose, and copies of requests: what a random number decides.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -53,6 +54,29 @@ pub struct Injected {
     pub delay: Option<Duration>,
     /// Is refused instead of sent on.
     pub abort: Option<Abort>,
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} %", f64::from(self.0) / 10_000.0)
+    }
+}
+
+/// In words, for people.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((delay, share)) = &self.delay {
+            write!(f, "delay {} of {share}", humantime::format_duration(*delay))?;
+        }
+        if let Some((abort, share)) = &self.abort {
+            let between = if self.delay.is_some() { ", " } else { "" };
+            match abort {
+                Abort::Http(status) => write!(f, "{between}abort {} of {share}", status.as_u16())?,
+                Abort::Grpc(code) => write!(f, "{between}abort gRPC {code} of {share}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Fault {

@@ -34,6 +34,19 @@ impl Pattern {
         &self.prefix
     }
 
+    /// As it was written.
+    pub(super) fn source(&self) -> String {
+        match &self.rest {
+            Rest::Nothing => self.prefix.to_string(),
+            Rest::Anything(least) => format!("{}.{}", self.prefix, if *least == 0 { '*' } else { '+' }),
+            Rest::Regex(regex) => {
+                let whole = regex.as_str();
+                let inner = whole.strip_prefix(r"\A(?:").and_then(|rest| rest.strip_suffix(r")\z"));
+                inner.unwrap_or(whole).to_owned()
+            }
+        }
+    }
+
     pub(super) fn is_match(&self, value: &[u8]) -> bool {
         // Comparing nothing is slow where it is nowhere: see `PathTree::walk`.
         let prefix = self.prefix.as_bytes();

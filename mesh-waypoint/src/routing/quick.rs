@@ -5,11 +5,11 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 /// A map that requests only look into: nobody who sends them chooses the keys that it holds, so it need not withstand
 /// keys that are made to collide, and finds short texts in a third of the time.
-pub(super) type QuickMap<K, V> = HashMap<K, V, BuildHasherDefault<QuickHasher>>;
+pub(crate) type QuickMap<K, V> = HashMap<K, V, BuildHasherDefault<QuickHasher>>;
 
 /// Multiplies eight bytes at a time into the state.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct QuickHasher(u64);
+pub(crate) struct QuickHasher(u64);
 
 /// Odd, with as many ones as zeros: 2^64 over the golden ratio.
 const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -12,7 +12,7 @@ use super::headers::compile_authority;
 use super::matching::MatchedPath;
 use super::pattern::Patterns;
 use super::problem::Invalid;
-use crate::request::{Addressed, Head};
+use crate::request::Head;
 
 /// Of a path with its query, in bytes: what the `http` crate can hold.
 const LENGTH_LIMIT: usize = u16::MAX as usize - 1;
@@ -184,7 +184,7 @@ impl Redirect {
         let port = match self.port {
             RedirectPort::Fixed(port) => Some(port),
             RedirectPort::OfScheme => None,
-            RedirectPort::OfRequest => Some(addressed_port(head.addressed)),
+            RedirectPort::OfRequest => Some(head.addressed.port()),
             RedirectPort::Keep if self.authority.is_some() => own_port(),
             // The default of the scheme that was is not meant for the one that comes.
             RedirectPort::Keep => own_port().filter(|port| {
@@ -213,12 +213,6 @@ impl Redirect {
     }
 }
 
-fn addressed_port(addressed: &Addressed) -> u16 {
-    match addressed {
-        Addressed::Service { port, .. } | Addressed::Workload { port, .. } => *port,
-    }
-}
-
 fn default_port(scheme: &str) -> Option<u16> {
     match scheme {
         "http" => Some(80),
@@ -228,7 +222,7 @@ fn default_port(scheme: &str) -> Option<u16> {
 }
 
 /// Host and port; IPv6 addresses keep their brackets.
-pub(super) fn split_port(authority: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (authority, None),

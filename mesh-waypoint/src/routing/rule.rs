@@ -1,6 +1,7 @@
 //! One rule, ready to be applied.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,8 @@ pub struct Rule {
     pub session: Option<Arc<l7::SessionPersistence>>,
     /// How many requests there may be.
     pub rate_limit: Option<RateLimit>,
+    /// Requests that fell under it since it was compiled.
+    pub hits: AtomicU64,
 }
 
 /// Where requests end.
@@ -257,6 +260,7 @@ impl Compiler<'_> {
             retry: msg.retry.clone().map(Arc::new),
             session: msg.session.clone().map(Arc::new),
             rate_limit: keep(rate_limit.transpose(), errors),
+            hits: AtomicU64::new(0),
         }
     }
 

@@ -57,6 +57,12 @@ impl ServiceRules {
         &self.named
     }
 
+    /// The rules of every port; those of the ports that nobody names come last, as port 0.
+    pub(super) fn all_ports(&self) -> impl Iterator<Item = (u16, &PortRules)> {
+        let named = self.ports.iter().map(|(port, rules)| (*port, rules));
+        named.chain([(0, &self.others)])
+    }
+
     pub(super) fn port(&self, port: u16) -> &PortRules {
         match self.ports.binary_search_by_key(&port, |(port, _)| *port) {
             Ok(at) => &self.ports[at].1,
@@ -80,6 +86,16 @@ impl PortRules {
             }
         }
         Self { http: http_index(&routes), tcp: tcp_entries(&routes) }
+    }
+
+    /// The rules for connections, in their order.
+    pub(super) fn tcp_entries(&self) -> &[Arc<TcpEntry>] {
+        &self.tcp
+    }
+
+    /// The rule for TLS that a gateway passes on: the name that the rules were found by is their match.
+    pub(super) fn passed(&self) -> Option<&Arc<TcpRule>> {
+        self.tcp.first().map(|entry| &entry.rule)
     }
 
     /// The first rule for a connection.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ipnet::IpNet;
 use mesh_core::state::Str;
@@ -25,6 +26,8 @@ pub struct TcpRule {
     pub forward: Forward,
     /// Why the rule cannot be honoured: its connections are reset.
     pub invalid: Option<Str>,
+    /// Connections that fell under it since it was compiled.
+    pub hits: AtomicU64,
 }
 
 /// A rule with its matches.
@@ -68,10 +71,16 @@ impl TcpEntry {
             name: msg.name.as_str().into(),
             forward,
             invalid,
+            hits: AtomicU64::new(0),
         });
         let without_effect = cx.without_effect.into_iter().map(|error| (error, false));
         let all = errors.into_iter().map(|error| (error, true)).chain(without_effect);
         (Self { matches, rule }, all.collect())
+    }
+
+    /// What its matches ask for, for people.
+    pub(super) fn describe(&self) -> Vec<String> {
+        self.matches.iter().map(TcpMatch::describe).filter(|text| !text.is_empty()).collect()
     }
 
     /// Whether a connection to a port of a service falls under the rule.
@@ -105,6 +114,22 @@ impl TcpMatch {
             source_namespace: msg.source_namespace.as_str().into(),
             source_labels: msg.source_labels.clone(),
         }
+    }
+
+    fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        if self.port != 0 {
+            parts.push(format!("port {}", self.port));
+        }
+        if !self.hosts.is_empty() {
+            parts.push(format!("name {}", self.hosts.join(" or ")));
+        }
+        parts.extend(self.subnets.iter().map(|subnet| format!("destination {subnet}")));
+        if !self.source_namespace.is_empty() {
+            parts.push(format!("source namespace is {}", self.source_namespace));
+        }
+        parts.extend(self.source_labels.iter().map(|(key, value)| format!("source label {key} is {value}")));
+        parts.join(", ")
     }
 
     /// The name that a TLS client asks for is not read here: a rule for the service's own name, and no other, counts

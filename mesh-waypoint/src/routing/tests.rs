@@ -76,7 +76,7 @@ fn route(kind: &str, name: &str, http: impl IntoIterator<Item = l7::HttpRule>) -
         }),
         parents: vec![parent("shop", REVIEWS, 0)],
         http: http.into_iter().collect(),
-        tcp: Vec::new(),
+        ..l7::Route::default()
     }
 }
 
@@ -214,6 +214,11 @@ impl Request {
     fn to(self, namespace: &str, hostname: &str, port: u16) -> Self {
         let key = format!("{namespace}/{hostname}").into();
         Self { addressed: Addressed::Service { key, port }, ..self }
+    }
+
+    /// To a listener of a gateway, for a host.
+    fn outside(self, port: u16, host: &str) -> Self {
+        Self { addressed: Addressed::Gateway { port }, authority: host.to_owned(), ..self }
     }
 
     fn claims(self, claims: &str) -> Self {

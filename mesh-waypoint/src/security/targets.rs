@@ -17,11 +17,11 @@ const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
 
 /// What a policy is attached to, of what this waypoint knows.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Attachment {
+pub(crate) struct Attachment {
     /// Everything that goes through this waypoint.
-    everything: bool,
+    pub(crate) everything: bool,
     /// Keys of services.
-    services: Vec<Str>,
+    pub(crate) services: Vec<Str>,
 }
 
 pub(super) fn build(resources: &Resources, own: &Own, keys: &KeyStore) -> Policies {
@@ -92,7 +92,8 @@ impl Sets {
     }
 }
 
-fn attach(
+/// What targets mean to this waypoint.
+pub(crate) fn attach(
     targets: &[l7::Target],
     origin: Option<&l7::Origin>,
     own: &Own,

@@ -71,7 +71,9 @@ impl Case {
     }
 
     pub(super) fn port(mut self, number: u16) -> Self {
-        let (Addressed::Service { port, .. } | Addressed::Workload { port, .. }) = &mut self.addressed;
+        let (Addressed::Service { port, .. }
+        | Addressed::Workload { port, .. }
+        | Addressed::Gateway { port }) = &mut self.addressed;
         *port = number;
         self
     }

@@ -394,6 +394,9 @@ impl Picked {
 
     /// Tells how the try went. Once per try, beside [`Outcome::Connected`].
     pub fn report(&self, outcome: Outcome, now: Instant) {
+        if outcome.is_failure() {
+            self.endpoint.state.failed.fetch_add(1, Ordering::Relaxed);
+        }
         let live = self.cluster.live.load();
         let Some(policy) = &live.members.policy.outlier else { return };
         if self.endpoint.state.record.note(outcome, policy) {

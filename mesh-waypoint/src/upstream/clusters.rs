@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -66,6 +66,9 @@ impl From<&Snapshot> for View {
     }
 }
 
+/// The name of no subset: every request asks for a cluster, and few for a subset.
+static WHOLE: LazyLock<Str> = LazyLock::new(|| "".into());
+
 /// Names a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClusterKey {
@@ -90,13 +93,14 @@ impl ClusterKey {
     /// A service port, or a subset of it where the name is not empty.
     #[must_use]
     pub fn service(key: &Str, port: u16, subset: &str) -> Self {
-        Self { target: Target::Service(key.clone()), port, subset: subset.into() }
+        let subset = if subset.is_empty() { WHOLE.clone() } else { subset.into() };
+        Self { target: Target::Service(key.clone()), port, subset }
     }
 
     /// A port of a workload.
     #[must_use]
     pub fn workload(uid: &Str, port: u16) -> Self {
-        Self { target: Target::Workload(uid.clone()), port, subset: "".into() }
+        Self { target: Target::Workload(uid.clone()), port, subset: WHOLE.clone() }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use mesh_core::route::Dial;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
@@ -41,6 +42,11 @@ fn endpoint(live: &Live, endpoint: &Endpoint, now: u64) -> Value {
     };
     json!({
         "workload": endpoint.uid(),
+        "name": endpoint.workload.as_ref().map_or_else(String::new, |w| format!("{}/{}", w.namespace, w.name)),
+        "address": match &endpoint.route.dial {
+            Dial::Address(address) => address.ip().to_string(),
+            Dial::Hostname { hostname, .. } => hostname.to_string(),
+        },
         "dial": format!("{:?}", endpoint.route.dial),
         "hbone": !matches!(endpoint.route.protocol, mesh_core::route::Protocol::Tcp),
         "port": endpoint.port,
@@ -53,6 +59,7 @@ fn endpoint(live: &Live, endpoint: &Endpoint, now: u64) -> Value {
         }),
         "active": endpoint.active(),
         "requests": endpoint.state.picked.load(Ordering::Relaxed),
+        "failures": endpoint.state.failed.load(Ordering::Relaxed),
         "outlier": endpoint.state.record.figures(now),
     })
 }

@@ -22,7 +22,7 @@ pub struct Endpoint {
     /// Port of the application there.
     pub port: u16,
     /// What to dial and to speak.
-    pub route: Route,
+    pub route: Arc<Route>,
     /// TLS to the application, inside of the tunnel where there is one.
     pub tls: Option<Arc<l7::ClientTls>>,
     /// Stands for the endpoint in hashes and sticky sessions; the same in every process.
@@ -40,6 +40,8 @@ pub(super) struct EndpointState {
     pub(super) active: AtomicU32,
     /// Requests so far.
     pub(super) picked: AtomicU64,
+    /// Tries that failed so far.
+    pub(super) failed: AtomicU64,
     pub(super) record: Record,
     /// Milliseconds of the cluster's clock; 0: it was there before us.
     pub(super) added: u64,
@@ -81,7 +83,7 @@ impl Endpoint {
         Self {
             workload: None,
             port: destination.port(),
-            route,
+            route: Arc::new(route),
             tls,
             id: 0,
             weight: 1,

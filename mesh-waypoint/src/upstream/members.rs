@@ -110,7 +110,7 @@ impl Members {
                             endpoint: Endpoint {
                                 workload: Some(workload.clone()),
                                 port: target,
-                                route,
+                                route: route.into(),
                                 tls: policy.tls.clone(),
                                 id: id(&workload.uid),
                                 weight: workload.capacity,
@@ -141,7 +141,7 @@ impl Members {
             endpoint: Endpoint {
                 workload: Some(workload.clone()),
                 port,
-                route,
+                route: route.into(),
                 tls: input.policy.tls.clone(),
                 id: id(&workload.uid),
                 weight: 1,

@@ -26,6 +26,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether it counts as one: no connection, no answer in time, an error of the server.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        match self {
+            Self::Status(status) => status >= 500,
+            Self::Connected => false,
+            Self::ConnectionFailed | Self::TimedOut => true,
+        }
+    }
+
     /// What a gRPC status means, as an HTTP status (Envoy's mapping).
     #[must_use]
     pub fn grpc(status: u32) -> Self {

@@ -32,7 +32,7 @@ use crate::cli::RunArgs;
 use crate::config::{Changed, Own, Resources, Snapshot};
 use crate::proxy::http::LocalExec;
 use crate::proxy::worker::Local;
-use crate::proxy::{Shared, inbound};
+use crate::proxy::{Shared, inbound, spans};
 use crate::security::jwks::{KeyStore, Roots};
 use crate::telemetry::Telemetry;
 
@@ -43,8 +43,13 @@ pub(super) const WEB: &str = "web.shop.svc.cluster.local";
 
 /// Runs a test on a worker's kind of runtime, within a time.
 pub(super) fn run(test: impl Future<Output = ()>) {
+    run_for(PATIENCE, test);
+}
+
+/// As [`run`], for tests that put the clock forward.
+pub(super) fn run_for(limit: Duration, test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let timed = async { tokio::time::timeout(PATIENCE, test).await.expect("the test takes too long") };
+    let timed = async { tokio::time::timeout(limit, test).await.expect("the test takes too long") };
     LocalSet::new().block_on(&runtime, timed);
 }
 
@@ -120,6 +125,8 @@ pub(super) struct Bed {
     pub(super) ca: TestCa,
     pub(super) resources: Resources,
     apps: Vec<App>,
+    /// Further services `<name>.shop`, of one application each.
+    beside: Vec<(App, wire::AppProtocol)>,
     protocol: wire::AppProtocol,
     waypoint: &'static str,
 }
@@ -143,6 +150,7 @@ impl Bed {
             ca: TestCa::new(),
             resources: Resources::default(),
             apps: apps.to_vec(),
+            beside: Vec::new(),
             protocol: wire::AppProtocol::Http11,
             waypoint: "wp.shop.svc.cluster.local",
         }
@@ -150,6 +158,12 @@ impl Bed {
 
     pub(super) fn speaks(mut self, protocol: wire::AppProtocol) -> Self {
         self.protocol = protocol;
+        self
+    }
+
+    /// Another service, `<its name>.shop` on port 80, of this application.
+    pub(super) fn beside(mut self, app: App, protocol: wire::AppProtocol) -> Self {
+        self.beside.push((app, protocol));
         self
     }
 
@@ -218,7 +232,23 @@ impl Bed {
             ..wire::Service::default()
         };
         add(wire::address::Type::Service(service));
-        for app in &self.apps {
+        for (app, protocol) in &self.beside {
+            add(wire::address::Type::Service(wire::Service {
+                name: app.name.clone(),
+                namespace: "shop".into(),
+                hostname: format!("{}.shop.svc.cluster.local", app.name),
+                ports: vec![wire::Port {
+                    service_port: 80,
+                    app_protocol: *protocol as i32,
+                    ..Default::default()
+                }],
+                ..wire::Service::default()
+            }));
+        }
+        let of_web = self.apps.iter().map(|app| (app, WEB.to_owned()));
+        let others = self.beside.iter().map(|(app, _)| (app, format!("{}.shop.svc.cluster.local", app.name)));
+        let all: Vec<(App, String)> = of_web.chain(others).map(|(app, host)| (app.clone(), host)).collect();
+        for (app, host) in &all {
             let ports = wire::PortList {
                 ports: vec![wire::Port {
                     service_port: 80,
@@ -237,7 +267,7 @@ impl Bed {
                 canonical_name: app.name.clone(),
                 addresses: vec![bytes(app.address.ip())],
                 tunnel_protocol: tunnel as i32,
-                services: [(format!("shop/{WEB}"), ports)].into(),
+                services: [(format!("shop/{host}"), ports)].into(),
                 ..wire::Workload::default()
             }));
             let labels = Arc::new(app.labels.clone());
@@ -261,6 +291,7 @@ impl Bed {
             access_log: AccessLog::start(LogFormat::Text, Box::new(std::io::sink()), Counter::default())
                 .unwrap(),
             log_requests: true,
+            spans: Default::default(),
             streams: Default::default(),
         };
         let certificate = Arc::new(ArcSwapOption::from_pointee(self.ca.issue(&identity("wp"))));
@@ -271,6 +302,8 @@ impl Bed {
         }
         let listener = TcpListener::bind((own_ip(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let exporting = Rc::clone(&local);
+        drop(tokio::task::spawn_local(async move { spans::serve(&exporting).await }));
         let serving = Rc::clone(&local);
         drop(tokio::task::spawn_local(async move {
             loop {

@@ -2,13 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
 
 use http::{Request, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use mesh_core::xds::proto::l7;
 use mesh_core::xds::proto::workload::AppProtocol;
+use tokio::sync::Notify;
 
 use super::bed::*;
 use crate::proxy::http::LocalExec;
@@ -283,13 +283,20 @@ fn a_copy_of_a_request_goes_to_the_mirror_with_its_body() {
 #[test]
 fn a_client_that_leaves_is_recorded_as_gone() {
     run(async {
-        let slow = app("slow", |_| async {
-            tokio::time::sleep(PATIENCE).await;
-            text(200, "late")
+        let came = Rc::new(Notify::new());
+        let told = Rc::clone(&came);
+        let slow = app("slow", move |_| {
+            told.notify_one();
+            async {
+                tokio::time::sleep(PATIENCE).await;
+                text(200, "late")
+            }
         });
         let waypoint = Bed::new(&[slow.await]).start().await;
-        let asked = waypoint.get("/");
-        assert!(tokio::time::timeout(Duration::from_millis(100), asked).await.is_err());
+        tokio::select! {
+            answer = waypoint.get("/") => panic!("it was answered: {answer:?}"),
+            () = came.notified() => {}
+        }
         let labels = ["response_flags=\"DC\"", "response_code=\"0\""];
         waypoint.expect_metric("istio_requests_total", &labels, 1.0).await;
     });

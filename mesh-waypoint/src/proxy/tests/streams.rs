@@ -152,6 +152,49 @@ fn both_sides_may_switch_to_another_protocol() {
 }
 
 #[test]
+fn a_stream_of_http_2_may_switch_to_websocket_beside_others() {
+    run(async {
+        let app = raw("app", |mut stream| async move {
+            let mut head = vec![0; 4096];
+            let n = stream.read(&mut head).await.unwrap();
+            let head = String::from_utf8_lossy(&head[..n]).to_lowercase();
+            assert!(head.starts_with("get /chat http/1.1"), "{head}");
+            assert!(head.contains("upgrade: websocket") && head.contains("sec-websocket-key: "), "{head}");
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+                          sec-websocket-accept: x\r\nsec-websocket-protocol: chat\r\n\r\nfirst";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let (mut reading, mut writing) = stream.split();
+            let _ = tokio::io::copy(&mut reading, &mut writing).await;
+        });
+        let waypoint = Bed::new(&[app.await]).start().await;
+        let stream = waypoint.connect(VIP).await.unwrap();
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let mut client = client.ready().await.unwrap();
+        // Its settings say that it can.
+        while !client.is_extended_connect_protocol_enabled() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for _ in 0..2 {
+            let mut request = http::Request::connect("http://web.shop/chat");
+            request = request.extension(h2::ext::Protocol::from_static("websocket"));
+            request = request.header("sec-websocket-version", "13");
+            let (answer, mut sending) = client.send_request(request.body(()).unwrap(), false).unwrap();
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.status().as_u16(), 200);
+            assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+            assert!(!answer.headers().contains_key("upgrade"), "{answer:?}");
+            let mut receiving = answer.into_body();
+            assert_eq!(receiving.data().await.unwrap().unwrap(), "first");
+            sending.send_data("ping".into(), true).unwrap();
+            assert_eq!(receiving.data().await.unwrap().unwrap(), "ping");
+            assert!(receiving.data().await.is_none_or(|end| end.unwrap().is_empty()));
+        }
+        waypoint.expect_metric("istio_requests_total", &["response_code=\"101\""], 2.0).await;
+    });
+}
+
+#[test]
 fn an_answer_that_its_client_reads_slowly_arrives_whole_although_the_connection_ends_with_it() {
     run(async {
         let large = app("large", |_| std::future::ready(text(200, vec![b'x'; 3 << 20])));

@@ -173,6 +173,7 @@ fn a_preflight_of_an_allowed_origin_is_answered() {
         ("vary", "Origin"),
         ("access-control-allow-methods", "GET,PUT"),
         ("access-control-allow-headers", "x-one,x-two"),
+        ("access-control-expose-headers", "x-three"),
         ("access-control-max-age", "600"),
     ]);
     assert_eq!(answer, expected);

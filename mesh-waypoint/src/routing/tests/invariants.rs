@@ -295,7 +295,7 @@ proptest! {
             }
             let routes = build([route]);
             let _ = routes.problems().map(ToString::to_string).count();
-            let _ = routes.tcp(&request.addressed, &request.source, "10.0.0.1".parse().unwrap());
+            let _ = routes.tcp(&request.addressed, "", &request.source, "10.0.0.1".parse().unwrap());
             if let Routed::Rule(found) = routes.http(&request.head()) {
                 apply_all(found, &request);
             }
@@ -534,5 +534,6 @@ fn full_route(cx: &mut Cursor<'_>) -> l7::Route {
         parents: vec![cx.service()],
         http: vec![cx.http_rule(), cx.http_rule()],
         tcp: vec![l7::TcpRule { name: cx.text(), matches: vec![tcp_match], backends: vec![cx.weighted()] }],
+        ..l7::Route::default()
     }
 }

@@ -1,6 +1,7 @@
 //! Whose rules count, and in what order.
 
 use super::*;
+use crate::config::Role;
 
 fn at(mut route: l7::Route, namespace: &str, created: i64) -> l7::Route {
     let origin = route.origin.as_mut().unwrap();
@@ -210,7 +211,7 @@ fn tcp_route(kind: &str, name: &str, rules: impl IntoIterator<Item = l7::TcpRule
 
 fn tcp_routed(routes: &Routes, request: &Request) -> String {
     let destination = "10.1.0.1".parse().unwrap();
-    let found = routes.tcp(&request.addressed, &request.source, destination);
+    let found = routes.tcp(&request.addressed, "", &request.source, destination);
     found.map_or_else(|| "default".to_owned(), |rule| rule.name.to_string())
 }
 
@@ -246,7 +247,7 @@ fn connections_fall_under_the_first_rule_that_matches() {
     assert_eq!(tcp_routed(&build([tcp_route("VirtualService", "v", two)]), &request), "it");
     let bad = only(matching(|m| m.destination_subnets = vec!["10.1".into()]));
     let reason = "matches[0].destination_subnets: \"10.1\" is no address, nor address/length";
-    let rule = bad.tcp(&request.addressed, &request.source, "10.1.0.1".parse().unwrap()).unwrap();
+    let rule = bad.tcp(&request.addressed, "", &request.source, "10.1.0.1".parse().unwrap()).unwrap();
     assert_eq!(rule.invalid.as_deref(), Some(reason));
     assert_eq!(bad.problems().count(), 1);
 }
@@ -263,4 +264,103 @@ fn routes_of_the_gateway_api_for_connections_come_before_virtual_services() {
     let http = route("HTTPRoute", "h", [rule("http", [])]);
     let vs = tcp_route("VirtualService", "a", [tcp("vs", [])]);
     assert_eq!(tcp_routed(&build([http, vs]), &get("/")), "vs");
+}
+
+/// Gateway `mesh/gw` with two listeners, and these routes for it.
+fn gateway(routes: impl IntoIterator<Item = l7::Route>, previous: &Routes) -> Routes {
+    let listener = |name: &str, port, hostname: &str| l7::gateway::Listener {
+        name: name.into(),
+        port,
+        hostname: hostname.into(),
+        tls: None,
+    };
+    let listeners = vec![listener("http", 80, ""), listener("shop", 8080, "*.shop.example")];
+    let mut resources = resources(routes);
+    resources.gateways.insert("Gateway/mesh/gw".into(), Arc::new(l7::Gateway { origin: None, listeners }));
+    let own = Own { gateway: "gw".into(), role: Role::Gateway, ..own() };
+    Routes::build(&resources, &mesh(), &own, previous)
+}
+
+#[test]
+fn tls_that_a_gateway_passes_on_goes_where_the_route_of_the_most_specific_name_says() {
+    let passing = |name: &str, hostnames: &[&str]| {
+        // What the rule says of services is not looked at here.
+        let of_service = l7::TcpMatch { sni_hosts: vec!["of.a.service".into()], ..Default::default() };
+        let l7::Route { gateways, hostnames, .. } = outside(name, &["shop"], hostnames);
+        let route = tcp_route("TLSRoute", name, [tcp(name, [of_service])]);
+        l7::Route { parents: Vec::new(), gateways, hostnames, ..route }
+    };
+    let routes = gateway([passing("wide", &[]), passing("exact", &["a.shop.example"])], &Routes::default());
+    let request = get("/").outside(8080, "ignored.example");
+    let passed = |name: &str| {
+        let found = routes.tcp(&request.addressed, name, &request.source, "10.1.0.1".parse().unwrap());
+        found.map(|rule| rule.name.to_string())
+    };
+    assert_eq!(passed("a.shop.example").as_deref(), Some("exact"));
+    assert_eq!(passed("b.shop.example").as_deref(), Some("wide"));
+    assert_eq!(passed("other.example"), None, "it goes nowhere");
+}
+
+/// A route of these listeners and hosts, with one rule of its name.
+fn outside(name: &str, listeners: &[&str], hostnames: &[&str]) -> l7::Route {
+    let reference = |listener: &&str| l7::GatewayRef {
+        namespace: "mesh".into(),
+        name: "gw".into(),
+        listener: (*listener).into(),
+    };
+    l7::Route {
+        parents: Vec::new(),
+        gateways: listeners.iter().map(reference).collect(),
+        hostnames: hostnames.iter().map(|host| (*host).to_owned()).collect(),
+        ..route("HTTPRoute", name, [rule(name, [])])
+    }
+}
+
+#[test]
+fn a_gateways_listener_takes_the_routes_of_the_most_specific_host() {
+    let other = l7::Route {
+        gateways: vec![l7::GatewayRef { namespace: "x".into(), name: "gw".into(), listener: "http".into() }],
+        ..outside("other", &[], &[])
+    };
+    let all = [
+        outside("any", &["http"], &[]),
+        outside("wide", &["http"], &["*.example"]),
+        outside("narrow", &["http", "shop"], &["*.shop.example", "elsewhere.example"]),
+        outside("exact", &["http"], &["a.shop.example"]),
+        other,
+        route("HTTPRoute", "of-service", [rule("of-service", [])]),
+    ];
+    let routes = gateway(all.clone(), &Routes::default());
+    let table = [
+        (80, "a.shop.example", "exact"),
+        (80, "A.Shop.Example:80", "exact"),
+        (80, "b.shop.example", "narrow"),
+        (80, "c.b.shop.example", "narrow"),
+        (80, "elsewhere.example", "narrow"),
+        (80, "b.example", "wide"),
+        (80, "example", "any"),
+        (80, "", "any"),
+        (80, "10.0.0.1:8080", "any"),
+        (8080, "b.shop.example", "narrow"),
+        // The listener's own host, and nothing beside it.
+        (8080, "elsewhere.example", "none"),
+        (8080, "a.other.example", "none"),
+        (81, "a.shop.example", "none"),
+    ];
+    for (port, host, expected) in table {
+        let found = match routes.http(&get("/").outside(port, host).head()) {
+            Routed::Rule(matched) => matched.rule.name.to_string(),
+            Routed::NotFound => "none".to_owned(),
+            Routed::Default => panic!("a gateway has no default"),
+        };
+        assert_eq!(found, expected, "{port} {host}");
+    }
+    // What goes and comes later ends in the same.
+    let fewer = gateway(all[1..].to_vec(), &routes);
+    let request = get("/").outside(80, "example");
+    assert!(matches!(fewer.http(&request.head()), Routed::NotFound));
+    assert!(matches!(gateway(all, &fewer).http(&request.head()), Routed::Rule(_)));
+    // A waypoint has nothing to do with listeners.
+    let waypoint = build([outside("any", &["http"], &[])]);
+    assert!(matches!(waypoint.http(&request.head()), Routed::NotFound));
 }

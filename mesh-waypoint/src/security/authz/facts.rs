@@ -62,11 +62,10 @@ impl<'a> Facts<'a> {
         claims: Claims<'a>,
         trusted_hops: usize,
     ) -> Self {
-        let (Addressed::Service { port, .. } | Addressed::Workload { port, .. }) = addressed;
         Self {
             source,
             destination,
-            port: *port,
+            port: addressed.port(),
             sni,
             http,
             claims,

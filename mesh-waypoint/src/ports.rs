@@ -1,0 +1,365 @@
+//! Ports of a gateway: what is spoken at each, which listener a TLS client has come to by the name that it asks for, and
+//! with which certificate it is answered. No I/O.
+//!
+//! A listener that did not change is the very same in the next snapshot, so that clients can resume their sessions. One
+//! whose certificate is on its way keeps the one that it had.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use mesh_core::state::Str;
+use mesh_core::tls::{public_provider, server_key};
+use mesh_core::xds::proto::l7;
+use mesh_core::xds::proto::l7::listener_tls::Mode;
+use rustls::ServerConfig;
+use rustls::client::verify_server_name;
+use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::ServerName;
+
+/// Names of the protocols inside, the better one first.
+const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Certificates by resource name, as they came.
+pub type Credentials = BTreeMap<String, Arc<l7::Credential>>;
+
+/// All ports.
+#[derive(Debug, Default)]
+pub struct Ports(BTreeMap<u16, Port>);
+
+/// One port.
+#[derive(Debug, Clone)]
+pub enum Port {
+    /// HTTP in the clear.
+    Plain,
+    /// TLS: the listeners, the narrowest name first.
+    Secure(Arc<[Arc<Listener>]>),
+}
+
+/// A listener for TLS.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name.
+    pub name: Str,
+    /// Lower case; empty: every name; may begin with `*.`.
+    hostname: Box<str>,
+    /// What becomes of its clients.
+    pub way: Way,
+    /// What it was made from.
+    source: l7::gateway::Listener,
+    credentials: Vec<Option<Arc<l7::Credential>>>,
+}
+
+/// What becomes of a listener's clients.
+#[derive(Clone)]
+pub enum Way {
+    /// TLS ends here.
+    Terminate(Arc<ServerConfig>),
+    /// An endpoint ends it.
+    Pass,
+    /// Nobody can be served, and why.
+    Nowhere(Str),
+}
+
+/// Never what the certificate's key is.
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Terminate(_) => f.write_str("Terminate"),
+            Self::Pass => f.write_str("Pass"),
+            Self::Nowhere(why) => f.debug_tuple("Nowhere").field(why).finish(),
+        }
+    }
+}
+
+impl Ports {
+    /// The ports of a Gateway; what did not change since `last` is taken from it.
+    #[must_use]
+    pub fn build(gateway: Option<&l7::Gateway>, credentials: &Credentials, last: Option<&Self>) -> Self {
+        let mut secure: BTreeMap<u16, Vec<Arc<Listener>>> = BTreeMap::new();
+        let mut ports = BTreeMap::new();
+        for listener in gateway.map_or(&[][..], |gateway| &gateway.listeners) {
+            let Some(port) = u16::try_from(listener.port).ok().filter(|port| *port != 0) else { continue };
+            if listener.tls.is_none() {
+                ports.insert(port, Port::Plain);
+                continue;
+            }
+            let before = last.and_then(|last| last.named(port, &listener.name));
+            secure.entry(port).or_default().push(Listener::build(listener, credentials, before));
+        }
+        for (port, mut listeners) in secure {
+            // The control plane does not tell of both on one port.
+            listeners.sort_by_key(|listener| std::cmp::Reverse(listener.narrowness()));
+            ports.entry(port).or_insert_with(|| Port::Secure(listeners.into()));
+        }
+        Self(ports)
+    }
+
+    /// One port.
+    #[must_use]
+    pub fn get(&self, port: u16) -> Option<&Port> {
+        self.0.get(&port)
+    }
+
+    /// The ports at which somebody can be served.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<u16> {
+        let open = self.0.iter().filter(|(_, port)| match port {
+            Port::Plain => true,
+            Port::Secure(listeners) => listeners.iter().any(|l| !matches!(l.way, Way::Nowhere(_))),
+        });
+        open.map(|(port, _)| *port).collect()
+    }
+
+    /// What is wrong with listeners.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        let all =
+            self.0.iter().flat_map(|(port, of)| of.listeners().iter().map(move |listener| (port, listener)));
+        all.filter_map(|(port, listener)| match &listener.way {
+            Way::Nowhere(why) => {
+                Some(format!("listener {} of port {port} serves nobody: {why}", listener.name))
+            }
+            _ => None,
+        })
+    }
+
+    fn named(&self, port: u16, name: &str) -> Option<&Arc<Listener>> {
+        self.get(port)?.listeners().iter().find(|listener| *listener.name == *name)
+    }
+}
+
+impl Port {
+    /// The listener for a name that a client asks for: the narrowest that fits. A client without one gets the listener for
+    /// every name.
+    #[must_use]
+    pub fn listener(&self, name: Option<&str>) -> Option<&Arc<Listener>> {
+        self.listeners().iter().find(|listener| listener.fits(name))
+    }
+
+    /// Those for TLS.
+    fn listeners(&self) -> &[Arc<Listener>] {
+        match self {
+            Self::Plain => &[],
+            Self::Secure(listeners) => listeners,
+        }
+    }
+}
+
+impl Listener {
+    fn build(source: &l7::gateway::Listener, all: &Credentials, before: Option<&Arc<Self>>) -> Arc<Self> {
+        let names = source.tls.as_ref().map(|tls| tls.credentials.as_slice()).unwrap_or_default();
+        let credentials: Vec<_> = names.iter().map(|name| all.get(name).cloned()).collect();
+        if let Some(before) = before.filter(|b| b.source == *source && b.credentials == credentials) {
+            return Arc::clone(before);
+        }
+        let mut way = way(source, &credentials);
+        let on_its_way = credentials.iter().any(Option::is_none);
+        if let (Way::Nowhere(_), true, Some(before)) = (&way, on_its_way, before) {
+            way = before.way.clone();
+        }
+        let hostname = source.hostname.to_ascii_lowercase().into();
+        Arc::new(Self {
+            name: source.name.as_str().into(),
+            hostname,
+            way,
+            source: source.clone(),
+            credentials,
+        })
+    }
+
+    fn fits(&self, name: Option<&str>) -> bool {
+        match (&*self.hostname, name) {
+            ("", _) => true,
+            (_, None) => false,
+            (own, Some(name)) => match own.strip_prefix('*') {
+                Some(suffix) => {
+                    let start = name.len().checked_sub(suffix.len()).filter(|start| *start > 0);
+                    start
+                        .is_some_and(|start| name.as_bytes()[start..].eq_ignore_ascii_case(suffix.as_bytes()))
+                }
+                None => own.eq_ignore_ascii_case(name),
+            },
+        }
+    }
+
+    /// Exact names, then the longest wildcard, then every name.
+    fn narrowness(&self) -> (bool, usize) {
+        (!self.hostname.is_empty() && !self.hostname.starts_with('*'), self.hostname.len())
+    }
+}
+
+fn way(source: &l7::gateway::Listener, credentials: &[Option<Arc<l7::Credential>>]) -> Way {
+    let Some(tls) = &source.tls else { return Way::Nowhere("it is not for TLS".into()) };
+    if tls.mode() == Mode::Passthrough {
+        return Way::Pass;
+    }
+    let mut keys = Vec::new();
+    let mut why = String::new();
+    for credential in credentials.iter().flatten() {
+        let read = server_key(credential.certificate_chain.as_bytes(), credential.private_key.as_bytes());
+        match read {
+            Ok(key) => keys.push(Arc::new(key)),
+            Err(error) => why = error.to_string(),
+        }
+    }
+    if keys.is_empty() {
+        return Way::Nowhere(if !why.is_empty() {
+            why.into()
+        } else if credentials.is_empty() {
+            "it has no certificate; the status of the Gateway says why".into()
+        } else {
+            "its certificate was not told to this proxy; keys are told over TLS only, and to who has the identity of the \
+             Gateway"
+                .into()
+        });
+    }
+    match config(keys) {
+        Ok(config) => Way::Terminate(Arc::new(config)),
+        Err(error) => Way::Nowhere(error.to_string().into()),
+    }
+}
+
+fn config(keys: Vec<Arc<CertifiedKey>>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(public_provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Choice(keys)));
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+    // Sessions are kept by the clients, under a key that only this listener has.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+    Ok(config)
+}
+
+/// Certificates of a listener.
+#[derive(Debug)]
+struct Choice(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Choice {
+    /// The first that is for the name and whose key the client can verify; else the first whose key it can.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let [only] = &*self.0 {
+            return Some(Arc::clone(only));
+        }
+        let usable =
+            || self.0.iter().filter(|key| key.key.choose_scheme(hello.signature_schemes()).is_some());
+        let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let is_for = |key: &&Arc<CertifiedKey>| {
+            let leaf = key.end_entity_cert().ok().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
+            leaf.zip(name.as_ref()).is_some_and(|(leaf, name)| verify_server_name(&leaf, name).is_ok())
+        };
+        usable().find(is_for).or_else(|| usable().next()).map(Arc::clone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credential(name: &str) -> Arc<l7::Credential> {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let (certificate_chain, private_key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        Arc::new(l7::Credential { certificate_chain, private_key, ..Default::default() })
+    }
+
+    fn listener(name: &str, hostname: &str, credentials: &[&str]) -> l7::gateway::Listener {
+        let credentials = credentials.iter().map(|c| (*c).to_owned()).collect();
+        l7::gateway::Listener {
+            name: name.into(),
+            port: 443,
+            hostname: hostname.into(),
+            tls: Some(l7::ListenerTls { mode: Mode::Terminate.into(), credentials }),
+        }
+    }
+
+    fn gateway(listeners: Vec<l7::gateway::Listener>) -> l7::Gateway {
+        l7::Gateway { listeners, ..Default::default() }
+    }
+
+    fn named(ports: &Ports, name: Option<&str>) -> Option<String> {
+        ports.get(443)?.listener(name).map(|listener| listener.name.to_string())
+    }
+
+    #[test]
+    fn the_narrowest_listener_that_fits_a_name_takes_the_client() {
+        let credentials = Credentials::from([("c".to_owned(), credential("a.example"))]);
+        let mut all = vec![
+            listener("wide", "*.example", &["c"]),
+            listener("exact", "A.b.example", &["c"]),
+            listener("longer", "*.b.example", &["c"]),
+        ];
+        let ports = Ports::build(Some(&gateway(all.clone())), &credentials, None);
+        for (name, expected) in [
+            ("a.b.example", Some("exact")),
+            ("A.B.EXAMPLE", Some("exact")),
+            ("c.b.example", Some("longer")),
+            ("d.c.b.example", Some("longer")),
+            ("b.example", Some("wide")),
+            ("example", None),
+            (".example", None),
+            ("other", None),
+        ] {
+            assert_eq!(named(&ports, Some(name)).as_deref(), expected, "{name}");
+        }
+        assert_eq!(
+            named(&ports, None),
+            None,
+            "who asks for no name gets the listener for all, if there is one"
+        );
+        all.push(listener("all", "", &["c"]));
+        let ports = Ports::build(Some(&gateway(all)), &credentials, None);
+        assert_eq!(named(&ports, None).as_deref(), Some("all"));
+        assert_eq!(named(&ports, Some("other")).as_deref(), Some("all"));
+    }
+
+    #[test]
+    fn a_listener_without_a_certificate_still_keeps_its_names_from_a_wider_one() {
+        let credentials = Credentials::from([("c".to_owned(), credential("a.example"))]);
+        let all = gateway(vec![listener("wide", "", &["c"]), listener("narrow", "a.example", &[])]);
+        let ports = Ports::build(Some(&all), &credentials, None);
+        let narrow = ports.get(443).unwrap().listener(Some("a.example")).unwrap();
+        assert!(matches!(narrow.way, Way::Nowhere(_)), "{narrow:?}");
+        assert_eq!(ports.numbers(), [443]);
+        let alone = gateway(vec![listener("narrow", "a.example", &[])]);
+        assert!(
+            Ports::build(Some(&alone), &credentials, None).numbers().is_empty(),
+            "nobody could be served"
+        );
+    }
+
+    #[test]
+    fn what_did_not_change_stays_and_a_certificate_on_its_way_is_waited_for_with_the_old_one() {
+        let mut credentials = Credentials::from([("old".to_owned(), credential("a.example"))]);
+        let first = Ports::build(Some(&gateway(vec![listener("l", "", &["old"])])), &credentials, None);
+        let get = |ports: &Ports| Arc::clone(ports.get(443).unwrap().listener(None).unwrap());
+        let again =
+            Ports::build(Some(&gateway(vec![listener("l", "", &["old"])])), &credentials, Some(&first));
+        assert!(Arc::ptr_eq(&get(&first), &get(&again)), "sessions can be resumed");
+        // The listener names another certificate, which has not come yet, and the old one is gone.
+        credentials.clear();
+        let renamed = gateway(vec![listener("l", "", &["new"])]);
+        let waiting = Ports::build(Some(&renamed), &credentials, Some(&first));
+        assert!(matches!(get(&waiting).way, Way::Terminate(_)));
+        credentials.insert("new".to_owned(), credential("a.example"));
+        let there = Ports::build(Some(&renamed), &credentials, Some(&waiting));
+        let config = |listener: Arc<Listener>| match &listener.way {
+            Way::Terminate(config) => Arc::as_ptr(config).addr(),
+            other => panic!("{other:?}"),
+        };
+        assert_ne!(config(get(&there)), config(get(&first)));
+        // Told that there is none, it serves nobody.
+        let none = Ports::build(Some(&gateway(vec![listener("l", "", &[])])), &credentials, Some(&there));
+        assert!(matches!(get(&none).way, Way::Nowhere(_)));
+    }
+
+    #[test]
+    fn keys_are_never_printed() {
+        let credential = credential("a.example");
+        let secret = credential.private_key.lines().nth(1).unwrap().to_owned();
+        let credentials = Credentials::from([("c".to_owned(), credential)]);
+        let ports = Ports::build(Some(&gateway(vec![listener("l", "", &["c"])])), &credentials, None);
+        let text = format!("{ports:?} {credentials:?}");
+        assert!(!text.contains(&secret[..16]) && !text.contains("PRIVATE"), "{text}");
+    }
+}
