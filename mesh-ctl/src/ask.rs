@@ -1,5 +1,7 @@
-//! HTTP over TCP and unix sockets. Every endpoint is asked at once; one that does not answer costs the others
+//! HTTP over TCP, TLS and unix sockets. Every endpoint is asked at once; one that does not answer costs the others
 //! nothing and comes back as an error that says what to do.
+
+mod tls;
 
 use std::fmt;
 use std::io;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{Request, StatusCode, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -15,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::cli::Proof;
 use crate::endpoint::Endpoint;
 
 /// A dump of ten thousand workloads is some ten megabytes; more than this is no admin endpoint.
@@ -28,6 +31,8 @@ pub enum Role {
     Node,
     /// The control plane.
     Control,
+    /// A waypoint or gateway.
+    Waypoint,
 }
 
 /// Why an endpoint gave no usable answer.
@@ -49,6 +54,7 @@ impl fmt::Display for AskError {
         let who = match self.role {
             Role::Node => "the node agent",
             Role::Control => "the control plane",
+            Role::Waypoint => "the waypoint",
         };
         write!(f, "cannot ask {who} at {}: {}\n  fix: {}", self.endpoint, self.problem, self.fix)
     }
@@ -91,6 +97,8 @@ pub struct Server<'a> {
     pub role: Role,
     /// Patience for the whole exchange.
     pub timeout: Duration,
+    /// How it is told who asks; only the control plane is.
+    pub proof: Option<&'a Proof>,
 }
 
 impl Server<'_> {
@@ -155,7 +163,18 @@ impl Server<'_> {
                 let stream = TcpStream::connect(address).await.map_err(|e| self.no_connection(&e))?;
                 self.request(stream, host, path).await
             }
+            // Boxed: TLS's state is large, and every command would carry room for it.
+            Endpoint::Tls(host, port) => Box::pin(self.exchange_secured(host, *port, path)).await,
         }
+    }
+
+    async fn exchange_secured(&self, host: &str, port: u16, path: &str) -> Result<Reply, AskError> {
+        let fix = "name the mesh's roots with --root-cert and, where it wants one, a certificate with --client-cert";
+        let wrong = |problem: String| self.error(problem, fix);
+        let settings = tls::settings(&self.proof.cloned().unwrap_or_default()).map_err(wrong)?;
+        let stream = TcpStream::connect((host, port)).await.map_err(|e| self.no_connection(&e))?;
+        let stream = tls::connect(stream, host, settings).await.map_err(wrong)?;
+        self.request(stream, host, path).await
     }
 
     async fn request(
@@ -164,14 +183,25 @@ impl Server<'_> {
         host: &str,
         path: &str,
     ) -> Result<Reply, AskError> {
-        let broken = |what: &str, e: &dyn fmt::Display| {
-            self.error(format!("{what}: {e}"), "is it the admin port? it must speak HTTP/1.1")
+        // Over TLS, a server that wants another certificate says so only now.
+        let fix = match self.endpoint {
+            Endpoint::Tls(..) => {
+                "did it refuse us? where it wants a client certificate, name one with --client-cert"
+            }
+            _ => "is it the admin port? it must speak HTTP/1.1",
         };
-        let request = Request::get(path)
+        let broken = |what: &str, e: &dyn std::error::Error| {
+            let cause = e.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            self.error(format!("{what}: {e}{cause}"), fix)
+        };
+        let mut request = Request::get(path)
             .header(header::HOST, host)
-            .header(header::ACCEPT, "application/json, text/plain")
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| broken("cannot make the request", &e))?;
+            .header(header::ACCEPT, "application/json, text/plain");
+        if let Some(token) = self.token()? {
+            request = request.header(header::AUTHORIZATION, token);
+        }
+        let request =
+            request.body(Empty::<Bytes>::new()).map_err(|e| broken("cannot make the request", &e))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| broken("no HTTP", &e))?;
@@ -180,8 +210,31 @@ impl Server<'_> {
         let response = sender.send_request(request).await.map_err(|e| broken("no HTTP answer", &e))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        let body = body.map_err(|e| broken("the answer broke off", &e))?.to_bytes();
+        let body = body.map_err(|e| broken("the answer broke off", &*e))?.to_bytes();
         Ok(Reply { status, body })
+    }
+
+    /// The `Authorization` header. A token goes over TLS or stays on this machine.
+    fn token(&self) -> Result<Option<HeaderValue>, AskError> {
+        let Some(path) = self.proof.and_then(|proof| proof.token.as_ref()) else { return Ok(None) };
+        match self.endpoint {
+            Endpoint::Tcp(host, _) if !is_this_machine(host) => {
+                return Err(self.error(
+                    "a token is not sent in the clear to another machine",
+                    "ask https://HOST:PORT, or forward the port to this machine (kubectl port-forward)",
+                ));
+            }
+            _ => {}
+        }
+        let wrong = |problem: String| {
+            let fix = "give a file with a token, as kubectl create token prints it";
+            self.error(format!("--token {}: {problem}", path.display()), fix)
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let mut value = HeaderValue::try_from(format!("Bearer {}", text.trim()))
+            .map_err(|_no_header| wrong("holds characters that no token has".to_owned()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
     }
 
     fn no_connection(&self, error: &io::Error) -> AskError {
@@ -190,8 +243,11 @@ impl Server<'_> {
             (_, Role::Node, Endpoint::Unix(_)) => {
                 "is the agent running (mesh-node run)? name its socket with --node unix:PATH"
             }
-            (_, Role::Node, Endpoint::Tcp(..)) => {
+            (_, Role::Node, Endpoint::Tcp(..) | Endpoint::Tls(..)) => {
                 "run meshctl on the node, or name the agent with --node or UM_NODE_ADMIN"
+            }
+            (_, Role::Waypoint, _) => {
+                "name its admin port with --waypoint; in a cluster: kubectl port-forward -n NAMESPACE deploy/NAME 15000"
             }
             (_, Role::Control, _) => {
                 "is the control plane running (mesh-control run)? name it with --control or UM_CONTROL"
@@ -203,8 +259,18 @@ impl Server<'_> {
 
 /// Asks every node for the same JSON.
 pub async fn nodes<T: DeserializeOwned>(endpoints: &[Endpoint], path: &str, timeout: Duration) -> Asked<T> {
+    each(endpoints, Role::Node, path, timeout).await
+}
+
+/// Asks all of these for the same JSON.
+pub async fn each<T: DeserializeOwned>(
+    endpoints: &[Endpoint],
+    role: Role,
+    path: &str,
+    timeout: Duration,
+) -> Asked<T> {
     let results = join_all(endpoints.iter().map(|endpoint| async move {
-        let server = Server { endpoint, role: Role::Node, timeout };
+        let server = Server { endpoint, role, timeout, proof: None };
         (endpoint.clone(), server.json(path).await)
     }));
     let mut asked = Asked { answers: Vec::new(), errors: Vec::new() };
@@ -215,6 +281,10 @@ pub async fn nodes<T: DeserializeOwned>(endpoints: &[Endpoint], path: &str, time
         }
     }
     asked
+}
+
+fn is_this_machine(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// A value for a query string: everything but RFC 3986's unreserved characters is percent-encoded.
@@ -233,6 +303,26 @@ pub fn query_value(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_token_is_not_sent_in_the_clear_to_another_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "abc\n").unwrap();
+        let proof = Proof { token: Some(path), ..Proof::default() };
+        let header = |endpoint: &str| {
+            let endpoint = endpoint.parse().unwrap();
+            let timeout = Duration::from_secs(1);
+            Server { endpoint: &endpoint, role: Role::Control, timeout, proof: Some(&proof) }.token()
+        };
+        for allowed in ["http://127.0.0.1:1", "http://localhost:1", "https://istiod:1", "unix:/a"] {
+            assert_eq!(header(allowed).unwrap().unwrap(), "Bearer abc");
+        }
+        let error = header("http://istiod:15014").unwrap_err().to_string();
+        assert!(error.contains("in the clear") && error.contains("https://"), "{error}");
+        std::fs::write(proof.token.as_ref().unwrap(), "a\nb").unwrap();
+        assert!(header("https://istiod:1").unwrap_err().problem.contains("no token has"));
+    }
 
     #[test]
     fn query_values_carry_any_reference() {

@@ -1,13 +1,19 @@
 //! The commands. Each asks some endpoints and makes a [`Report`].
 
+pub mod analyze;
 pub mod certs;
 mod control;
 pub mod doctor;
 mod dumps;
+pub mod flows;
+pub mod install;
 pub mod policies;
 pub mod services;
 pub mod status;
+pub mod tap;
+pub mod top;
 pub mod version;
+pub mod waypoint;
 pub mod why;
 pub mod workloads;
 

@@ -5,29 +5,31 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::cli::Global;
+use crate::cli::{Global, Proof};
 
 /// Directory below which agents make their admin sockets.
 pub const RUN_DIR: &str = "/run/undermesh";
 
-/// An HTTP server: a unix socket, or host and port.
+/// An HTTP server: a unix socket, or host and port, in the clear or over TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// Path of a unix socket.
     Unix(PathBuf),
     /// Host (a bare IPv6 address without brackets) and port.
     Tcp(String, u16),
+    /// As `Tcp`, over TLS: the control plane's relay.
+    Tls(String, u16),
 }
 
 /// Why a text is no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}; give unix:PATH or http://HOST:PORT")]
+#[error("{0}; give unix:PATH, http://HOST:PORT or, for the control plane, https://HOST:PORT")]
 pub struct InvalidEndpoint(&'static str);
 
 impl FromStr for Endpoint {
     type Err = InvalidEndpoint;
 
-    /// Reads `unix:PATH`, an absolute path, `http://HOST:PORT` or `HOST:PORT`.
+    /// Reads `unix:PATH`, an absolute path, `http://HOST:PORT`, `HOST:PORT` or `https://HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(path) = text.strip_prefix("unix:").or(text.starts_with('/').then_some(text)) {
             // `unix:///run/x` is what some tools write.
@@ -38,10 +40,8 @@ impl FromStr for Endpoint {
                 Ok(Self::Unix(PathBuf::from(path)))
             };
         }
-        if text.starts_with("https://") {
-            return Err(InvalidEndpoint("admin endpoints speak plain HTTP, on loopback or a unix socket"));
-        }
-        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let secure = text.strip_prefix("https://");
+        let rest = secure.or_else(|| text.strip_prefix("http://")).unwrap_or(text);
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains('/') {
             return Err(InvalidEndpoint("a path is not expected"));
@@ -52,6 +52,7 @@ impl FromStr for Endpoint {
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         match port.parse() {
             _ if host.is_empty() => Err(InvalidEndpoint("the host is missing")),
+            Ok(port) if port > 0 && secure.is_some() => Ok(Self::Tls(host.to_owned(), port)),
             Ok(port) if port > 0 => Ok(Self::Tcp(host.to_owned(), port)),
             _ => Err(InvalidEndpoint("the port is no number from 1 to 65535")),
         }
@@ -64,6 +65,8 @@ impl fmt::Display for Endpoint {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(host, port) if host.contains(':') => write!(f, "http://[{host}]:{port}"),
             Self::Tcp(host, port) => write!(f, "http://{host}:{port}"),
+            Self::Tls(host, port) if host.contains(':') => write!(f, "https://[{host}]:{port}"),
+            Self::Tls(host, port) => write!(f, "https://{host}:{port}"),
         }
     }
 }
@@ -77,6 +80,10 @@ pub struct Places {
     pub control: Endpoint,
     /// Whether the control plane was named: then its absence is an error.
     pub control_was_named: bool,
+    /// Whether it is asked for events in place of the nodes: it was named, and no node was.
+    pub relay: bool,
+    /// How it is told who asks.
+    pub proof: Proof,
     /// Patience for one answer.
     pub timeout: Duration,
 }
@@ -93,6 +100,8 @@ impl Places {
         Self {
             nodes,
             control_was_named: control.is_some(),
+            relay: control.is_some() && global.node.is_empty(),
+            proof: global.proof.clone(),
             control: control.unwrap_or_else(|| Endpoint::Tcp("127.0.0.1".to_owned(), 15_014)),
             timeout: global.timeout,
         }
@@ -123,6 +132,7 @@ mod tests {
             ("http://127.0.0.1:15000", "http://127.0.0.1:15000"),
             ("http://node-1:15000/", "http://node-1:15000"),
             ("[::1]:15000", "http://[::1]:15000"),
+            ("https://istiod.istio-system.svc:15016", "https://istiod.istio-system.svc:15016"),
         ] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), printed);
@@ -130,7 +140,7 @@ mod tests {
         }
         for (bad, why) in [
             ("unix:", "path is empty"),
-            ("https://a:1", "plain HTTP"),
+            ("https://a", "port is missing"),
             ("http://a", "port is missing"),
             ("http://:1", "host is missing"),
             ("a:b", "no number"),
@@ -140,6 +150,18 @@ mod tests {
             let error = bad.parse::<Endpoint>().unwrap_err().to_string();
             assert!(error.contains(why) && error.contains("unix:PATH"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn events_come_from_the_control_plane_where_it_was_named_and_no_node_was() {
+        let relay = |node: &[&str], control: Option<&str>| {
+            let node = node.iter().map(|text| text.parse().unwrap()).collect();
+            let control = control.map(|text| text.parse().unwrap());
+            Places::new(&Global { node, control, ..Global::default() }, Path::new("/nowhere")).relay
+        };
+        assert!(relay(&[], Some("http://c:1")));
+        assert!(!relay(&[], None));
+        assert!(!relay(&["http://a:1"], Some("http://c:1")));
     }
 
     #[test]

@@ -19,7 +19,16 @@ fn main() -> ExitCode {
             return Exit::Unreachable.into();
         }
     };
-    let answer = runtime.block_on(mesh_ctl::run(&cli, &surroundings));
+    let answer = runtime.block_on(async {
+        let mut print = |text: &str| {
+            let mut out = std::io::stdout();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+        };
+        match mesh_ctl::stream(&cli, &surroundings, &mut print).await {
+            Some(answer) => answer,
+            None => mesh_ctl::run(&cli, &surroundings).await,
+        }
+    });
     // A reader that has seen enough (`meshctl workloads | head`) closes the pipe: no reason to complain.
     let _ = std::io::stderr().write_all(answer.errors.as_bytes());
     let _ = std::io::stdout().write_all(answer.text.as_bytes());

@@ -68,6 +68,12 @@ impl Report {
                 serde_json::to_string_pretty(data).map(|text| text + "\n").map_err(|e| e.to_string())
             }
             Format::Yaml => serde_saphyr::to_string(data).map_err(|e| e.to_string()),
+            Format::Hubble => {
+                return Self::failed(
+                    Exit::Usage,
+                    "-o hubble is for `meshctl flows` and `meshctl trace` only",
+                );
+            }
         };
         match document {
             Ok(document) => Self { document: Some(document), ..Self::default() },

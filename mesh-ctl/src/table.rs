@@ -53,6 +53,14 @@ impl Cell {
     }
 }
 
+impl Cell {
+    /// Its text and what it means.
+    #[must_use]
+    pub fn into_parts(self) -> (String, Tone) {
+        (self.text, self.tone)
+    }
+}
+
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
         Self::new(text, Tone::Plain)

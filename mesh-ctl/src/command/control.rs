@@ -130,7 +130,12 @@ impl fmt::Display for SourceError {
 /// Asks for everything at once; an answer that is missing or of another shape is left out, except that somebody must
 /// answer at all.
 pub(super) async fn fetch(places: &Places) -> Result<Control, AskError> {
-    let server = Server { endpoint: &places.control, role: Role::Control, timeout: places.timeout };
+    let server = Server {
+        endpoint: &places.control,
+        role: Role::Control,
+        timeout: places.timeout,
+        proof: Some(&places.proof),
+    };
     let version = server.get("/version").await?;
     let (ready, syncz, nodes, conditions, errors, metrics) = futures_util::join!(
         server.get("/ready"),
@@ -158,7 +163,12 @@ pub(super) async fn fetch(places: &Places) -> Result<Control, AskError> {
 
 /// `/version` only, for `version`.
 pub(super) async fn fetch_version(places: &Places) -> Result<String, AskError> {
-    let server = Server { endpoint: &places.control, role: Role::Control, timeout: places.timeout };
+    let server = Server {
+        endpoint: &places.control,
+        role: Role::Control,
+        timeout: places.timeout,
+        proof: Some(&places.proof),
+    };
     server.get("/version").await.map(|reply| read_version(&reply.text()))
 }
 

@@ -36,7 +36,7 @@ pub async fn run(places: &Places, global: &Global, args: &WhyArgs) -> Report {
     }
     let path = path(&question);
     let views = join_all(places.nodes.iter().map(|endpoint| {
-        let server = Server { endpoint, role: Role::Node, timeout: places.timeout };
+        let server = Server { endpoint, role: Role::Node, timeout: places.timeout, proof: None };
         ask(server, &path)
     }));
     let (mut explanations, mut unknown, mut errors) = (Vec::new(), Vec::new(), Vec::new());
