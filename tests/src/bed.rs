@@ -28,6 +28,7 @@ pub mod process;
 pub mod relay;
 pub mod run;
 pub mod testbed;
+pub mod tokens;
 pub mod wait;
 pub mod wan;
 pub mod waypoint;

@@ -7,15 +7,18 @@
 
 mod aead;
 mod callgrind;
+mod control;
 mod enrol;
 mod instructions;
 mod l4;
+mod l7;
 mod machine;
 mod memory;
 mod rig;
 mod rows;
 mod stats;
 mod times;
+mod trace;
 mod zpeer;
 
 use anyhow::Result;
@@ -32,6 +35,12 @@ pub struct Args {
 enum Bench {
     /// The L4 data path: no mesh, fast path, tunnel, bare relays, stock ztunnel
     L4(L4Args),
+    /// What flow tracing costs: throughput, new connections, the agents' CPU
+    Trace(trace::Args),
+    /// The L7 proxy: gateway and waypoint, Envoy, HAProxy, nginx, a bare relay
+    L7(L7Args),
+    /// The control plane: start, memory, changes with many pods and nodes
+    Control(control::Args),
     /// Instructions of the agents per round trip, connection and mebibyte, against the recorded ones
     Instructions(instructions::Args),
 }
@@ -53,17 +62,33 @@ pub struct L4Args {
     only: Option<String>,
 }
 
+/// Options of `bench l7`.
+#[derive(clap::Args)]
+pub struct L7Args {
+    /// One JSON object on standard output instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Few short runs: shows that the bench works, its figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Only groups whose name contains this: start, memory, h1, h2, p99, grpc, routes
+    #[arg(long)]
+    only: Option<String>,
+}
+
 /// Runs one; false when a promise does not hold.
 ///
 /// # Errors
 /// The testbed cannot be built or a load does not run.
 pub fn run(args: &Args) -> Result<bool> {
-    let l4 = match &args.bench {
-        Bench::L4(l4) => l4,
+    let (report, json) = match &args.bench {
+        Bench::L4(args) => (l4::run(args)?, args.json),
+        Bench::L7(args) => (l7::run(args)?, args.json),
+        Bench::Trace(args) => (trace::run(args)?, args.json),
+        Bench::Control(args) => (control::run(args)?, args.json()),
         Bench::Instructions(args) => return instructions::run(args),
     };
-    let report = l4::run(l4)?;
-    if l4.json {
+    if json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         print!("{}", report.table());

@@ -2,6 +2,8 @@
 //!
 //! A claim that does not hold is shown as such, and the demo ends with failure.
 
+mod layer7;
+mod seen;
 mod shop;
 mod story;
 
@@ -59,8 +61,10 @@ fn told(bed: &mut Testbed, story: &mut Story) -> Result<()> {
     let visits = customers.stop()?;
     unharmed(story, "joining the mesh", &visits);
     policy(bed, story)?;
+    seen::seen(bed, story)?;
     upgrade(bed, story, &options)?;
     crash(bed, story, &options)?;
+    layer7::tell(bed, story)?;
     figures(bed, story)
 }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
-use mesh_tests::{bed, bench, demo, scenarios, soak, tools};
+use mesh_tests::{bed, bench, cluster, demo, k8s, scenarios, soak, tools};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -32,6 +32,12 @@ enum Command {
     },
     /// Remove what runs left behind whose process is gone
     Clean,
+    /// A real Kubernetes of several nodes on this machine
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Scenarios on a real Kubernetes
+    #[command(subcommand)]
+    K8s(k8s::Command),
     /// Run a program in a network namespace and a cgroup
     #[command(hide = true)]
     In(bed::launch::Args),
@@ -49,6 +55,14 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Clean => bed::leftovers::clean().map(|()| true),
+        Command::Cluster(command @ cluster::Command::Up(_)) => bed::run::guarded(|| cluster::run(&command)),
+        Command::Cluster(command) => cluster::run(&command),
+        Command::K8s(k8s::Command::List) => {
+            k8s::list();
+            Ok(true)
+        }
+        Command::K8s(k8s::Command::Conformance(args)) => bed::run::guarded(|| k8s::conformance::run(&args)),
+        Command::K8s(k8s::Command::Run(args)) => bed::run::guarded(|| k8s::run(&args)),
         Command::Run(args) => bed::run::guarded(|| scenarios::run(&args)),
         Command::Up { agent } => bed::run::guarded(|| scenarios::up(&agent)),
         Command::Demo(args) => bed::run::guarded(|| demo::run(&args)),

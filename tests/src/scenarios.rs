@@ -5,38 +5,53 @@
 //! client got.
 
 mod control;
+mod dashboards;
 mod endpoints;
 mod fast;
+mod gateway_tls;
 mod gateways;
 mod hostile;
 mod insight;
 mod interop;
+mod kiali;
 mod leaving;
 mod life;
+mod map;
 mod network;
 mod overload;
 mod peers;
 mod plain;
 mod policy;
 mod programs;
+mod relayed;
+pub(crate) mod runner;
 mod services;
 mod settings;
 pub(crate) mod shop;
 mod soak;
 mod time;
+mod traced;
 mod upgrades;
 mod waypoint;
+mod waypoint_grpc;
+mod waypoint_http2;
+mod waypoint_keys;
 mod waypoint_rules;
+mod waypoint_seen;
+mod waypoint_sent;
+mod waypoint_telemetry;
 mod waypoints;
 mod wire;
 
 use crate::bed::mesh::MeshOptions;
 use crate::bed::run as this_run;
 use crate::bed::{Testbed, Topology};
-use anyhow::{Result, bail};
+use anyhow::Result;
 pub(crate) use life::serials;
+pub(crate) use programs::nginx_conf;
+use runner::Case;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How a scenario ends early without having failed.
 #[derive(Debug)]
@@ -77,7 +92,14 @@ pub struct RunArgs {
     filter: Vec<String>,
     /// Stop after the first failure
     #[arg(long)]
-    fail_fast: bool,
+    pub(crate) fail_fast: bool,
+}
+
+impl RunArgs {
+    /// Whether a scenario was asked for.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.filter.iter().all(|word| name.contains(word.as_str()))
+    }
 }
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
@@ -90,6 +112,11 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         leaving::SCENARIOS,
         upgrades::SCENARIOS,
         insight::SCENARIOS,
+        traced::SCENARIOS,
+        relayed::SCENARIOS,
+        dashboards::SCENARIOS,
+        kiali::SCENARIOS,
+        map::SCENARIOS,
         programs::SCENARIOS,
         settings::SCENARIOS,
         services::SCENARIOS,
@@ -98,9 +125,16 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         peers::SCENARIOS,
         waypoints::SCENARIOS,
         waypoint::SCENARIOS,
+        waypoint_grpc::SCENARIOS,
+        waypoint_http2::SCENARIOS,
+        waypoint_keys::SCENARIOS,
         waypoint_rules::SCENARIOS,
+        waypoint_seen::SCENARIOS,
+        waypoint_sent::SCENARIOS,
+        waypoint_telemetry::SCENARIOS,
         time::SCENARIOS,
         control::SCENARIOS,
+        gateway_tls::SCENARIOS,
         gateways::SCENARIOS,
         interop::SCENARIOS,
         network::SCENARIOS,
@@ -157,10 +191,6 @@ pub fn guide(bed: &Testbed) -> Result<String> {
     Ok(text)
 }
 
-fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("  | {line}\n")).collect()
-}
-
 /// Prints every name.
 pub fn list() {
     for scenario in all() {
@@ -173,52 +203,11 @@ pub fn list() {
 /// # Errors
 /// The run was interrupted.
 pub fn run(args: &RunArgs) -> Result<bool> {
-    let chosen: Vec<_> = all()
-        .filter(|scenario| args.filter.iter().all(|word| scenario.name.contains(word.as_str())))
-        .collect();
-    println!("running {} scenarios", chosen.len());
-    let begin = Instant::now();
-    let (mut passed, mut failures, mut skipped) = (0, Vec::new(), Vec::new());
-    for scenario in chosen {
-        this_run::check()?;
-        let start = Instant::now();
-        this_run::set_deadline(Some(start + scenario.deadline));
-        let result = std::panic::catch_unwind(scenario.run).unwrap_or_else(|_| bail!("it panicked"));
-        this_run::set_deadline(None);
-        this_run::check()?;
-        let took = start.elapsed().as_secs_f64();
-        match result {
-            Ok(()) => {
-                passed += 1;
-                println!("test {} ... ok ({took:.1} s)", scenario.name);
-            }
-            Err(error) => match error.downcast_ref::<Skip>() {
-                Some(reason) => {
-                    println!("test {} ... skipped: {reason}", scenario.name);
-                    skipped.push(scenario.name);
-                }
-                None => {
-                    println!("test {} ... FAILED ({took:.1} s)\n  {error:#}", scenario.name);
-                    println!("{}", indent(&this_run::last_logs()));
-                    failures.push(scenario.name);
-                    if args.fail_fast {
-                        break;
-                    }
-                }
-            },
-        }
-    }
-    for (what, names) in [("failed", &failures), ("skipped", &skipped)] {
-        if !names.is_empty() {
-            println!("\n{what}:\n  {}", names.join("\n  "));
-        }
-    }
-    let word = if failures.is_empty() { "ok" } else { "FAILED" };
-    println!(
-        "\ntest result: {word}. {passed} passed; {} failed; {} skipped; finished in {:.0}s",
-        failures.len(),
-        skipped.len(),
-        begin.elapsed().as_secs_f64()
-    );
-    Ok(failures.is_empty())
+    let chosen = all().filter(|scenario| args.wants(scenario.name));
+    let cases = chosen.map(|scenario| Case {
+        name: scenario.name,
+        deadline: scenario.deadline,
+        test: Box::new(|| (scenario.run)()),
+    });
+    runner::run(&cases.collect::<Vec<_>>(), args.fail_fast)
 }

@@ -90,7 +90,9 @@ pub fn run(args: &Args) -> Result<bool> {
 /// A connection failed, a process ended, or something grew.
 pub(crate) fn soak(plan: &Plan, tell: impl Fn(&str)) -> Result<()> {
     // Tunnels that nobody uses go soon, so that what is left at the end is what is held by mistake.
-    let options = MeshOptions::agent(&["--secret-ttl", plan.secret_ttl, "--pool-unused-release", "2s"]);
+    let agent = MeshOptions::agent(&["--secret-ttl", plan.secret_ttl, "--pool-unused-release", "2s"]);
+    // The relay keeps an hour's events; what it may hold is full after the warm-up.
+    let options = MeshOptions { control: vec!["--relay-memory=1".into()], ..agent };
     let mut bed = Testbed::build(&Topology::nodes(&["a", "b"]), &format!("{SHOP}---{MORE}"))?;
     bed.start_mesh(&options)?;
     enrolled(

@@ -5,6 +5,8 @@
 
 pub mod call;
 pub mod dns;
+pub mod http_once;
+pub mod http_relay;
 pub mod join;
 pub mod load;
 pub mod relay;
@@ -36,6 +38,12 @@ pub enum Tool {
     Transfer(transfer::Args),
     /// A DNS server with fixed names
     Dns(dns::Args),
+    /// A bare relay of HTTP/1.1
+    HttpRelay(http_relay::Args),
+    /// Idle HTTP/1.1 connections after a request each
+    HttpHold(http_once::HoldArgs),
+    /// Milliseconds from a program's start to its first answer
+    HttpStart(http_once::StartArgs),
     /// Burns cycles that nobody else wants, so that a virtual CPU never halts
     Spin,
 }
@@ -55,6 +63,9 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Rounds(args) => rounds::run(args),
         Tool::Transfer(args) => transfer::run(args),
         Tool::Dns(args) => dns::run(args),
+        Tool::HttpRelay(args) => http_relay::run(args),
+        Tool::HttpHold(args) => http_once::hold(args),
+        Tool::HttpStart(args) => http_once::start(args),
         Tool::Spin => loop {
             std::hint::spin_loop();
         },

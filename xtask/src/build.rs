@@ -1,6 +1,6 @@
-//! The build: kernel programs first, then the workspace, which embeds them.
+//! The build: kernel programs and the map's page first, then the workspace, which embeds them.
 
-use crate::{bpf, paths, run};
+use crate::{bpf, map, paths, run};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,13 +13,14 @@ pub(crate) struct Built {
     pub(crate) bin: PathBuf,
 }
 
-/// A cargo command for the workspace, with the target directory and the object set.
+/// A cargo command for the workspace, with the target directory, the object and the map's page set.
 pub(crate) fn cargo(object: &std::path::Path) -> Result<Command> {
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(paths::root())
         .env("CARGO_TARGET_DIR", paths::target()?)
         .env("UM_BPF_OBJECT", object)
+        .env("UM_MAP", map::build()?)
         .env("PATH", paths::path_with_tools()?);
     Ok(cargo)
 }

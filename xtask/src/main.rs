@@ -8,9 +8,17 @@
 mod bpf;
 mod build;
 mod clean;
+mod cluster;
+mod conformance;
+mod dashboards;
+mod docs;
 mod fuzz;
+mod images;
+mod kubernetes;
 mod lint;
+mod map;
 mod paths;
+mod peers;
 mod run;
 mod setup;
 mod test;
@@ -44,12 +52,16 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure: `bench l4 [--json] [--quick] [--ztunnel PATH]`, `bench instructions [--json] [--record]`
+    /// Measure: `bench l4 [--json] [--quick] [--ztunnel PATH]`, `bench l7 [--json] [--quick]`,
+    /// `bench trace [--json] [--quick]`, `bench control [--json] [--quick]`, `bench instructions [--json] [--record]`
     Bench {
         /// The bench and its options, see `cargo xtask bench -- --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// A real Kubernetes of several nodes on this machine, in the background
+    #[command(subcommand)]
+    Cluster(cluster::Action),
     /// Mixed load with churn of pods, policies and certificates: `soak [--minutes N]`
     Soak {
         /// Passed on, see `cargo xtask soak -- --help`
@@ -58,6 +70,16 @@ enum Command {
     },
     /// Fuzz every parser that faces the network or the control plane, a minute each by default
     Fuzz(fuzz::Args),
+    /// Bundle the map that mesh-control serves, and print where its page is (UM_MAP of a build by hand)
+    Map,
+    /// Write docs/api: which fields of the APIs have an effect, out of what the control plane says of them
+    Docs,
+    /// Write Grafana dashboards and alert rules into deploy/ from their table
+    Dashboards {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
     /// rustfmt, clippy with warnings as errors, and cargo-deny where it is installed
     Lint,
     /// Remove what crashed runs left: processes, network namespaces, cgroups, pins
@@ -72,8 +94,12 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo { args } => testbed::demo(&args),
         Command::Bench { args } => testbed::bench(&args),
+        Command::Cluster(action) => cluster::run(&action),
         Command::Soak { args } => testbed::soak(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Map => map::build().map(|page| println!("{}", page.display())),
+        Command::Docs => docs::run(),
+        Command::Dashboards { check } => dashboards::run(check),
         Command::Lint => lint::run(),
         Command::Clean => clean::run(),
     };

@@ -73,6 +73,11 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Whether a program of this name is in `PATH` (or in the directories that Debian leaves out of it).
 pub(crate) fn have(program: &str) -> bool {
-    let Ok(path) = crate::paths::path_with_tools() else { return false };
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    find(program).is_some()
+}
+
+/// Where a program of this name is, as [`have`] looks for it.
+pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
+    let path = crate::paths::path_with_tools().ok()?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }

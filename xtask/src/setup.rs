@@ -3,7 +3,7 @@
 //! Programs come from the distribution and from crates.io, by name; nothing is downloaded from a web site.
 
 use crate::bpf::{self, Toolchain};
-use crate::{paths, run};
+use crate::{kubernetes, paths, run};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +19,14 @@ const fn need(program: &'static str, package: &'static str) -> Need {
 }
 
 /// What the build needs.
-const BUILD: &[Need] = &[need("cc", "gcc"), need("c++", "g++"), need("cmake", "cmake"), need("make", "make")];
+const BUILD: &[Need] = &[
+    need("cc", "gcc"),
+    need("c++", "g++"),
+    need("cmake", "cmake"),
+    need("make", "make"),
+    need("node", "nodejs"),
+    need("npm", "npm"),
+];
 
 /// What the testbed needs to lay out nodes and pods, and to look at them from outside.
 const TESTBED: &[Need] = &[
@@ -49,18 +56,38 @@ const PODS: &[Need] = &[
     need("dig", "bind9-dnsutils"),
     need("openssl", "openssl"),
     need("faketime", "faketime"),
+    need("prometheus", "prometheus"),
+    need("promtool", "prometheus"),
+    need("chromium", "chromium"),
+];
+
+/// What a cluster of real nodes needs; only those who start one.
+const CLUSTER: &[Need] = &[
+    need("etcd", "etcd-server"),
+    need("containerd", "containerd"),
+    need("runc", "runc"),
+    need("iptables", "iptables"),
+    need("nsenter", "util-linux"),
+    need("go", "golang-go"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";
 
 /// Runs every step of the setup.
 pub(crate) fn run() -> Result<()> {
-    packages(&[postgres_server(), python_h2()])?;
+    packages(&[postgres_server(), python("h2", "python3-h2"), python("grpc", "python3-grpcio")])?;
     compiler()?;
     linker()?;
     mounts()?;
     run::step("setup: everything is there");
     Ok(())
+}
+
+/// Installs what a cluster needs beside all that.
+pub(crate) fn cluster() -> Result<()> {
+    let plugins = (!Path::new("/usr/lib/cni/ptp").is_file()).then_some("containernetworking-plugins");
+    missing_of(CLUSTER.iter(), &[plugins])?;
+    kubernetes::needs_go()
 }
 
 /// Where Debian puts PostgreSQL's server, which is in nobody's PATH.
@@ -71,9 +98,10 @@ fn postgres_server() -> Option<&'static str> {
 }
 
 /// A library for the distribution's own python, which need not be the one in PATH.
-fn python_h2() -> Option<&'static str> {
-    let there = run::output(Command::new("/usr/bin/python3").args(["-c", "import h2"])).is_ok();
-    (!there).then_some("python3-h2")
+fn python(module: &str, package: &'static str) -> Option<&'static str> {
+    let import = format!("import {module}");
+    let there = run::output(Command::new("/usr/bin/python3").args(["-c", &import])).is_ok();
+    (!there).then_some(package)
 }
 
 fn root_or(packages: &[String]) -> Result<()> {
@@ -88,7 +116,10 @@ fn root_or(packages: &[String]) -> Result<()> {
 }
 
 fn packages(extra: &[Option<&str>]) -> Result<()> {
-    let needs = [BUILD, TESTBED, PODS].into_iter().flatten();
+    missing_of([BUILD, TESTBED, PODS].into_iter().flatten(), extra)
+}
+
+fn missing_of<'a>(needs: impl Iterator<Item = &'a Need>, extra: &[Option<&str>]) -> Result<()> {
     let mut missing: Vec<String> =
         needs.filter(|need| !run::have(need.program)).map(|need| need.package.to_owned()).collect();
     missing.extend(extra.iter().flatten().map(|package| (*package).to_owned()));
@@ -101,7 +132,7 @@ fn packages(extra: &[Option<&str>]) -> Result<()> {
     install(&missing)
 }
 
-fn install(packages: &[String]) -> Result<()> {
+pub(crate) fn install(packages: &[String]) -> Result<()> {
     root_or(packages)?;
     run::step(&format!("installing {}", packages.join(" ")));
     let mut apt = Command::new("apt-get");

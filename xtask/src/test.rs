@@ -1,7 +1,7 @@
 //! The test groups, from fast to real, each closed by one summary line.
 
 use crate::build::Built;
-use crate::{build, fuzz, paths, run, setup, testbed};
+use crate::{build, cluster, conformance, fuzz, kubernetes, paths, peers, run, setup, testbed};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::fmt;
@@ -31,7 +31,11 @@ enum Group {
     Testbed,
     /// Instructions that the agents run per round trip, connection and mebibyte, against the recorded ones (root)
     Instructions,
-    /// All of them, in this order
+    /// The mesh on a real Kubernetes of two nodes (root), or with `--external` on the one that KUBECONFIG names
+    K8s,
+    /// The Gateway API's conformance suite on a Kubernetes of two nodes (root); not part of `all`, for it takes long
+    Conformance,
+    /// All of them but that, in this order
     All,
 }
 
@@ -43,12 +47,26 @@ struct Tally {
     skipped: u64,
     /// A reason to fail that is not a counted test: a crash, a build error.
     broken: Option<String>,
+    /// Why a whole group was skipped.
+    unable: Option<String>,
+}
+
+impl Tally {
+    /// Adds another run of the same group.
+    fn join(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.broken = self.broken.take().or(other.broken);
+        self.unable = self.unable.take().or(other.unable);
+    }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)?;
-        self.broken.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
+        let why = self.broken.as_ref().or(self.unable.as_ref());
+        why.map_or(Ok(()), |why| write!(f, " ({why})"))
     }
 }
 
@@ -81,6 +99,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(Group::Instructions) && whole && !run::interrupted() {
         close("instructions", instructions(&built)?);
     }
+    if wanted(Group::K8s) && !run::interrupted() {
+        let asked = args.group == Group::K8s;
+        close("k8s", on_kubernetes(built, asked, &args.filter)?);
+    }
+    if args.group == Group::Conformance && !run::interrupted() {
+        close("conformance", counted(&mut conformance::command(build::run(false)?, &args.filter)?)?);
+    }
     println!("\n{}", lines.join("\n"));
     if run::interrupted() {
         bail!("interrupted");
@@ -91,7 +116,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Integration tests of every crate, by file name; the kernel group's files start with `kernel`.
+/// Integration tests of every crate, by file name; the kernel group's files start with `kernel`, those that need an API
+/// server with `kubernetes`.
 fn integration_tests() -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(paths::root()).context("cannot list the workspace")? {
@@ -115,7 +141,8 @@ fn pure(built: &Built, filter: &[String]) -> Result<Tally> {
     run::step("pure tests");
     let mut cargo = build::cargo(&built.object)?;
     cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
-    for (_, name) in integration_tests()?.iter().filter(|(_, name)| !name.starts_with("kernel")) {
+    let elsewhere = |name: &str| name.starts_with("kernel") || name.starts_with("kubernetes");
+    for (_, name) in integration_tests()?.iter().filter(|(_, name)| !elsewhere(name)) {
         cargo.args(["--test", name]);
     }
     cargo.arg("--").args(filter);
@@ -145,6 +172,9 @@ fn kernel(built: &Built, filter: &[String]) -> Result<Tally> {
 }
 
 fn scenarios(built: &Built, filter: &[String]) -> Result<Tally> {
+    peers::jaeger()?;
+    peers::collector()?;
+    peers::h2spec()?;
     run::step("testbed scenarios");
     let mut command = testbed::mesh_tests(built)?;
     counted(command.arg("run").args(filter))
@@ -153,6 +183,57 @@ fn scenarios(built: &Built, filter: &[String]) -> Result<Tally> {
 fn instructions(built: &Built) -> Result<Tally> {
     run::step("instructions of the agents");
     counted(&mut testbed::instructions(built, &[])?)
+}
+
+/// A machine that cannot have a cluster skips the group, unless it was asked for by name.
+fn on_kubernetes(built: Built, asked: bool, filter: &[String]) -> Result<Tally> {
+    run::step("the mesh on Kubernetes");
+    if filter.iter().any(|word| word == "--external") {
+        return counted(testbed::mesh_tests(&built)?.args(["k8s", "run"]).args(filter));
+    }
+    match cluster::unable() {
+        Some(why) if asked => bail!("no cluster can run here: {why}"),
+        Some(why) => Ok(Tally { skipped: 1, unable: Some(why), ..Tally::default() }),
+        None => {
+            let parts = cluster::parts(built)?;
+            let mut tally = chart(&parts, filter)?;
+            if !run::interrupted() {
+                tally.join(api_server(&parts, filter)?);
+            }
+            if !run::interrupted() {
+                tally.join(counted(parts.command(&["k8s", "run"])?.args(filter))?);
+            }
+            Ok(tally)
+        }
+    }
+}
+
+/// What meshctl makes of the chart, against what Helm does; a name filter that is not of this test leaves it out.
+fn chart(parts: &cluster::Parts, filter: &[String]) -> Result<Tally> {
+    const TEST: &str = "the_chart_renders_to_what_helm_renders_it_to";
+    if filter.iter().any(|word| !word.starts_with('-') && !TEST.contains(word)) {
+        return Ok(Tally::default());
+    }
+    run::step("the chart and Helm");
+    let helm = kubernetes::helm()?;
+    let mut cargo = build::cargo(&parts.built.object)?;
+    // Of the whole workspace: with other features everything would be built anew.
+    cargo.args(["test", "--workspace", "--lib"]).env("UM_HELM", helm);
+    counted(cargo.args(["--", "--ignored", TEST]))
+}
+
+/// Integration tests that need an API server and nothing else of a cluster; a name filter that is none of theirs leaves
+/// them out.
+fn api_server(parts: &cluster::Parts, filter: &[String]) -> Result<Tally> {
+    run::step("the control plane on an API server");
+    let mut cargo = build::cargo(&parts.built.object)?;
+    cargo.args(["test", "--no-fail-fast"]);
+    for (package, name) in integration_tests()?.iter().filter(|(_, name)| name.starts_with("kubernetes")) {
+        cargo.args(["-p", package, "--test", name]);
+    }
+    cargo.env("UM_KUBERNETES", &parts.kubernetes);
+    // Each starts an etcd and an API server.
+    counted(cargo.args(["--", "--test-threads=2"]).args(filter.iter().filter(|word| !word.starts_with('-'))))
 }
 
 /// Runs a test command, shows its output, and adds up its closing lines (`test result: ok. 3 passed; 0 failed; …`).

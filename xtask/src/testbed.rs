@@ -1,7 +1,7 @@
 //! Commands that run on the testbed: they build, make sure that the machine is ready, and hand over to `mesh-tests`.
 
 use crate::build::Built;
-use crate::{build, paths, run, setup};
+use crate::{bpf, build, paths, run, setup};
 use anyhow::Result;
 use std::process::Command;
 
@@ -12,10 +12,25 @@ pub(crate) fn mesh_tests(built: &Built) -> Result<Command> {
         .current_dir(paths::root())
         .env("UM_BIN", &built.bin)
         .env("UM_BPF_OBJECT", &built.object)
+        .env("UM_MAP", crate::map::build()?)
+        .env("UM_MAP_WORK", crate::map::work()?)
         // It cleans up when we are gone, see `run`.
         .env("UM_PARENT", std::process::id().to_string())
         .env("PATH", paths::path_with_tools()?);
     Ok(command)
+}
+
+/// The binaries of the last build, for what any of them can do; a build where there was none.
+pub(crate) fn last_built() -> Result<Built> {
+    let target = paths::target()?;
+    let last = ["debug", "release"]
+        .into_iter()
+        .map(|dir| target.join(dir))
+        .find(|dir| dir.join("mesh-tests").is_file());
+    match last {
+        Some(bin) => Ok(Built { object: paths::bpf_target()?.join(bpf::OBJECT), bin }),
+        None => build::run(false),
+    }
 }
 
 /// The demo, with optimised binaries.
@@ -41,6 +56,9 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     setup::run()?;
     if args.first().is_some_and(|name| name == "instructions") {
         return run::check(&mut instructions(&build::run(false)?, &args[1..])?);
+    }
+    if args.first().is_some_and(|name| name == "l7") {
+        crate::peers::l7()?;
     }
     let built = build::profile("dist")?;
     run::check(mesh_tests(&built)?.arg("bench").args(args))

@@ -1,6 +1,5 @@
 //! Packet capture on the underlay with tcpdump, and a reader of what it saw.
 
-use super::netns::Netns;
 use super::process::{Place, Proc};
 use super::wait;
 use anyhow::{Context, Result, bail};
@@ -29,16 +28,16 @@ pub struct Segment {
 }
 
 impl Capture {
-    /// Starts tcpdump on a device and waits until it listens.
+    /// Starts tcpdump on a device of a network namespace (its file) and waits until it listens.
     ///
     /// # Errors
     /// tcpdump is missing or cannot open the device.
-    pub fn start(netns: &Netns, cgroup: &Path, device: &str, dir: &Path) -> Result<Self> {
+    pub fn start(netns: &Path, cgroup: &Path, device: &str, dir: &Path) -> Result<Self> {
         let file = dir.join(format!("capture-{device}.pcap"));
         let log = dir.join(format!("tcpdump-{device}.log"));
         let _ = std::fs::remove_file(&file);
         let _ = std::fs::remove_file(&log);
-        let place = Place { netns: netns.path(), cgroup: cgroup.to_owned(), resolv: None };
+        let place = Place { netns: netns.to_owned(), cgroup: cgroup.to_owned(), resolv: None };
         let name = file.to_string_lossy().into_owned();
         let argv = [
             "tcpdump",

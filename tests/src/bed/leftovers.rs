@@ -15,7 +15,7 @@ pub const PINS: &str = "/sys/fs/bpf/undermesh";
 /// # Errors
 /// Something could not be removed.
 pub fn clean() -> Result<()> {
-    let removed = remove(&dead)?;
+    let removed = remove(&dead)? + crate::cluster::life::remove_dead()?;
     println!("{removed} leftovers removed");
     Ok(())
 }
@@ -25,7 +25,7 @@ pub fn clean() -> Result<()> {
 /// # Errors
 /// As [`clean`].
 pub fn remove_dead() -> Result<()> {
-    let removed = remove(&dead)?;
+    let removed = remove(&dead)? + crate::cluster::life::remove_dead()?;
     if removed > 0 {
         eprintln!("removed {removed} leftovers of runs that were killed");
     }
@@ -45,7 +45,8 @@ pub fn remove_own() -> Result<()> {
 fn dead(name: &str) -> bool {
     let mut ids = name
         .split(['-', '_', '.'])
-        .filter_map(|part| part.parse::<u32>().ok())
+        // Tests of the kernel programs are `um-k1234-0`.
+        .filter_map(|part| part.strip_prefix('k').unwrap_or(part).parse::<u32>().ok())
         .filter(|id| *id > 99)
         .peekable();
     name.starts_with("um-")
@@ -89,6 +90,8 @@ mod tests {
         assert!(!dead(&format!("um-{}-0-a", std::process::id())));
         // No process id is this large: the kernel's limit is 2^22.
         assert!(dead("um-99999999-0-a"));
+        assert!(dead("um-k99999999-0-br"));
+        assert!(!dead(&format!("um-k{}-0-br", std::process::id())));
         assert!(!dead("um-without-a-number"));
         assert!(!dead("somebody-99999999-else"));
     }

@@ -1,6 +1,6 @@
 //! Running the product on a testbed: one control plane, one agent per node.
 
-use super::process::{Proc, Program};
+use super::process::{Place, Proc, Program};
 use super::testbed::Testbed;
 use super::{http, leftovers, net, netns, run, wait};
 use anyhow::{Context, Result, bail};
@@ -271,6 +271,16 @@ impl Testbed {
             bail!("meshctl {}: {}", args.join(" "), done.err.trim());
         }
         Ok(done.out)
+    }
+
+    /// `meshctl` in some place, asking whom its arguments name.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn meshctl_in(&self, place: &Place, args: &[&str]) -> Result<super::Finished> {
+        let mut argv = vec![run::binary("meshctl")?.to_string_lossy().into_owned()];
+        argv.extend(args.iter().map(|&arg| arg.to_owned()));
+        super::process::finish(place, argv, PATIENCE)
     }
 
     fn run_meshctl(&self, node: &str, args: &[&str]) -> Result<super::Finished> {

@@ -43,8 +43,12 @@ impl Netns {
     /// # Errors
     /// A line failed.
     pub fn batch(&self, lines: &[String]) -> Result<()> {
-        feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), &lines.join("\n"))
-            .with_context(|| format!("in namespace {}", self.name))
+        batch(&self.name, lines)
+    }
+
+    /// Lets it outlive this process; returns its name.
+    pub fn leave(self) -> String {
+        std::mem::ManuallyDrop::new(self).name.clone()
     }
 
     /// Loads nftables rules in it (a whole script).
@@ -109,6 +113,15 @@ pub fn enter(path: &Path) -> Result<()> {
         File::open(path).with_context(|| format!("cannot open the network namespace {}", path.display()))?;
     rustix::thread::move_into_link_name_space(file.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))
         .with_context(|| format!("cannot enter the network namespace {}", path.display()))
+}
+
+/// Runs lines of `ip` in a namespace by name, all or an error that shows which failed.
+///
+/// # Errors
+/// A line failed.
+pub fn batch(name: &str, lines: &[String]) -> Result<()> {
+    feed(Command::new("ip").args(["-n", name, "-batch", "-"]), &lines.join("\n"))
+        .with_context(|| format!("in namespace {name}"))
 }
 
 /// Runs a program to its end and fails with its standard error.

@@ -70,6 +70,15 @@ impl Finished {
     }
 }
 
+/// A program of the machine, also where only root's programs are.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
 fn command(place: &Place, program: &Program) -> Result<Command> {
     let own = std::env::current_exe().context("cannot find the own path")?;
     let mut command = Command::new(&own);

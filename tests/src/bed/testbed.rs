@@ -419,7 +419,7 @@ impl Testbed {
     /// tcpdump does not start.
     pub fn capture(&self, node: &str) -> Result<super::capture::Capture> {
         let port = format!("n{}", net::node_place(self.node(node)?.index));
-        super::capture::Capture::start(&self.underlay, &self.underlay_place.cgroup, &port, &self.dir)
+        super::capture::Capture::start(&self.underlay.path(), &self.underlay_place.cgroup, &port, &self.dir)
     }
 
     /// The last lines of the mesh's own logs, for a person who wonders why something failed.

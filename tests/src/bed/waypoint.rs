@@ -88,11 +88,26 @@ impl Testbed {
     /// # Errors
     /// The binary is missing, it ends, or it does not become ready.
     pub fn deploy_waypoint(&mut self, waypoint: &Waypoint) -> Result<()> {
-        let Waypoint { namespace, name, node, .. } = waypoint;
+        let Waypoint { namespace, name, node, args, .. } = waypoint;
+        let mut argv = self.waypoint_command(namespace, name, node)?;
+        if !args.iter().any(|arg| arg.starts_with("--workers")) {
+            argv.push("--workers=2".to_owned());
+        }
+        argv.extend(args.iter().cloned());
+        let command = serde_json::to_string(&argv).context("a command is text")?;
+        self.apply(&format!("waypoint-{namespace}-{name}"), &waypoint.yaml(&command))?;
+        self.wait_waypoint_ready(&waypoint.key())
+    }
+
+    /// What runs the proxy of a Gateway, as the service account of its name; a waypoint unless arguments are added.
+    ///
+    /// # Errors
+    /// The binary is missing, or there is no token.
+    pub fn waypoint_command(&self, namespace: &str, name: &str, node: &str) -> Result<Vec<String>> {
         let token = self.dir.join(format!("{namespace}.{name}.token"));
         let text = self.service_account_token(node, namespace, name)?;
         std::fs::write(&token, text).context("cannot write the token")?;
-        let mut argv = vec![
+        Ok(vec![
             run::binary("mesh-waypoint")?.to_string_lossy().into_owned(),
             "run".to_owned(),
             format!("--gateway={name}"),
@@ -102,12 +117,7 @@ impl Testbed {
             "--xds-hostname=istiod.istio-system.svc".to_owned(),
             format!("--token={}", token.display()),
             format!("--root-cert={}", self.state_dir().join("root-cert.pem").display()),
-            "--workers=2".to_owned(),
-        ];
-        argv.extend(waypoint.args.iter().cloned());
-        let command = serde_json::to_string(&argv).context("a command is text")?;
-        self.apply(&format!("waypoint-{namespace}-{name}"), &waypoint.yaml(&command))?;
-        self.wait_waypoint_ready(&waypoint.key())
+        ])
     }
 
     /// Waits until a waypoint says that it is ready.

@@ -235,7 +235,7 @@ impl Counted {
         ensure!(agent.is_file(), "{} is not there", agent.display());
         let options = MeshOptions {
             agent_command: Some(callgrind.command(&agent, cpu)),
-            ..MeshOptions::agent(&["--workers", "1"])
+            ..MeshOptions::agent(&["--workers", "1", "--trace", "false"])
         };
         bed.start_mesh(&options).with_context(|| bed.explain())?;
         bed.wait_enrolled(&["mesh/client", "mesh/server"])?;

@@ -227,6 +227,14 @@ impl Rig {
         }
     }
 
+    /// CPU seconds of both agents so far.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub(super) fn agents_cpu(&self) -> Result<f64> {
+        self.cpu(Variant::Tunnel)
+    }
+
     fn cpu(&self, variant: Variant) -> Result<f64> {
         self.proxies(variant)?.into_iter().map(cpu_seconds).sum()
     }
@@ -242,7 +250,7 @@ pub(super) fn client_of(variant: Variant) -> &'static str {
 }
 
 /// CPU time of every thread of a process, to the nanosecond (clock ticks are 10 ms: too coarse for a short run).
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let tasks =
         std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} has ended"))?;
     let mut nanos = 0_u64;
@@ -288,7 +296,7 @@ fn relays(bed: &Testbed) -> Result<Vec<Proc>> {
 }
 
 /// Keeps a virtual CPU from halting: a halt costs more than what is measured.
-fn spinner(bed: &Testbed, cpu: usize) -> Result<Proc> {
+pub(super) fn spinner(bed: &Testbed, cpu: usize) -> Result<Proc> {
     let own = std::env::current_exe().context("cannot find the own path")?;
     let argv = ["chrt", "--idle", "0", &own.to_string_lossy(), "tool", "spin"].map(str::to_owned);
     let place = Place { resolv: None, ..bed.underlay_place.clone() };

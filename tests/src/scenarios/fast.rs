@@ -386,8 +386,12 @@ fn spoofed() -> Result<()> {
         ensure!(!direct_now(&bed, LOCAL, to)?, "the pair is direct on a shared segment");
     }
     // The attacker takes the server's address, by raw frames and as its own, and listens on its ports.
-    let capture =
-        crate::bed::capture::Capture::start(&attacker.netns, &bed.node("b")?.cgroup, "eth0", &bed.dir)?;
+    let capture = crate::bed::capture::Capture::start(
+        &attacker.netns.path(),
+        &bed.node("b")?.cgroup,
+        "eth0",
+        &bed.dir,
+    )?;
     attacker.netns.batch(&[format!("addr add {}/32 dev lo", to.ip())])?;
     let _tunnels = attacker.spawn(["mesh-tests", "tool", "serve", "--sink", "15008"])?;
     let spoofer = attacker.spawn(["python3", "-c", SPOOF, &to.ip().to_string()])?;

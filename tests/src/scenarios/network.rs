@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("over 200 ms of delay, the mesh takes as long as the network does", 180, delayed),
-    scenario("with 5 % loss, every byte arrives in order and no connection breaks", 180, lossy),
+    scenario("with 5 % loss, every byte arrives in order and no connection breaks", 240, lossy),
     scenario("reordered and doubled packets arrive as they were sent", 120, reordered),
     scenario(
         "a way that swallows large packets without a word is passed as without the mesh",
@@ -188,7 +188,8 @@ fn lossy() -> Result<()> {
     let mut far = Far::open()?;
     far.wan.change(&["--loss", "5", "--delay-ms", "2"])?;
     for way in ["--up", "--down"] {
-        let ratio = far.compare(&format!("1 MB {way}"), 3, &[way, "1000000"])?;
+        // One transfer takes three times as long as another by chance alone: of a dozen the mean says something.
+        let ratio = far.compare(&format!("1 MB {way}"), 12, &[way, "1000000"])?;
         ensure!(ratio < 2.5, "transfers {way} take {ratio:.2} times as long as without the mesh");
     }
     let ratio = far.slower("round trips", &["--shape", "pp"], 4.0)?;
@@ -298,10 +299,15 @@ fn slow_readers() -> Result<()> {
     let cpu = || -> Result<f64> {
         Ok(far.bed.node("a")?.agent(0)?.cpu_seconds()? + far.bed.node("b")?.agent(0)?.cpu_seconds()?)
     };
-    let begin = cpu()?;
-    crate::bed::run::pause(Duration::from_secs(2))?;
-    let used = cpu()? - begin;
-    ensure!(used < 0.2, "the agents use {used:.2} s of CPU in 2 s with nothing but stuck connections");
+    // What was on its way when the last connection stuck is carried first.
+    let mut used = f64::INFINITY;
+    wait::until_true("rest of the agents", Duration::from_secs(20), || {
+        let begin = cpu()?;
+        crate::bed::run::pause(Duration::from_secs(2))?;
+        used = cpu()? - begin;
+        Ok(used < 0.2)
+    })
+    .with_context(|| format!("they use {used:.2} s of CPU in 2 s with nothing but stuck connections"))?;
     let beside = far.load(true, &["--shape", "pp"], 2.0)?;
     eprintln!("  round trips: p50 {:.0} us alone, {:.0} us beside stuck ones", quiet.p50_us, beside.p50_us);
     ensure!(

@@ -40,12 +40,7 @@ spec:
 
 /// A program of the machine; without it the scenario is skipped.
 pub(super) fn need(program: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
-        .ok_or_else(|| skip(format!("{program} is not installed: run `cargo xtask setup`")))
+    process::find(program).ok_or_else(|| skip(format!("{program} is not installed: run `cargo xtask setup`")))
 }
 
 /// Runs a client for up to a minute with a capture that must show a tunnel and no word of the talk.
@@ -87,7 +82,7 @@ fn nginx_config(dir: &Path) -> Result<PathBuf> {
 }
 
 /// nginx's configuration with these servers, in a directory where it keeps everything.
-pub(super) fn nginx_conf(dir: &Path, servers: &str) -> Result<PathBuf> {
+pub(crate) fn nginx_conf(dir: &Path, servers: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(dir).context("cannot make a directory")?;
     let config = dir.join("nginx.conf");
     let at = dir.display();

@@ -3,9 +3,9 @@
 use super::programs::need;
 use super::waypoint::{SOON, SUBSETS, both, curl, in_force, open, server, url};
 use super::{Scenario, scenario};
+use crate::bed::tokens::Tokens;
 use crate::bed::{Testbed, wait};
-use anyhow::{Context, Result, ensure};
-use std::process::Command;
+use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -158,43 +158,10 @@ spec:
     Ok(())
 }
 
-/// A key of an issuer, and tokens of it: keys as JWKS, a good token, one that has expired, one of another key, one of
-/// another subject. One a line.
-const TOKENS: &str = r#"
-import base64, json, subprocess, time, sys
-def run(*args, data=None): return subprocess.run(args, input=data, capture_output=True, check=True).stdout
-def b64(raw): return base64.urlsafe_b64encode(raw).rstrip(b'=').decode()
-def key(name):
-    path = sys.argv[1] + '/' + name
-    run('openssl', 'genrsa', '-out', path, '2048')
-    modulus = run('openssl', 'rsa', '-in', path, '-noout', '-modulus').decode().strip().split('=')[1]
-    return path, b64(bytes.fromhex(modulus))
-path, modulus = key('issuer.pem')
-other, _ = key('other.pem')
-def token(path, **claims):
-    said = {'iss': 'https://issuer.example', 'sub': 'alice', 'role': ['admin'], 'exp': int(time.time()) + 3600, **claims}
-    parts = b64(json.dumps({'alg': 'RS256', 'kid': 'one'}).encode()) + '.' + b64(json.dumps(said).encode())
-    return parts + '.' + b64(run('openssl', 'dgst', '-sha256', '-sign', path, data=parts.encode()))
-print(json.dumps({'keys': [{'kty': 'RSA', 'kid': 'one', 'alg': 'RS256', 'n': modulus, 'e': 'AQAB'}]}))
-print(token(path))
-print(token(path, exp=1000000000))
-print(token(other))
-print(token(path, role=['guest']))
-"#;
-
 fn access() -> Result<()> {
     need("openssl")?;
     let mut bed = open(|bed| Ok(vec![server(bed, "v1", "a", false)?]))?;
-    let made = Command::new("python3")
-        .args(["-c", TOKENS])
-        .arg(&bed.dir)
-        .output()
-        .context("cannot start python3")?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let made = String::from_utf8(made.stdout).context("tokens are text")?;
-    let [keys, good, expired, foreign, guest] = made.lines().collect::<Vec<_>>()[..] else {
-        anyhow::bail!("unexpected: {made}");
-    };
+    let Tokens { keys, good, expired, foreign, guest } = Tokens::issue(&bed.dir)?;
     let rules = format!(
         "
 apiVersion: security.istio.io/v1
@@ -237,12 +204,12 @@ spec:
         expect("shop/frontend", &["--path-as-is", &url(path)], "403")?;
     }
     let bearer = |token: &str| format!("authorization: Bearer {token}");
-    for (token, code) in [(good, "200"), (expired, "401"), (foreign, "401"), (guest, "403")] {
+    for (token, code) in [(&good, "200"), (&expired, "401"), (&foreign, "401"), (&guest, "403")] {
         expect("shop/other", &["-H", &bearer(token), &url("/private/x")], code)?;
     }
     // A token that is not true is refused wherever it is sent.
-    expect("shop/frontend", &["-H", &bearer(expired), &url("/public/x")], "401")?;
-    expect("shop/frontend", &["-H", &bearer(good), &url("/public/x")], "200")
+    expect("shop/frontend", &["-H", &bearer(&expired), &url("/public/x")], "401")?;
+    expect("shop/frontend", &["-H", &bearer(&good), &url("/public/x")], "200")
 }
 
 fn changes() -> Result<()> {

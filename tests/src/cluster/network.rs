@@ -1,0 +1,110 @@
+//! The cluster's network: a bridge that joins the control plane and the nodes, one veth to the machine.
+
+use super::layout::{self, Layout};
+use crate::bed::netns::{self, Netns};
+use anyhow::{Context, Result, bail};
+use std::net::Ipv4Addr;
+
+/// The two ends of the link between the machine and the cluster.
+struct Link {
+    machine: Ipv4Addr,
+    cluster: Ipv4Addr,
+}
+
+/// A pair of addresses that no device of the machine has a neighbour of.
+fn free_link() -> Result<Link> {
+    let taken = netns::command("ip", ["-o", "-4", "address"])?;
+    (0..=255u8)
+        .find(|n| !taken.contains(&format!(" 172.29.{n}.")))
+        .map(|n| Link { machine: Ipv4Addr::new(172, 29, n, 1), cluster: Ipv4Addr::new(172, 29, n, 2) })
+        .context(
+            "every network of 172.29.0.0/16 is in use on this machine: remove clusters that are not needed",
+        )
+}
+
+/// Makes the namespaces of the control plane and the nodes; returns the address by which the machine reaches the
+/// API server. What it makes stays until [`remove`].
+pub(super) fn create(layout: &Layout, nodes: &[String]) -> Result<Ipv4Addr> {
+    let link = free_link()?;
+    let prefix = layout.prefix();
+    let control = Netns::create(&prefix)?.leave();
+    netns::batch(
+        &control,
+        &[
+            "link add br0 type bridge".to_owned(),
+            "link set br0 type bridge mcast_snooping 0 forward_delay 0".to_owned(),
+            format!("addr add {}/24 dev br0", layout::API),
+            "link set br0 up".to_owned(),
+        ],
+    )?;
+    netns::command(
+        "ip",
+        ["link", "add", &prefix, "type", "veth", "peer", "name", "machine", "netns", &control],
+    )?;
+    netns::command("ip", ["address", "add", &format!("{}/30", link.machine), "dev", &prefix])?;
+    netns::command("ip", ["link", "set", &prefix, "up"])?;
+    netns::batch(
+        &control,
+        &[format!("addr add {}/30 dev machine", link.cluster), "link set machine up".to_owned()],
+    )?;
+    for node in nodes {
+        add_node(layout, nodes, node)?;
+    }
+    Ok(link.cluster)
+}
+
+/// Makes a node's namespace, on the bridge, with routes to services and to the pods of the others.
+pub(super) fn add_node(layout: &Layout, nodes: &[String], node: &str) -> Result<()> {
+    let Some(index) = layout::node_index(node) else { bail!("`{node}` is no node's name") };
+    let control = layout.prefix();
+    let address = layout::node_address(index);
+    let netns = Netns::create(&layout.node_netns(node))?;
+    netns.sysctl(&[("ipv4/ip_forward", "1")])?;
+    let mut lines = vec![
+        format!("link add eth0 type veth peer name {node} netns {control}"),
+        format!("addr add {address}/24 dev eth0"),
+        "link set eth0 up".to_owned(),
+        // No way out: a test cluster talks to nobody. Services need some route, or their first packet has no source.
+        "route add unreachable default".to_owned(),
+        format!("route add {} via {}", layout::SERVICES, layout::API),
+    ];
+    for other in nodes.iter().filter(|other| other.as_str() != node) {
+        if let Some(index) = layout::node_index(other) {
+            lines.push(format!("route add {} via {}", layout::pod_cidr(index), layout::node_address(index)));
+        }
+    }
+    netns.batch(&lines)?;
+    netns.leave();
+    netns::batch(
+        &control,
+        &[
+            format!("link set {node} master br0 up"),
+            // The API server calls webhooks in pods.
+            format!("route replace {} via {address}", layout::pod_cidr(index)),
+        ],
+    )
+}
+
+/// Removes a node's namespace.
+pub(super) fn remove_node(layout: &Layout, node: &str) -> Result<()> {
+    delete(&layout.node_netns(node))
+}
+
+/// Removes the namespaces of a cluster and the machine's veth, those that are there.
+pub(super) fn remove(layout: &Layout) -> Result<()> {
+    for index in 1..=layout::MOST_NODES {
+        remove_node(layout, &layout::node_name(index))?;
+    }
+    let veth = layout.prefix();
+    if std::path::Path::new("/sys/class/net").join(&veth).exists() {
+        netns::command("ip", ["link", "del", &veth])?;
+    }
+    delete(&layout.prefix())
+}
+
+fn delete(name: &str) -> Result<()> {
+    if !std::path::Path::new(netns::DIR).join(name).exists() {
+        return Ok(());
+    }
+    netns::command("ip", ["netns", "del", name]).map(drop)
+}
