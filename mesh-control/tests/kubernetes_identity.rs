@@ -66,6 +66,7 @@ fn secured(control: &Control, token: PathBuf) -> ControlPlane {
         token: Some(token),
         cluster_id: "Kubernetes".into(),
         headers: Vec::new(),
+        again: Default::default(),
     }
 }
 

@@ -3,11 +3,13 @@
 //! | module | for |
 //! |---|---|
 //! | [`proto`] | generated messages, clients and servers |
+//! | [`again`] | how long to wait before the next attempt |
 //! | [`channel`] | connections to the control plane: TLS, tokens, keepalive |
 //! | [`delta`] | the client's side of delta ADS as pure state |
 //! | [`client`] | the loop around it: streams, backoff, status |
 //! | [`ca`] | certificate signing |
 
+pub mod again;
 pub mod ca;
 pub mod channel;
 pub mod client;

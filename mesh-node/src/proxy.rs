@@ -45,6 +45,7 @@ use arc_swap::ArcSwap;
 use mesh_core::error::Code;
 use mesh_core::state::{LocalWorkload, MeshState, Workload};
 use mesh_core::telemetry::{NodeMetrics, Telemetry};
+use mesh_core::xds::again::Again;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -88,6 +89,8 @@ pub struct Shared {
     pub fast_path_policies: ArcSwap<Vec<mesh_core::state::Str>>,
     /// Names of connections to applications, for tracing; none where nothing is traced.
     pub named: Option<std::sync::mpsc::SyncSender<crate::trace::join::Named>>,
+    /// Has the control plane asked again at once.
+    pub again: Again,
     /// Told when the agent takes no new connections.
     pub drain: CancellationToken,
 }
@@ -139,6 +142,7 @@ impl Pod {
             return Ok(found);
         }
         let mut published = shared.published.subscribe();
+        shared.again.now();
         let arrival = async {
             loop {
                 if let Some(found) = look() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mesh_core::hbone;
 use mesh_core::identity::{DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN, SpiffeId};
 use mesh_core::state::Locality;
+use mesh_core::xds::again::Again;
 use mesh_core::xds::channel::ControlPlane;
 use serde::Serialize;
 
@@ -175,11 +176,12 @@ impl RunArgs {
         if !self.admin.ip().is_loopback() {
             return Err(ArgError::AdminNotLoopback(self.admin));
         }
-        let xds = self.control_plane("xds", &self.xds)?;
+        let again = Again::default();
+        let xds = self.control_plane("xds", &self.xds, &again)?;
         let ca = ControlPlane {
             root_cert: self.ca_root_cert.clone().or_else(|| self.root_cert.clone()),
             server_name: self.ca_hostname.clone().or_else(|| self.xds_hostname.clone()),
-            ..self.control_plane("ca", self.ca.as_ref().unwrap_or(&self.xds))?
+            ..self.control_plane("ca", self.ca.as_ref().unwrap_or(&self.xds), &again)?
         };
         let account = self.service_account.as_deref().unwrap_or(&self.gateway);
         let account = if account.is_empty() { DEFAULT_SERVICE_ACCOUNT } else { account };
@@ -212,7 +214,12 @@ impl RunArgs {
         })
     }
 
-    fn control_plane(&self, flag: &'static str, address: &str) -> Result<ControlPlane, ArgError> {
+    fn control_plane(
+        &self,
+        flag: &'static str,
+        address: &str,
+        again: &Again,
+    ) -> Result<ControlPlane, ArgError> {
         if !address.starts_with("http://") && !address.starts_with("https://") {
             return Err(ArgError::Url(flag, address.to_owned()));
         }
@@ -223,6 +230,7 @@ impl RunArgs {
             token: self.token.clone(),
             cluster_id: self.cluster_id.clone(),
             headers: Vec::new(),
+            again: again.clone(),
         })
     }
 }

@@ -113,6 +113,7 @@ impl Running {
             token: Some(file),
             cluster_id: "Kubernetes".into(),
             headers: Vec::new(),
+            again: Default::default(),
         }
     }
 

@@ -124,7 +124,10 @@ impl CaClient {
         };
         let answer = tokio::time::timeout(TIMEOUT, client.create_certificate(request)).await;
         let chain = match answer {
-            Ok(Ok(response)) => response.into_inner().cert_chain,
+            Ok(Ok(response)) => {
+                self.server.again.now();
+                response.into_inner().cert_chain
+            }
             Ok(Err(status)) => {
                 if status.code() == tonic::Code::Unavailable {
                     *self.channel.lock().await = None;

@@ -10,6 +10,8 @@ use rustls_pki_types::pem::PemObject;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use super::again::Again;
+
 /// For the TCP connection and, with TLS, its handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// PING on an idle connection, and how long to wait for its answer: a control plane that vanished is noticed.
@@ -37,6 +39,8 @@ pub struct ControlPlane {
     pub cluster_id: String,
     /// Further metadata of every call.
     pub headers: Vec<(String, String)>,
+    /// Shared with whatever else of the process asks the same control plane.
+    pub again: Again,
 }
 
 /// Why the control plane cannot be reached or asked.

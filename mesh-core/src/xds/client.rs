@@ -181,7 +181,7 @@ pub async fn run(
             status.connected = false;
             status.last_error = text;
         });
-        tokio::time::sleep(wait).await;
+        server.again.sleep(wait).await;
     }
 }
 
@@ -209,7 +209,9 @@ async fn stream(
         let first = seen.insert(response.type_url.clone());
         let overtaken = overtaken(&status.borrow().rejected, &response, first);
         let received = state.receive(response, handler);
-        *answered = true;
+        if !std::mem::replace(answered, true) {
+            server.again.now();
+        }
         if let (Some(metrics), Some(url)) = (metrics, received.type_url) {
             metrics.xds_messages.get_or_create(&UrlLabels(url)).inc();
             metrics.xds_message_bytes.get_or_create(&UrlLabels(url)).inc_by(bytes as u64);

@@ -80,7 +80,7 @@ pub async fn run(server: &ControlPlane, tracer: Arc<Tracer>) {
                 retry = (retry * 2).min(LAST_RETRY);
             }
         }
-        sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        server.again.sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
     }
 }
 

@@ -44,7 +44,7 @@ pub async fn run(server: &ControlPlane, reports: watch::Receiver<Newest>, assign
                 retry = (retry * 2).min(LAST_RETRY);
             }
         }
-        tokio::time::sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        server.again.sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
     }
 }
 
@@ -74,6 +74,7 @@ async fn stream(
         let _ = sender.try_send(first);
     }
     let mut acks = client.report_enrolment(request).await.map_err(status)?.into_inner();
+    server.again.now();
     loop {
         tokio::select! {
             ack = acks.message() => {

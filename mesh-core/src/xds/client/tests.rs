@@ -323,3 +323,19 @@ async fn settings_that_cannot_work_say_what_would() {
         headers.authorize(&mut metadata).unwrap_err().to_string().contains("\"bad name\" cannot be sent")
     );
 }
+
+#[tokio::test]
+async fn a_client_that_waits_long_tries_at_once_when_something_else_reached_the_control_plane() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let control_plane = ControlPlane { address: format!("http://{address}"), ..Default::default() };
+    let again = control_plane.again.clone();
+    let mut client = Client::start(control_plane);
+    // Refused until the waits are long: the sum of those before the last is below three seconds.
+    client.status(|status| !status.last_error.is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(2800)).await;
+    let mut server = Server::start_at(address).await;
+    let start = std::time::Instant::now();
+    again.now();
+    let _stream = timeout(PATIENCE, server.stream()).await.expect("no stream was opened");
+    assert!(start.elapsed() < Duration::from_secs(1), "it waited for {:?}", start.elapsed());
+}

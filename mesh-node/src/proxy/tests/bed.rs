@@ -205,6 +205,7 @@ impl Node {
             candidates: offered,
             fast_path_policies: ArcSwap::default(),
             named: None,
+            again: Default::default(),
             drain: CancellationToken::new(),
             config,
         });
