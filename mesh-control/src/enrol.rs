@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::xds::proto::node::node_service_server::NodeService;
-use mesh_core::xds::proto::node::{EnrolmentAck, EnrolmentReport, FlowDemand, FlowReport};
+use mesh_core::xds::proto::node::{
+    EnrolmentAck, EnrolmentReport, FlowDemand, FlowReport, NodeAnswer, NodeQuestion,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +22,7 @@ use crate::convert::{Assignments, Captured};
 use crate::files;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::relay::questions::{self, Agents};
 use crate::relay::{Relay, intake};
 
 /// The last report of one node.
@@ -137,21 +140,23 @@ pub struct NodeServer {
     hub: Arc<Hub>,
     enrolments: Arc<Enrolments>,
     relay: Arc<Relay>,
+    agents: Arc<Agents>,
     access: Access,
     metrics: Arc<Metrics>,
 }
 
 impl NodeServer {
-    /// A server that fills `enrolments` and `relay`, and tells what `hub` has.
+    /// A server that fills `enrolments`, `relay` and `agents`, and tells what `hub` has.
     #[must_use]
     pub fn new(
         hub: Arc<Hub>,
         enrolments: Arc<Enrolments>,
         relay: Arc<Relay>,
+        agents: Arc<Agents>,
         access: Access,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { hub, enrolments, relay, access, metrics }
+        Self { hub, enrolments, relay, agents, access, metrics }
     }
 
     /// The node's agent that sent a request, as its token says.
@@ -274,6 +279,18 @@ impl NodeService for NodeServer {
         let caller = self.agent(&request).await?.ok_or_else(|| Status::unauthenticated("who sends this?"))?;
         let (out, stream) = mpsc::channel(1);
         tokio::spawn(intake::follow(self.relay.clone(), caller.node, request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type AnswerQuestionsStream = ReceiverStream<Result<NodeQuestion, Status>>;
+
+    async fn answer_questions(
+        &self,
+        request: Request<Streaming<NodeAnswer>>,
+    ) -> Result<Response<Self::AnswerQuestionsStream>, Status> {
+        let caller = self.agent(&request).await?.ok_or_else(|| Status::unauthenticated("who answers?"))?;
+        let (out, stream) = mpsc::channel(1);
+        tokio::spawn(questions::follow(self.agents.clone(), caller.node, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ring`] | the last hour, or as much of it as there is room for; who waits for the next |
 //! | [`intake`] | nodes' streams (`undermesh.node.v1.NodeService/ReportFlows`) |
+//! | [`questions`] | asking nodes' agents on behalf of operators |
 //! | [`graph`] | figures by client and server, for the map |
 //! | [`facts`] | what the map says of services, configuration and STRICT |
 //! | [`gate`] | who may see what |
@@ -18,6 +19,7 @@ pub mod gate;
 pub mod graph;
 pub mod intake;
 pub mod listen;
+pub mod questions;
 pub mod ring;
 pub mod web;
 

@@ -36,6 +36,7 @@ use crate::kubernetes::{self, Cluster, Shared};
 use crate::metrics::Metrics;
 use crate::relay::facts::{Facts, Links};
 use crate::relay::gate::Gate;
+use crate::relay::questions::Agents;
 use crate::relay::web::{WAITING, Web};
 use crate::relay::{Limits, Relay, listen};
 use crate::source::dir::DirectorySource;
@@ -145,6 +146,7 @@ struct Parts {
     enrolments: Arc<Enrolments>,
     store: Arc<CaStore>,
     relay: Arc<Relay>,
+    agents: Arc<Agents>,
     metrics: Arc<Metrics>,
 }
 
@@ -226,6 +228,7 @@ pub async fn run(
         enrolments: Arc::new(Enrolments::open(Some(options.state_dir.join("enrolment.json")))),
         store: store.clone(),
         relay: Arc::new(Relay::new(options.relay, metrics.clone())),
+        agents: Arc::default(),
         metrics: metrics.clone(),
     };
     let access = match &cluster {
@@ -241,6 +244,7 @@ pub async fn run(
     let gate = cluster.as_ref().map_or(Gate::Alone, |cluster| Gate::Cluster(Arc::new(cluster.viewers())));
     let web = Web {
         relay: parts.relay.clone(),
+        agents: parts.agents.clone(),
         facts: Some(parts.facts(&options.links)),
         gate,
         waiting: Arc::new(Semaphore::new(WAITING)),
@@ -362,12 +366,18 @@ async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, 
 }
 
 fn router(parts: &Parts, access: Access, with_token_services: bool) -> Router {
-    let Parts { hub, clients, enrolments, store, relay, metrics } = parts;
+    let Parts { hub, clients, enrolments, store, relay, agents, metrics } = parts;
     let ads = AdsServer::new(hub.clone(), clients.clone(), access.clone(), metrics.clone());
     // Who could report for a node could have its pods' traffic sent in the clear.
     let nodes = with_token_services.then(|| {
-        let nodes =
-            NodeServer::new(hub.clone(), enrolments.clone(), relay.clone(), access.clone(), metrics.clone());
+        let nodes = NodeServer::new(
+            hub.clone(),
+            enrolments.clone(),
+            relay.clone(),
+            agents.clone(),
+            access.clone(),
+            metrics.clone(),
+        );
         NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE)
     });
     let ca = with_token_services.then(|| {

@@ -93,6 +93,20 @@ fn curl(control: &Control, url: &str, token: Option<&str>) -> (String, String) {
     (status.to_owned(), format!("{body}{errors}"))
 }
 
+/// What agents say is not sorted by namespaces.
+fn only_who_sees_everything_asks_agents(control: &Control, base: &str, jane: &str, operator: &str) {
+    for (path, token, status, why) in [
+        ("/nodes", None, "401", "kubectl create token"),
+        ("/nodes", Some(jane), "403", "may not get pods/log in all namespaces"),
+        ("/nodes/n1/config_dump", Some(jane), "403", "may not get pods/log in all namespaces"),
+        ("/nodes", Some(operator), "200", "[]"),
+        ("/nodes/n1/status", Some(operator), "404", "connected are: none"),
+    ] {
+        let (got, body) = curl(control, &format!("{base}{path}"), token);
+        assert!(got == status && body.contains(why), "{path} {token:?}: {got} {body}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_get_logs_of_a_namespace_sees_its_events_and_no_others() {
     let Some(server) = ApiServer::start() else { return };
@@ -164,6 +178,7 @@ async fn who_may_get_logs_of_a_namespace_sees_its_events_and_no_others() {
             let (got, body) = curl(&control, &format!("{base}/flows{query}"), token);
             assert!(got == status && body.contains(why), "{query} {token:?}: {got} {body}");
         }
+        only_who_sees_everything_asks_agents(&control, base, &jane, &operator);
     }
 
     // A right that is taken away is gone, once what was remembered of it has ended.

@@ -12,13 +12,17 @@ use futures_util::future::join_all;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use mesh_core::admin::http::NODE_HEADER;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::cli::Proof;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Places, Relayed};
+
+/// What helps where nodes are asked through the control plane.
+const RELAYED: &str = "ask the agent on its node, or with --node";
 
 /// A dump of ten thousand workloads is some ten megabytes; more than this is no admin endpoint.
 const MAX_BODY: usize = 256 << 20;
@@ -69,6 +73,8 @@ pub struct Reply {
     pub status: StatusCode,
     /// Body, complete.
     pub body: Bytes,
+    /// Whether it is a node's agent that answered, through the control plane.
+    by_node: bool,
 }
 
 impl Reply {
@@ -163,9 +169,23 @@ impl Server<'_> {
                 let stream = TcpStream::connect(address).await.map_err(|e| self.no_connection(&e))?;
                 self.request(stream, host, path).await
             }
+            Endpoint::Relayed(relayed) => Box::pin(self.exchange_relayed(relayed, path)).await,
             // Boxed: TLS's state is large, and every command would carry room for it.
             Endpoint::Tls(host, port) => Box::pin(self.exchange_secured(host, *port, path)).await,
         }
+    }
+
+    /// Has the control plane ask. What it says itself, in place of the node, is an error.
+    async fn exchange_relayed(&self, relayed: &Relayed, path: &str) -> Result<Reply, AskError> {
+        let Relayed { node, control, proof } = relayed;
+        let (role, timeout) = (Role::Control, self.timeout);
+        let server = Server { endpoint: control, role, timeout, proof: Some(proof) };
+        let reply = server.exchange(&format!("/nodes/{node}{path}")).await?;
+        if reply.by_node {
+            return Ok(reply);
+        }
+        let text: String = reply.text().chars().take(300).collect();
+        Err(self.error(format!("the control plane answered with {}: {text}", reply.status), RELAYED))
     }
 
     async fn exchange_secured(&self, host: &str, port: u16, path: &str) -> Result<Reply, AskError> {
@@ -209,9 +229,10 @@ impl Server<'_> {
         tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(|e| broken("no HTTP answer", &e))?;
         let status = response.status();
+        let by_node = response.headers().contains_key(NODE_HEADER);
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|e| broken("the answer broke off", &*e))?.to_bytes();
-        Ok(Reply { status, body })
+        Ok(Reply { status, body, by_node })
     }
 
     /// The `Authorization` header. A token goes over TLS or stays on this machine.
@@ -246,6 +267,7 @@ impl Server<'_> {
             (_, Role::Node, Endpoint::Tcp(..) | Endpoint::Tls(..)) => {
                 "run meshctl on the node, or name the agent with --node or UM_NODE_ADMIN"
             }
+            (_, Role::Node, Endpoint::Relayed(_)) => RELAYED,
             (_, Role::Waypoint, _) => {
                 "name its admin port with --waypoint; in a cluster: kubectl port-forward -n NAMESPACE deploy/NAME 15000"
             }
@@ -255,6 +277,33 @@ impl Server<'_> {
         };
         self.error(error.to_string(), fix)
     }
+}
+
+/// The nodes whose agents answer through the control plane; none where it does not pass questions on.
+///
+/// # Errors
+/// It cannot be asked, or refuses.
+pub async fn relayed(places: &Places) -> Result<Option<Vec<Endpoint>>, AskError> {
+    let Places { control, proof, timeout, .. } = places;
+    let (role, timeout) = (Role::Control, *timeout);
+    let server = Server { endpoint: control, role, timeout, proof: Some(proof) };
+    let reply = server.get("/nodes").await?;
+    if reply.status == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    if reply.status != StatusCode::OK {
+        let text: String = reply.text().chars().take(300).collect();
+        return Err(server.error(format!("it answered with {}: {text}", reply.status), RELAYED));
+    }
+    let nodes: Vec<String> = server.parse("/nodes", &reply)?;
+    if nodes.is_empty() {
+        let fix = "is an agent running? its log says why it cannot reach the control plane; with several replicas each knows \
+                   the agents that are connected to it";
+        return Err(server.error("no node's agent is connected to it", fix));
+    }
+    let endpoint =
+        |node| Endpoint::Relayed(Box::new(Relayed { node, control: control.clone(), proof: proof.clone() }));
+    Ok(Some(nodes.into_iter().map(endpoint).collect()))
 }
 
 /// Asks every node for the same JSON.

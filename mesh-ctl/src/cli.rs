@@ -34,8 +34,8 @@ pub struct Global {
     #[arg(long, value_name = "URL", env = "UM_NODE_ADMIN", value_delimiter = ',', global = true)]
     #[arg(help_heading = "Where to ask")]
     pub node: Vec<Endpoint>,
-    /// Control plane's debug port, or https://HOST:PORT of its relay; where it is given and --node is not, flows, trace and
-    /// top ask it for the events of all nodes [default: http://127.0.0.1:15014]
+    /// Control plane's debug port, or https://HOST:PORT of its relay; where it is given and --node is not, it is asked for the
+    /// events of all nodes, and asks their agents for everything else [default: http://127.0.0.1:15014]
     #[arg(long, value_name = "URL", env = "UM_CONTROL", global = true, help_heading = "Where to ask")]
     pub control: Option<Endpoint>,
     /// How to prove to the control plane who asks.
@@ -176,6 +176,24 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+}
+
+impl Command {
+    /// Whether every node's agent is asked. Events come from the control plane itself, where it is asked.
+    pub(crate) const fn asks_nodes(&self) -> bool {
+        matches!(
+            self,
+            Self::Status(_)
+                | Self::Workloads(_)
+                | Self::Services(_)
+                | Self::Policies(_)
+                | Self::Certs(_)
+                | Self::Why(_)
+                | Self::Sockets(_)
+                | Self::Doctor
+                | Self::Version(_)
+        )
+    }
 }
 
 const TAP_HELP: &str = "Examples:\n  meshctl tap --path /pay --status 5xx\n  \

@@ -19,6 +19,19 @@ pub enum Endpoint {
     Tcp(String, u16),
     /// As `Tcp`, over TLS: the control plane's relay.
     Tls(String, u16),
+    /// A node's agent, asked through the control plane.
+    Relayed(Box<Relayed>),
+}
+
+/// How a node's agent is reached where only the control plane is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relayed {
+    /// The node.
+    pub node: String,
+    /// The control plane.
+    pub control: Endpoint,
+    /// How it is told who asks.
+    pub proof: Proof,
 }
 
 /// Why a text is no endpoint.
@@ -67,6 +80,7 @@ impl fmt::Display for Endpoint {
             Self::Tcp(host, port) => write!(f, "http://{host}:{port}"),
             Self::Tls(host, port) if host.contains(':') => write!(f, "https://[{host}]:{port}"),
             Self::Tls(host, port) => write!(f, "https://{host}:{port}"),
+            Self::Relayed(relayed) => write!(f, "{} through {}", relayed.node, relayed.control),
         }
     }
 }
@@ -80,7 +94,7 @@ pub struct Places {
     pub control: Endpoint,
     /// Whether the control plane was named: then its absence is an error.
     pub control_was_named: bool,
-    /// Whether it is asked for events in place of the nodes: it was named, and no node was.
+    /// Whether it is asked for events in place of the nodes, and nodes are asked through it: it was named, and no node was.
     pub relay: bool,
     /// How it is told who asks.
     pub proof: Proof,

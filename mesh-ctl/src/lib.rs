@@ -33,6 +33,7 @@ use command::{
     workloads,
 };
 use endpoint::Places;
+use output::Report;
 
 /// What a process brings along besides its arguments.
 #[derive(Debug, Clone)]
@@ -66,7 +67,16 @@ pub async fn stream(
 
 /// Runs one command to its end and returns what to print and the exit code.
 pub async fn run(cli: &Cli, surroundings: &Surroundings) -> Answer {
-    let places = Places::new(&cli.global, &surroundings.run_dir);
+    let mut places = Places::new(&cli.global, &surroundings.run_dir);
+    if places.relay && cli.command.asks_nodes() {
+        match ask::relayed(&places).await {
+            Ok(Some(nodes)) => places.nodes = nodes,
+            Ok(None) => {}
+            Err(error) => {
+                return Report::default().unanswered(Exit::Unreachable, &[error]).finish(surroundings.colour);
+            }
+        }
+    }
     let result = match &cli.command {
         Command::Status(args) => status::run(&places, &cli.global, args).await,
         Command::Workloads(filter) => workloads::run(&places, &cli.global, filter).await,

@@ -2,6 +2,7 @@
 //!
 //! | module | for |
 //! |---|---|
+//! | [`answers`] | what the control plane asks on behalf of operators |
 //! | [`assign`] | which pod of the node is which workload: pure |
 //! | [`plan`] | which pods are taken under capture and let go: pure |
 //! | [`enrol`] | carrying that out |
@@ -13,6 +14,7 @@
 //! | [`settings`] | which settings of capture hold: pure |
 //! | [`revocations`] | the revocation lists' file |
 
+pub mod answers;
 pub mod assign;
 pub mod authority;
 pub mod enrol;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 
 use mesh_core::policy::UnknownPolicy;
 use mesh_core::state::{MeshOptions, MeshState, StateIndex};
+use mesh_core::xds::again::Again;
 use mesh_core::xds::channel::ControlPlane;
 use mesh_core::xds::client::{self, Feed, NodeDescription, NodeKind, Status};
 use tokio::sync::watch;
@@ -44,7 +47,7 @@ pub const READY: &str = "workloads and policies";
 
 /// The workload feed's server.
 #[must_use]
-pub fn xds_server(config: &Config) -> ControlPlane {
+pub fn xds_server(config: &Config, again: &Again) -> ControlPlane {
     let Upstream { address, root_cert, token, alt_hostname } = config.xds.clone();
     ControlPlane {
         address,
@@ -53,17 +56,18 @@ pub fn xds_server(config: &Config) -> ControlPlane {
         token,
         cluster_id: config.node.cluster_id.clone(),
         headers: Vec::new(),
+        again: again.clone(),
     }
 }
 
 /// The certificate authority's server.
 #[must_use]
-pub fn ca_server(config: &Config) -> ControlPlane {
+pub fn ca_server(config: &Config, again: &Again) -> ControlPlane {
     ControlPlane {
         address: config.ca.address.clone(),
         root_cert: config.ca.root_cert.clone(),
         server_name: config.ca.alt_hostname.clone(),
-        ..xds_server(config)
+        ..xds_server(config, again)
     }
 }
 
@@ -95,7 +99,7 @@ pub async fn follow(
     };
     let options =
         MeshOptions { network: config.node.network.as_str().into(), unknown_policy: UnknownPolicy::Deny };
-    let server = xds_server(config);
+    let server = xds_server(config, &shared.again);
     let publisher = Arc::clone(&shared);
     let publish = move |state: Arc<MeshState>, complete: bool| {
         let policies_changed = publisher.state.load().policy_version() != state.policy_version();

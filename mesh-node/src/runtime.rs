@@ -19,6 +19,7 @@ use mesh_core::telemetry::{
     register_build,
 };
 use mesh_core::tls::Revocations;
+use mesh_core::xds::again::Again;
 use mesh_core::xds::ca::CaClient;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, mpsc, watch};
@@ -176,7 +177,8 @@ async fn serve(
         revocations::load(path, &lists);
     }
     let (ca_status, ca) = watch::channel(Default::default());
-    let client = CaClient::new(control::ca_server(&config));
+    let again = Again::default();
+    let client = CaClient::new(control::ca_server(&config, &again));
     let authority = GrpcAuthority::new(client, config.ca.secret_ttl, lists.clone(), ca_status);
     let (certificates, keeper) = certs::store(authority);
     tokio::task::spawn_local(keeper);
@@ -205,6 +207,7 @@ async fn serve(
         candidates,
         fast_path_policies: ArcSwap::default(),
         named: tracer.is_some().then_some(name),
+        again,
         drain: CancellationToken::new(),
         config,
     });
@@ -219,6 +222,7 @@ async fn serve(
     let handed_over = CancellationToken::new();
     let mut tasks = Tasks { shared, workers, capture, tracer, readiness, dns, handed_over };
     let admin = tasks.start(pods, offered, ca, lists, registry, logging, started_ms);
+    tasks.answer_questions(&admin);
     let log = tasks.shared.telemetry.access_log.clone();
     let ports = Ports::open(&tasks, &admin, &registration)?;
     tasks.until_told(&mut signals, &mut registration, &admin.quit).await;
@@ -409,7 +413,7 @@ impl Tasks {
             handed_over: self.handed_over.clone(),
         });
         tokio::task::spawn_local(enroller.run(synced));
-        let server = control::xds_server(config);
+        let server = control::xds_server(config, &self.shared.again);
         tokio::task::spawn_local(async move { report::run(&server, reports, assigned_tx).await });
         let revoked = self.keep_house(lists);
         self.follow_traced(enrolled.clone(), node_pods);
@@ -461,7 +465,8 @@ impl Tasks {
         let done = self.handed_over.clone();
         let (followed, published) = (Arc::clone(tracer), self.shared.published.subscribe());
         tokio::task::spawn_local(trace::run::follow(followed, enrolled, published, source, done.clone()));
-        let (server, tracer) = (control::xds_server(&self.shared.config), Arc::clone(tracer));
+        let (server, tracer) =
+            (control::xds_server(&self.shared.config, &self.shared.again), Arc::clone(tracer));
         let telling = async move { control::relay::run(&server, tracer).await };
         tokio::task::spawn_local(done.clone().run_until_cancelled_owned(telling));
         let to = self.shared.config.trace.spans.as_deref().and_then(|to| to.parse::<Collector>().ok());
@@ -471,6 +476,14 @@ impl Tasks {
             let sending = async move { trace::spans::run(&to, tracer, counts).await };
             tokio::task::spawn_local(done.run_until_cancelled_owned(sending));
         }
+    }
+
+    /// Tells the control plane what the admin endpoint would say, until a successor does.
+    fn answer_questions(&self, admin: &Rc<Admin>) {
+        let server = control::xds_server(&self.shared.config, &self.shared.again);
+        let admin = admin::handler(Rc::clone(admin));
+        let answering = async move { control::answers::run(&server, admin).await };
+        tokio::task::spawn_local(self.handed_over.clone().run_until_cancelled_owned(answering));
     }
 
     /// Serves until a signal or the admin endpoint ends it.

@@ -60,6 +60,12 @@ pub enum Refusal {
         /// Where.
         namespace: String,
     },
+    /// Not allowed to see what belongs to all.
+    #[error(
+        "{0} may not get pods/log in all namespaces, and so not ask nodes' agents; `flows`, `trace` and `top` show the events \
+         of namespaces where it may"
+    )]
+    Nodes(String),
     /// The API server cannot say.
     #[error("who may see events cannot be found out now: {0}")]
     Unknown(String),
@@ -70,7 +76,7 @@ impl Refusal {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Clear | Self::Host(_) | Self::Namespace { .. } => StatusCode::FORBIDDEN,
+            Self::Clear | Self::Host(_) | Self::Namespace { .. } | Self::Nodes(_) => StatusCode::FORBIDDEN,
             Self::NoToken | Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -152,6 +158,17 @@ impl Sight {
                 Err(Refusal::Namespace { user: viewer.user.clone(), namespace: namespace.to_owned() })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Refuses who may not see everything: what a node's agent says is not sorted by namespaces.
+    ///
+    /// # Errors
+    /// Some namespaces may not be seen.
+    pub fn everything(&self) -> Result<(), Refusal> {
+        match self {
+            Self::All => Ok(()),
+            Self::Some(_, viewer) => Err(Refusal::Nodes(viewer.user.clone())),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use http::request::Parts;
-use mesh_core::admin::http::{Reply, parameter, reply, text};
+use mesh_core::admin::http::{NODE_HEADER, Reply, parameter, reply, text};
 use mesh_core::flows::{self, Filter, Flow, Mark};
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::facts::Facts;
 use super::gate::{Gate, Origin, Refusal, Sight};
 use super::graph::Shown;
+use super::questions::{Agents, Answer, NoAnswer};
 use super::ring::{Lines, Relay};
 use crate::ads::seconds;
 
@@ -36,6 +37,8 @@ const TOGETHER: Duration = Duration::from_millis(50);
 pub struct Web {
     /// The events.
     pub relay: Arc<Relay>,
+    /// The agents that answer for their nodes.
+    pub agents: Arc<Agents>,
     /// What is said beside events; none where only events are relayed.
     pub facts: Option<Facts>,
     /// Who may see them.
@@ -55,13 +58,15 @@ pub const INDEX: &str = "\
 /flows/service?of=NAMESPACE/NAME   a service or workload: pods, certificates, policies, routes
 /flows/config       objects, what is wrong with them, and how many proxies have them
 /flows/strict       which namespaces could be STRICT, by the plain text of the last hour
+/nodes              nodes whose agents are connected
+/nodes/NODE/PATH    what a node's agent answers at PATH: /status, /why?src=&dst=&port=, /sockets, /certs, ...; /help lists them
 /flows/nodes        which nodes tell, and how much they could not
 ";
 
 /// Whether the relay answers at a path.
 #[must_use]
 pub fn is_path(path: &str) -> bool {
-    ["/flows", "/map"]
+    ["/flows", "/map", "/nodes"]
         .into_iter()
         .any(|of| path.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
@@ -94,6 +99,9 @@ impl Web {
             Err(refusal) => return refuse(&refusal),
         };
         let query = request.uri.query().unwrap_or_default();
+        if let Some(rest) = request.uri.path().strip_prefix("/nodes") {
+            return self.nodes(rest, query, &sight).await;
+        }
         match request.uri.path() {
             "/flows" => self.flows(query, &sight).await,
             "/flows/graph" => self.graph(query, &sight).await,
@@ -102,6 +110,30 @@ impl Web {
                 Some(facts) => self.told(facts, path, query, &sight).await,
                 None => text(StatusCode::NOT_FOUND, format!("{path} is unknown; there are\n{INDEX}")),
             },
+        }
+    }
+
+    /// Which agents there are, or what one of them answers. What it answers itself has [`NODE_HEADER`].
+    async fn nodes(&self, path: &str, query: &str, sight: &Sight) -> Reply {
+        if let Err(refusal) = sight.everything() {
+            return refuse(&refusal);
+        }
+        let path = path.trim_start_matches('/');
+        if path.is_empty() {
+            return mesh_core::admin::http::json(&self.agents.nodes());
+        }
+        let (node, path) = path.split_once('/').unwrap_or((path, "help"));
+        let target = if query.is_empty() { format!("/{path}") } else { format!("/{path}?{query}") };
+        match self.agents.ask(node, &target).await {
+            Ok(answer) => passed_on(node, answer),
+            Err(error) => {
+                let status = match error {
+                    NoAnswer::Unknown { .. } => StatusCode::NOT_FOUND,
+                    NoAnswer::Gone(_) => StatusCode::BAD_GATEWAY,
+                    NoAnswer::Late(_) => StatusCode::GATEWAY_TIMEOUT,
+                };
+                text(status, format!("{error}\n"))
+            }
         }
     }
 
@@ -233,6 +265,20 @@ impl Web {
             Err(refusal) => refuse(&refusal),
         }
     }
+}
+
+/// A node's answer as it came.
+fn passed_on(node: &str, answer: Answer) -> Reply {
+    let Answer { status, content_type, body } = answer;
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut reply = reply(status, "application/octet-stream", body);
+    if let Ok(kind) = http::HeaderValue::try_from(content_type) {
+        reply.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    }
+    if let Ok(node) = http::HeaderValue::try_from(node) {
+        reply.headers_mut().insert(NODE_HEADER, node);
+    }
+    reply
 }
 
 /// The map's page and what belongs to it. It holds nothing of the mesh: it asks for that as anybody else does.
@@ -376,7 +422,13 @@ mod tests {
             let flow = Flow { seq, at_us: seq, node: "a".into(), verdict, source, ..Flow::default() };
             relay.take("a", &flows::lines([&flow]), 0, 0).unwrap();
         }
-        Web { relay, facts: None, gate: Gate::Alone, waiting: Arc::new(Semaphore::new(1)) }
+        Web {
+            relay,
+            agents: Arc::default(),
+            facts: None,
+            gate: Gate::Alone,
+            waiting: Arc::new(Semaphore::new(1)),
+        }
     }
 
     async fn get(web: &Web, path: &str) -> (StatusCode, String) {

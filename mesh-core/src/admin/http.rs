@@ -21,6 +21,9 @@ use tokio_util::sync::CancellationToken;
 /// What a handler gives back.
 pub type Reply = Response<Full<Bytes>>;
 
+/// Names the node whose agent gave an answer that the control plane passes on.
+pub const NODE_HEADER: &str = "undermesh-node";
+
 /// Method, path, query and the `Accept` header of a request; bodies are not read.
 #[derive(Debug)]
 pub struct Ask {
@@ -42,6 +45,13 @@ impl Ask {
             query: request.uri().query().unwrap_or_default().to_owned(),
             accept: accept.unwrap_or_default().to_owned(),
         }
+    }
+
+    /// A GET of path and query, as somebody passed it on.
+    #[must_use]
+    pub fn get(target: &str) -> Self {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        Self { method: Method::GET, path: path.to_owned(), query: query.to_owned(), accept: String::new() }
     }
 
     /// The decoded value of a query parameter.

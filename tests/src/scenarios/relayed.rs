@@ -4,7 +4,7 @@ use super::shop::{ENROLLED, ONLY_FRONTEND, SHOP, enrolled, metric, open, open_wi
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Leaf, Pki};
-use crate::bed::process::Proc;
+use crate::bed::process::{Finished, Place, Proc, finish};
 use crate::bed::{Testbed, Topology, net, run, wait};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -22,6 +22,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         certified,
     ),
     scenario("a node with more to tell than the relay takes counts the rest and serves on", 90, bounded),
+    scenario(
+        "every node's agent is asked through the control plane, and nothing on it can be changed that way",
+        120,
+        passed_on,
+    ),
     scenario("the relay has what nodes tell again after its control plane was killed", 120, restarted),
 ];
 
@@ -143,7 +148,7 @@ fn certified() -> Result<()> {
         let argv = ["curl", "-sS", "--max-time", "10", "--cacert", &root];
         let flows = format!("{url}/flows?last=5");
         let argv: Vec<&str> = [&argv[..], more, &[&flows]].concat();
-        crate::bed::process::finish(place, argv, Duration::from_secs(20))
+        finish(place, argv, Duration::from_secs(20))
     };
     let (chain, key) = (jane.chain.display().to_string(), jane.key.display().to_string());
     ensure!(curl(&["--cert", &chain, "--key", &key])?.ok()?.contains("\"kind\""), "curl saw nothing");
@@ -179,6 +184,92 @@ fn bounded() -> Result<()> {
     ensure!(said.contains("stayed on their nodes") && said.contains("--relay-events"), "said: {said}");
     // Nothing waits for it.
     talks(&bed, "shop/frontend", "10.96.0.10:80")
+}
+
+/// `meshctl` on the control plane's machine, which reaches nothing else.
+fn through_control(bed: &Testbed, words: &[&str]) -> Result<Finished> {
+    bed.meshctl_in(&bed.control_place, &[words, &["--control", RELAY]].concat())
+}
+
+/// The nodes whose agents the control plane can ask.
+fn agents(bed: &Testbed) -> Result<Vec<String>> {
+    serde_json::from_str(&bed.control_get("/nodes")?).context("no list of nodes")
+}
+
+fn passed_on() -> Result<()> {
+    let mut bed = open()?;
+    let place = bed.control_place.clone();
+    wait::until_true("both agents", SOON, || Ok(agents(&bed)? == ["a", "b"]))?;
+    // What is open at the client is what the pod's kernel says is open.
+    let argv = ["mesh-tests", "tool", "call", "--to", "10.96.0.10:80", "--send", "x", "--hold-ms", "60000"];
+    let _open = bed.pod("shop/frontend")?.spawn(argv)?;
+    let sockets = wait::until("it at both nodes", SOON, || {
+        let all = through_control(&bed, &["sockets", "--from", "shop/frontend", "-o", "json"])?;
+        let all: Value = serde_json::from_str(all.ok()?)?;
+        let sockets = all["sockets"].as_array().cloned().unwrap_or_default();
+        let at = |node: &str| sockets.iter().any(|socket| text(socket, "/node") == node);
+        Ok((at("a") && at("b")).then_some(sockets))
+    })?;
+    let done = bed.pod("shop/frontend")?.run(["ss", "-Htn", "state", "established"])?;
+    let kernel = done.ok()?;
+    for socket in sockets.iter().filter(|socket| text(socket, "/node") == "a") {
+        let from = text(socket, "/source/address");
+        ensure!(kernel.contains(&format!("{from} ")), "no socket {from} in {kernel}");
+    }
+    // The verdict and its exit code are those of an agent that is asked directly.
+    bed.apply("policy", ONLY_FRONTEND)?;
+    let to = bed.pod("shop/backend")?.at(8080).to_string();
+    wait::until("policy in force", SOON, || refused(&bed, "shop/other", &to).map(Some))?;
+    let question = ["why", "shop/other", "shop/backend:80"];
+    let (why, own) = (through_control(&bed, &question)?, bed.meshctl_any("a", &question)?);
+    ensure!(why.ok().is_err(), "it is allowed: {}", why.out);
+    let decided = |said: &str| said.lines().find(|line| line.starts_with("decided by")).map(str::to_owned);
+    let by = decided(&why.out).unwrap_or_default();
+    ensure!(
+        by.contains("shop/only-frontend") && Some(&by) == decided(&own).as_ref(),
+        "{} is not {own}",
+        why.out
+    );
+    for words in [&["status"][..], &["certs"], &["doctor"]] {
+        let said = through_control(&bed, words)?;
+        let words_said: Vec<&str> = said.out.split_whitespace().collect();
+        ensure!(
+            ["a", "b"].iter().all(|node| words_said.contains(node)),
+            "{words:?}: {} {}",
+            said.out,
+            said.err
+        );
+    }
+    only_what_changes_nothing(&place)?;
+    // An agent that dies is not there any more, and its successor is.
+    bed.kill_agent("b")?;
+    wait::until_true("one agent less", SOON, || Ok(agents(&bed)? == ["a"]))?;
+    bed.start_agent("b", &MeshOptions::default())?;
+    wait::until_true("both agents again", Duration::from_secs(30), || Ok(agents(&bed)? == ["a", "b"]))
+}
+
+/// By a client that is not ours: what is passed on to agents, and to which.
+fn only_what_changes_nothing(place: &Place) -> Result<()> {
+    let ask = |method: &str, path: &str| {
+        let url = format!("{RELAY}{path}");
+        let argv = ["curl", "-sS", "--max-time", "10", "-X", method, "-w", " %{http_code}", &url];
+        let done = finish(place, argv, Duration::from_secs(20))?;
+        anyhow::Ok(done.ok()?.to_owned())
+    };
+    for (method, path, status) in [
+        ("POST", "/nodes/a/quitquitquit", "405"),
+        ("GET", "/nodes/a/quitquitquit", "405"),
+        ("GET", "/nodes/a/trace?on=false", "405"),
+        ("GET", "/nodes/a/nothing", "404"),
+        ("GET", "/nodes/c/status", "404"),
+        ("GET", "/nodes/a/status", "200"),
+    ] {
+        let said = ask(method, path)?;
+        ensure!(said.ends_with(&format!(" {status}")), "{method} {path}: {said}");
+    }
+    let unknown = ask("GET", "/nodes/c/status")?;
+    ensure!(unknown.contains("connected are: a, b"), "{unknown}");
+    Ok(())
 }
 
 fn restarted() -> Result<()> {
