@@ -101,6 +101,37 @@ fn what_is_known_stays_while_the_api_server_and_etcd_are_away() {
 }
 
 #[test]
+fn a_watch_that_has_expired_is_started_over_and_misses_nothing() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    cluster.server.apply(SHOP);
+    let control = cluster.control("a");
+    control.wait_ready();
+    // Deaf, and with nothing left to read, while objects come and go and the versions that it knows are thrown away.
+    control.signal("STOP");
+    cluster.server.stop_api();
+    cluster.server.start_api();
+    cluster.server.apply(&SHOP.replace("front-1", "front-2"));
+    cluster.server.text(&["delete", "pod", "-n", "shop", "front-1", "--grace-period=0", "--force"]);
+    cluster.server.compact();
+    // An API server that starts remembers no more than etcd does.
+    cluster.server.stop_api();
+    cluster.server.start_api();
+    control.signal("CONT");
+    until("what came is there, and what went is not", || objects(&control, "Pod") == ["shop/front-2"]);
+    // The API server answers 200, then tells in the stream; none of its watches has ended for another reason yet.
+    let old =
+        cluster.server.text(&["get", "--raw", "/api/v1/pods?watch=1&resourceVersion=1&timeoutSeconds=5"]);
+    assert!(old.contains("\"code\":410"), "old versions are still known: {old}");
+    let metrics = cluster.server.text(&["get", "--raw", "/metrics"]);
+    let of_pods = ["apiserver_request_total{", "resource=\"pods\"", "verb=\"WATCH\""];
+    let ended = metrics.lines().find(|line| of_pods.iter().all(|part| line.contains(part)));
+    let ended = ended.and_then(|line| line.rsplit_once(' ')?.1.parse::<u32>().ok());
+    assert!(ended >= Some(2), "the control plane's watch of pods has not expired: {ended:?}");
+    cluster.server.apply(&SHOP.replace("front-1", "front-3"));
+    until("it follows again", || objects(&control, "Pod") == ["shop/front-2", "shop/front-3"]);
+}
+
+#[test]
 fn two_replicas_agree_on_the_ca_and_one_of_them_hands_out_its_roots() {
     let Some(cluster) = Cluster::start() else { return };
     let server = &cluster.server;

@@ -114,6 +114,21 @@ impl ApiServer {
         self.etcd = None;
     }
 
+    /// Has etcd forget everything but what is there now.
+    pub(crate) fn compact(&self) {
+        let ask = |path: &str, body: &str| {
+            let url = format!("http://127.0.0.1:{}/v3/kv/{path}", self.etcd_port);
+            let output =
+                Command::new("curl").args(["-sS", "--fail", "-d", body, &url]).output().expect("curl runs");
+            assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+        };
+        // The first key, whatever it is: the answer's head has the revision.
+        let now = ask("range", r#"{"key": "AA==", "range_end": "AA==", "limit": "1"}"#);
+        let revision = now["header"]["revision"].as_str().expect("a revision");
+        ask("compaction", &format!("{{\"revision\": \"{revision}\"}}"));
+    }
+
     /// Starts the API server and waits until it is ready.
     pub(crate) fn start_api(&mut self) {
         let file = |name: &str| self.dir.path().join(name).display().to_string();
@@ -340,10 +355,15 @@ impl Control {
 
     /// SIGTERM, and the end.
     pub(crate) fn stop(mut self) {
-        let pid = self.process.0.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(sent.is_ok_and(|s| s.success()), "SIGTERM");
+        self.signal("TERM");
         let _ = self.process.0.wait();
+    }
+
+    /// Sends a signal, as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.process.0.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status();
+        assert!(sent.is_ok_and(|s| s.success()), "SIG{name}");
     }
 
     pub(crate) fn pid(&self) -> u32 {
