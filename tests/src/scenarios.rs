@@ -12,6 +12,7 @@ mod gateway_tls;
 mod gateways;
 mod hostile;
 mod insight;
+mod interfaces;
 mod interop;
 mod kiali;
 mod leaving;
@@ -122,6 +123,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         services::SCENARIOS,
         endpoints::SCENARIOS,
         hostile::SCENARIOS,
+        interfaces::SCENARIOS,
         peers::SCENARIOS,
         waypoints::SCENARIOS,
         waypoint::SCENARIOS,
