@@ -6,6 +6,7 @@
 mod bed;
 mod change;
 pub mod conformance;
+mod families;
 mod mesh;
 mod node;
 mod plain;
@@ -63,9 +64,16 @@ pub const fn scenario(name: &'static str, seconds: u64, run: fn(&Bed) -> Result<
 }
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
-    [plain::SCENARIOS, mesh::SCENARIOS, change::SCENARIOS, waypoint::SCENARIOS, node::SCENARIOS]
-        .into_iter()
-        .flatten()
+    [
+        plain::SCENARIOS,
+        mesh::SCENARIOS,
+        families::SCENARIOS,
+        change::SCENARIOS,
+        waypoint::SCENARIOS,
+        node::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Prints every name.

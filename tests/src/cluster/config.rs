@@ -52,15 +52,16 @@ pub(super) fn cni(index: u8) -> String {
       "ipMasq": false,
       "ipam": {{
         "type": "host-local",
-        "ranges": [[{{"subnet": "{}"}}]],
-        "routes": [{{"dst": "0.0.0.0/0"}}]
+        "ranges": [[{{"subnet": "{}"}}], [{{"subnet": "{}"}}]],
+        "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]
       }}
     }},
     {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
   ]
 }}
 "#,
-        layout::pod_cidr(index)
+        layout::pod_cidr(index),
+        layout::pod_cidr6(index)
     )
 }
 
@@ -104,7 +105,7 @@ pub(super) fn proxy(layout: &Layout, node: &str) -> String {
         r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 clientConnection: {{kubeconfig: {kubeconfig}}}
-clusterCIDR: {pods}
+clusterCIDR: "{pods},{pods6}"
 hostnameOverride: {node}
 mode: iptables
 iptables: {{minSyncPeriod: 0s, syncPeriod: 30s}}
@@ -114,6 +115,7 @@ metricsBindAddress: 127.0.0.1:10249
 "#,
         kubeconfig = layout.path("proxy.kubeconfig").display(),
         pods = layout::PODS,
+        pods6 = layout::PODS6,
     )
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Parent of every cluster's directory.
@@ -10,6 +10,9 @@ pub const CLUSTERS: &str = "/var/lib/undermesh-cluster";
 
 /// The API server's address as nodes and pods see it: the bridge.
 pub const API: Ipv4Addr = Ipv4Addr::new(10, 123, 0, 1);
+
+/// The bridge's address over IPv6.
+pub const BRIDGE6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x123, 0, 0, 0, 0, 0, 1);
 
 /// Its port.
 pub const API_PORT: u16 = 6443;
@@ -20,6 +23,9 @@ pub const FIRST_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 125, 0, 1);
 /// Where services have their addresses.
 pub const SERVICES: &str = "10.125.0.0/16";
 
+/// The same over IPv6, which every node and pod has beside IPv4.
+pub const SERVICES6: &str = "fd10:125::/112";
+
 /// Where the load balancer has the addresses of services.
 pub const BALANCED: &str = "10.126.0.0/16";
 
@@ -28,6 +34,9 @@ pub const FIRST_BALANCED: Ipv4Addr = Ipv4Addr::new(10, 126, 0, 1);
 
 /// Where pods have theirs, over all nodes.
 pub const PODS: &str = "10.124.0.0/16";
+
+/// The same over IPv6.
+pub const PODS6: &str = "fd10:124::/48";
 
 /// The service of the cluster's DNS.
 pub const DNS: &str = "10.125.0.10";
@@ -158,6 +167,16 @@ pub const MOST_NODES: u8 = 9;
 /// Address of node `index` on the bridge.
 pub fn node_address(index: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 123, 0, 10 + index)
+}
+
+/// The same over IPv6.
+pub fn node_address6(index: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd10, 0x123, 0, 0, 0, 0, 0, 0x10 + u16::from(index))
+}
+
+/// IPv6 addresses of the pods of node `index`.
+pub fn pod_cidr6(index: u8) -> String {
+    format!("fd10:124:0:{index}::/64")
 }
 
 /// Addresses of the pods of node `index`.

@@ -34,6 +34,7 @@ pub(super) fn create(layout: &Layout, nodes: &[String]) -> Result<Ipv4Addr> {
             "link add br0 type bridge".to_owned(),
             "link set br0 type bridge mcast_snooping 0 forward_delay 0".to_owned(),
             format!("addr add {}/24 dev br0", layout::API),
+            format!("addr add {}/64 dev br0 nodad", layout::BRIDGE6),
             "link set br0 up".to_owned(),
         ],
     )?;
@@ -57,20 +58,33 @@ pub(super) fn create(layout: &Layout, nodes: &[String]) -> Result<Ipv4Addr> {
 pub(super) fn add_node(layout: &Layout, nodes: &[String], node: &str) -> Result<()> {
     let Some(index) = layout::node_index(node) else { bail!("`{node}` is no node's name") };
     let control = layout.prefix();
-    let address = layout::node_address(index);
+    let (address, address6) = (layout::node_address(index), layout::node_address6(index));
     let netns = Netns::create(&layout.node_netns(node))?;
-    netns.sysctl(&[("ipv4/ip_forward", "1")])?;
+    netns.sysctl(&[
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        // Nobody else has these addresses; a probe for one that has would keep each pod waiting.
+        ("ipv6/conf/default/accept_dad", "0"),
+    ])?;
     let mut lines = vec![
         format!("link add eth0 type veth peer name {node} netns {control}"),
         format!("addr add {address}/24 dev eth0"),
+        format!("addr add {address6}/64 dev eth0 nodad"),
         "link set eth0 up".to_owned(),
         // No way out: a test cluster talks to nobody. Services need some route, or their first packet has no source.
         "route add unreachable default".to_owned(),
+        "route add unreachable ::/0".to_owned(),
         format!("route add {} via {}", layout::SERVICES, layout::API),
+        format!("route add {} via {}", layout::SERVICES6, layout::BRIDGE6),
     ];
     for other in nodes.iter().filter(|other| other.as_str() != node) {
         if let Some(index) = layout::node_index(other) {
             lines.push(format!("route add {} via {}", layout::pod_cidr(index), layout::node_address(index)));
+            lines.push(format!(
+                "route add {} via {}",
+                layout::pod_cidr6(index),
+                layout::node_address6(index)
+            ));
         }
     }
     netns.batch(&lines)?;
@@ -81,6 +95,7 @@ pub(super) fn add_node(layout: &Layout, nodes: &[String], node: &str) -> Result<
             format!("link set {node} master br0 up"),
             // The API server calls webhooks in pods.
             format!("route replace {} via {address}", layout::pod_cidr(index)),
+            format!("route replace {} via {address6}", layout::pod_cidr6(index)),
         ],
     )
 }

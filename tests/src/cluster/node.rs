@@ -244,7 +244,7 @@ fn daemons(layout: &Layout, state: &State, node: &str, index: u8) -> Vec<Daemon>
                 format!("--config={}", file("kubelet.yaml")),
                 format!("--kubeconfig={}", layout.path(&format!("{node}.kubeconfig")).display()),
                 format!("--hostname-override={node}"),
-                format!("--node-ip={}", layout::node_address(index)),
+                format!("--node-ip={},{}", layout::node_address(index), layout::node_address6(index)),
                 "--cert-dir=/var/lib/kubelet/pki".to_owned(),
                 "--v=2".to_owned(),
             ],

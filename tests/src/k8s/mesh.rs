@@ -25,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const HBONE: u16 = 15008;
 
 /// Label of namespaces and pods in the mesh.
-const MODE: &str = "istio.io/dataplane-mode";
+pub(super) const MODE: &str = "istio.io/dataplane-mode";
 
 fn install(bed: &Bed) -> Result<()> {
     bed.mesh()?;
@@ -175,8 +175,8 @@ fn label(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// mutual TLS or nothing, for every pod of a namespace.
-const STRICT: &str = "
+/// Mutual TLS or nothing, for every pod of a namespace.
+pub(super) const STRICT: &str = "
 ---
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication

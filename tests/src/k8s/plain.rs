@@ -20,7 +20,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Who the web service says has asked it.
-fn asked(answer: &str) -> Result<(String, String)> {
+pub(super) fn asked(answer: &str) -> Result<(String, String)> {
     let answer: Value = serde_json::from_str(answer).with_context(|| format!("not JSON: {answer}"))?;
     let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
     Ok((text("service"), text("client")))
