@@ -4,6 +4,7 @@
 //! intermediate snapshots and delays nobody.
 
 pub mod convergence;
+pub mod service;
 pub mod snapshot;
 pub mod subscription;
 
@@ -13,20 +14,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_core::xds::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use bytes::Bytes;
 use mesh_core::xds::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
-use prost::Message;
 use prost_types::value::Kind;
 use serde::Serialize;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::auth::{Access, Caller};
 use crate::hub::{CLOSED, Hub};
 use crate::metrics::Metrics;
 use crate::model::Key;
+use service::Push;
 use snapshot::ResourceType;
 use subscription::{Reply, Subscription};
 
@@ -177,16 +177,17 @@ impl Clients {
     }
 }
 
-type Outgoing = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+type Outgoing = mpsc::Sender<Result<Push, Status>>;
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for AdsServer {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
+impl AdsServer {
+    /// Starts to answer a stream.
+    ///
+    /// # Errors
+    /// The caller may not subscribe.
+    async fn open(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+    ) -> Result<mpsc::Receiver<Result<Push, Status>>, Status> {
         let caller = self.access.caller(request.metadata()).await.inspect_err(|_| {
             self.metrics.authentication_failure();
         })?;
@@ -201,7 +202,7 @@ impl AggregatedDiscoveryService for AdsServer {
                 let _ = out.send(Err(status)).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(stream)
     }
 }
 
@@ -364,7 +365,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
+    fn next_response(&mut self) -> Option<Push> {
         let snapshot = self.server.hub.snapshot();
         if snapshot.number == 0 {
             // The source has not been read: an empty answer would make a node forget what it knows.
@@ -372,12 +373,8 @@ impl Stream<'_> {
         }
         if let Some(type_url) = self.unknown.pop_front() {
             let (system_version_info, nonce) = (snapshot.number.to_string(), "none".to_owned());
-            return Some(DeltaDiscoveryResponse {
-                system_version_info,
-                type_url,
-                nonce,
-                ..Default::default()
-            });
+            let own = DeltaDiscoveryResponse { system_version_info, type_url, nonce, ..Default::default() };
+            return Some(Push { own, shared: Bytes::new() });
         }
         for kind in ResourceType::ALL {
             let started = Instant::now();
@@ -389,7 +386,7 @@ impl Stream<'_> {
             metrics.observe_size(kind.short(), response.encoded_len());
             let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
             let status = status.types.entry(kind.short()).or_default();
-            status.sent.clone_from(&response.nonce);
+            status.sent.clone_from(&response.own.nonce);
             status.sent_at = Some(SystemTime::now());
             status.url = kind.url();
             status.snapshot = snapshot.number;

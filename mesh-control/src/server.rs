@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use mesh_core::xds::proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use mesh_core::xds::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_core::xds::proto::node::node_service_server::NodeServiceServer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -22,6 +21,7 @@ use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpConnectInfo, TlsConnectInfo};
 use tracing::{debug, error, info, warn};
 
+use crate::ads::service::AdsService;
 use crate::ads::{AdsServer, Clients, convergence, seconds};
 use crate::auth::{Access, TokenError, TokenKey};
 use crate::ca::CaServer;
@@ -388,11 +388,7 @@ fn router(parts: &Parts, access: Access, with_token_services: bool) -> Router {
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
-        .add_service(
-            AggregatedDiscoveryServiceServer::new(ads)
-                .max_decoding_message_size(MAX_MESSAGE)
-                .max_encoding_message_size(MAX_MESSAGE),
-        )
+        .add_service(AdsService::new(ads, MAX_MESSAGE))
         .add_optional_service(nodes)
         .add_optional_service(ca)
 }

@@ -124,7 +124,7 @@ fn subscriptions(mut bytes: &[u8]) {
         for subscription in &mut subscriptions {
             let _ = subscription.request(&request, NODE);
             if let Some(response) = subscription.respond(&SNAPSHOT) {
-                assert!(!response.nonce.is_empty());
+                assert!(!response.own.nonce.is_empty());
             }
             assert!(subscription.respond(&SNAPSHOT).is_none(), "told twice");
         }
@@ -141,6 +141,7 @@ fn subscriptions(mut bytes: &[u8]) {
         let mut fresh = Subscription::new(kind);
         let _ = fresh.request(&request, NODE);
         let response = fresh.respond(&SNAPSHOT).expect("the first answer");
+        let response = response.read().expect("a message");
         let received = client.receive(response, &mut told);
         assert_eq!(received.rejected, []);
         there += SNAPSHOT.entries(kind).len();

@@ -159,7 +159,7 @@ fn responses(text: &str) -> Vec<u8> {
     for request in DeltaState::new(Default::default()).initial_requests() {
         let mut subscription = Subscription::new(ResourceType::from_url(&request.type_url).unwrap());
         let _ = subscription.request(&request, "a");
-        let mut response = subscription.respond(&snapshot).unwrap();
+        let mut response = subscription.respond(&snapshot).unwrap().read().unwrap();
         bytes.extend(response.encode_length_delimited_to_vec());
         // And what a deletion looks like.
         response.removed_resources = response.resources.drain(..).take(1).map(|r| r.name).collect();

@@ -1,11 +1,14 @@
 //! What is pushed, at one moment: immutable, encoded once, shared by every client.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use mesh_core::xds::proto::discovery::Resource;
+use bytes::Bytes;
+use mesh_core::xds::proto::discovery::{DeltaDiscoveryResponse, Resource};
 use mesh_core::xds::proto::workload::address;
 use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, l7};
 use prost::Message;
@@ -85,6 +88,12 @@ impl ResourceType {
         }
     }
 
+    /// Whether there are resources of this kind that not everybody is told.
+    #[must_use]
+    pub fn is_confidential(self) -> bool {
+        self == Self::Credential
+    }
+
     /// A short name, a metric label: Istio's where it has one.
     #[must_use]
     pub fn short(self) -> &'static str {
@@ -127,6 +136,57 @@ impl fmt::Debug for Entry {
 /// Resources of one type by name.
 pub type Entries = BTreeMap<Arc<str>, Arc<Entry>>;
 
+/// What became of a kind from one snapshot to the next.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Where it started.
+    from: Arc<Entries>,
+    /// What is new, different or gone.
+    names: Vec<Arc<str>>,
+    /// Of what is there of it, the encoded resources.
+    encoded: OnceLock<Bytes>,
+}
+
+/// What is new, different or gone for a client.
+#[derive(Debug)]
+pub struct Changed<'a> {
+    /// By name.
+    pub names: Cow<'a, [Arc<str>]>,
+    /// What is there of it, encoded as a response has it, where others get the same.
+    pub shared: Option<Bytes>,
+}
+
+/// Names of what is in one of them only or differs in whatever respect (whose a certificate is, too), in their order.
+fn difference(before: &Entries, after: &Entries) -> Vec<Arc<str>> {
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    let mut names = Vec::new();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return names,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let gone = old.next_if(|_| order != Ordering::Greater);
+        let come = new.next_if(|_| order != Ordering::Less);
+        let same = gone.zip(come).is_some_and(|((_, a), (_, b))| Arc::ptr_eq(a, b) || a == b);
+        if let Some((name, _)) = come.or(gone).filter(|_| !same) {
+            names.push(name.clone());
+        }
+    }
+}
+
+/// Resources as the field of a response that holds them.
+fn encode<'a>(kind: ResourceType, entries: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Entry>)>) -> Bytes {
+    let mut out = Vec::new();
+    for (name, entry) in entries {
+        let resources = vec![entry.resource(name, kind)];
+        let one = DeltaDiscoveryResponse { resources, ..DeltaDiscoveryResponse::default() };
+        out.extend_from_slice(&one.encode_to_vec());
+    }
+    out.into()
+}
+
 /// Everything that is pushed.
 #[derive(Debug, Default)]
 pub struct Snapshot {
@@ -134,8 +194,12 @@ pub struct Snapshot {
     pub number: u64,
     /// When the change was noticed that led to it.
     pub changed_at: Option<Instant>,
-    /// By kind.
-    entries: [Entries; KINDS],
+    /// By kind; the very same as in the snapshot before where nothing of a kind changed.
+    entries: [Arc<Entries>; KINDS],
+    /// By kind, what differs from the snapshot before.
+    changes: [Changes; KINDS],
+    /// By kind, all of them as a response has them.
+    encoded: [OnceLock<Bytes>; KINDS],
     /// Alias to name.
     aliases: BTreeMap<String, Arc<str>>,
     /// Service to its workloads, node to its workloads.
@@ -148,8 +212,9 @@ impl Snapshot {
     #[must_use]
     pub fn build(resources: &Resources, previous: &Self) -> Self {
         let mut out = Self { number: previous.number + 1, ..Self::default() };
+        let mut made = Made { entries: Default::default(), previous };
         for (name, resource) in &resources.addresses {
-            let name: Arc<str> = name.as_str().into();
+            let name = made.name(ResourceType::Address, name);
             if let Some(address::Type::Workload(workload)) = &resource.address.r#type {
                 for service in workload.services.keys() {
                     out.by_service.entry(service.clone()).or_default().push(name.clone());
@@ -161,51 +226,51 @@ impl Snapshot {
             for alias in &resource.aliases {
                 out.aliases.entry(alias.clone()).or_insert_with(|| name.clone());
             }
-            out.add(ResourceType::Address, name, &resource.address, &resource.aliases, previous);
+            let entry = Entry::new(resource.address.encode_to_vec(), &resource.aliases, None);
+            made.add(ResourceType::Address, name, entry);
         }
-        out.add_all(ResourceType::Authorization, &resources.authorizations, previous);
+        made.add_all(ResourceType::Authorization, &resources.authorizations);
         let l7 = &resources.l7;
-        out.add_all(ResourceType::Route, &l7.routes, previous);
-        out.add_all(ResourceType::Destination, &l7.destinations, previous);
-        out.add_all(ResourceType::RequestAuthorization, &l7.authorizations, previous);
-        out.add_all(ResourceType::RequestAuthentication, &l7.authentications, previous);
-        out.add_all(ResourceType::Labels, &l7.labels, previous);
-        out.add_all(ResourceType::Settings, &l7.settings, previous);
-        let before = previous.entries(ResourceType::Credential);
+        made.add_all(ResourceType::Route, &l7.routes);
+        made.add_all(ResourceType::Destination, &l7.destinations);
+        made.add_all(ResourceType::RequestAuthorization, &l7.authorizations);
+        made.add_all(ResourceType::RequestAuthentication, &l7.authentications);
+        made.add_all(ResourceType::Labels, &l7.labels);
+        made.add_all(ResourceType::Settings, &l7.settings);
         for (name, secret) in &l7.credentials {
             let entry = Entry::new(secret.credential.encode_to_vec(), &[], Some(secret.account.clone()));
-            let name: Arc<str> = name.as_str().into();
-            let entry = entry.shared(before.get(&name));
-            out.entries[ResourceType::Credential as usize].insert(name, entry);
+            made.add(ResourceType::Credential, made.name(ResourceType::Credential, name), entry);
         }
-        out.add_all(ResourceType::Gateway, &l7.gateways, previous);
-        out.add_all(ResourceType::Telemetry, &l7.telemetries, previous);
+        made.add_all(ResourceType::Gateway, &l7.gateways);
+        made.add_all(ResourceType::Telemetry, &l7.telemetries);
+        (out.entries, out.changes) = made.finish();
         out
-    }
-
-    fn add_all<M: Message>(&mut self, kind: ResourceType, given: &BTreeMap<String, M>, previous: &Self) {
-        for (name, message) in given {
-            self.add(kind, name.as_str().into(), message, &[], previous);
-        }
-    }
-
-    fn add<M: Message>(
-        &mut self,
-        kind: ResourceType,
-        name: Arc<str>,
-        message: &M,
-        aliases: &[String],
-        previous: &Self,
-    ) {
-        let entry = Entry::new(message.encode_to_vec(), aliases, None);
-        let entry = entry.shared(previous.entries(kind).get(&name));
-        self.entries[kind as usize].insert(name, entry);
     }
 
     /// Resources of one type.
     #[must_use]
-    pub fn entries(&self, kind: ResourceType) -> &Entries {
+    pub fn entries(&self, kind: ResourceType) -> &Arc<Entries> {
         &self.entries[kind as usize]
+    }
+
+    /// Names of resources of a kind that are new, different or gone for whoever has all of `held`. A client that has the
+    /// snapshot before, as nearly all have, costs nothing.
+    #[must_use]
+    pub fn changes(&self, kind: ResourceType, held: &Arc<Entries>) -> Changed<'_> {
+        let Changes { from, names, encoded } = &self.changes[kind as usize];
+        let all = self.entries(kind);
+        if !Arc::ptr_eq(from, held) {
+            return Changed { names: Cow::Owned(difference(held, all)), shared: None };
+        }
+        let there = || names.iter().filter_map(|name| all.get_key_value(name));
+        let shared = encoded.get_or_init(|| encode(kind, there())).clone();
+        Changed { names: Cow::Borrowed(names), shared: Some(shared) }
+    }
+
+    /// All resources of a kind, encoded as a response has them, for who has none.
+    #[must_use]
+    pub fn encoded(&self, kind: ResourceType) -> Bytes {
+        self.encoded[kind as usize].get_or_init(|| encode(kind, self.entries(kind).iter())).clone()
     }
 
     /// True when a client that has `other` needs nothing.
@@ -234,6 +299,43 @@ impl Snapshot {
     #[must_use]
     pub fn on_node(&self, node: &str) -> &[Arc<str>] {
         self.by_node.get(node).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A snapshot's entries in the making.
+struct Made<'a> {
+    entries: [Entries; KINDS],
+    previous: &'a Snapshot,
+}
+
+impl Made<'_> {
+    /// A name; the snapshot before lends its own.
+    fn name(&self, kind: ResourceType, name: &str) -> Arc<str> {
+        let known = self.previous.entries(kind).get_key_value(name);
+        known.map_or_else(|| name.into(), |(name, _)| name.clone())
+    }
+
+    fn add_all<M: Message>(&mut self, kind: ResourceType, given: &BTreeMap<String, M>) {
+        for (name, message) in given {
+            self.add(kind, self.name(kind, name), Entry::new(message.encode_to_vec(), &[], None));
+        }
+    }
+
+    fn add(&mut self, kind: ResourceType, name: Arc<str>, entry: Entry) {
+        let entry = entry.shared(self.previous.entries(kind).get(&name));
+        self.entries[kind as usize].insert(name, entry);
+    }
+
+    /// By kind: the entries, and what differs from those before.
+    fn finish(self) -> ([Arc<Entries>; KINDS], [Changes; KINDS]) {
+        let mut out: ([Arc<Entries>; KINDS], [Changes; KINDS]) = Default::default();
+        for (index, entries) in self.entries.into_iter().enumerate() {
+            let from = self.previous.entries[index].clone();
+            let names = difference(&from, &entries);
+            out.0[index] = if names.is_empty() { from.clone() } else { Arc::new(entries) };
+            out.1[index] = Changes { from, names, encoded: OnceLock::new() };
+        }
+        out
     }
 }
 

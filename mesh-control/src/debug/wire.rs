@@ -14,7 +14,7 @@ use crate::ads::snapshot::{ResourceType, Snapshot};
 /// Everything that is pushed.
 pub(super) fn config_dump(snapshot: &Snapshot) -> Value {
     let (mut workloads, mut services) = (Vec::new(), Vec::new());
-    for (name, entry) in snapshot.entries(ResourceType::Address) {
+    for (name, entry) in snapshot.entries(ResourceType::Address).iter() {
         match wire::Address::decode(entry.value.as_slice()).ok().and_then(|a| a.r#type) {
             Some(wire::address::Type::Workload(w)) => workloads.push(workload(&w, &entry.version)),
             Some(wire::address::Type::Service(s)) => services.push(service(name, &s, &entry.version)),
