@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`answers`] | what the control plane asks on behalf of operators |
 //! | [`assign`] | which pod of the node is which workload: pure |
+//! | [`attempts`] | when a stream to the control plane is tried again: pure |
 //! | [`plan`] | which pods are taken under capture and let go: pure |
 //! | [`enrol`] | carrying that out |
 //! | [`left`] | pods that have left the mesh, while connections of theirs go on |
@@ -16,6 +17,7 @@
 
 pub mod answers;
 pub mod assign;
+pub mod attempts;
 pub mod authority;
 pub mod enrol;
 mod left;

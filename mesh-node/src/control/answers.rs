@@ -2,22 +2,18 @@
 //!
 //! Who may ask is decided there; nothing but GETs is answered, so nobody changes anything from afar.
 
-use std::time::Duration;
-
 use http::header;
 use http_body_util::BodyExt as _;
 use mesh_core::admin::http::{Ask, Handler};
-use mesh_core::xds::channel::{ChannelError, ControlPlane};
+use mesh_core::xds::channel::ControlPlane;
 use mesh_core::xds::proto::node::node_service_client::NodeServiceClient;
 use mesh_core::xds::proto::node::{NodeAnswer, NodeQuestion};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Streaming};
 
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(15);
-/// A control plane without the service is asked again this often; it may have been replaced.
-const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
+use super::attempts::{Attempts, Ended};
+
 /// Questions that are answered at once; the next is told to come again.
 const AT_ONCE: usize = 8;
 /// Bytes of a body in one message.
@@ -25,29 +21,11 @@ const PIECE: usize = 256 << 10;
 
 /// Answers for as long as this agent is the node's.
 pub async fn run(server: &ControlPlane, admin: Handler) {
-    let mut retry = FIRST_RETRY;
+    let mut attempts = Attempts::default();
     loop {
-        match stream(server, &admin).await {
-            Ok(()) => retry = FIRST_RETRY,
-            Err(Ended::Status(status)) if status.code() == Code::Unimplemented => {
-                tracing::debug!("the control plane asks nodes nothing");
-                retry = UNIMPLEMENTED_RETRY;
-            }
-            Err(ended) => {
-                tracing::debug!(error = %ended, "answering the control plane ended");
-                retry = (retry * 2).min(LAST_RETRY);
-            }
-        }
-        server.again.sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        let ended = stream(server, &admin).await;
+        server.again.sleep(attempts.after("questions to nodes", &ended)).await;
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    #[error("{0}")]
-    Status(Box<Status>),
 }
 
 async fn stream(server: &ControlPlane, admin: &Handler) -> Result<(), Ended> {
@@ -55,12 +33,11 @@ async fn stream(server: &ControlPlane, admin: &Handler) -> Result<(), Ended> {
     let (sender, mut queue) = mpsc::channel(1);
     let mut request = Request::new(futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx)));
     server.authorize(request.metadata_mut())?;
-    let status = |status: Status| Ended::Status(Box::new(status));
-    let asked = NodeServiceClient::new(channel).answer_questions(request).await.map_err(status)?;
+    let asked = NodeServiceClient::new(channel).answer_questions(request).await?;
     let mut questions: Streaming<NodeQuestion> = asked.into_inner();
     let mut answering = JoinSet::new();
     loop {
-        let Some(question) = questions.message().await.map_err(status)? else { return Ok(()) };
+        let Some(question) = questions.message().await? else { return Ok(()) };
         while answering.try_join_next().is_some() {}
         let (admin, sender) = (Handler::clone(admin), sender.clone());
         let busy = answering.len() >= AT_ONCE;

@@ -8,31 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::flows;
-use mesh_core::xds::channel::{ChannelError, ControlPlane};
+use mesh_core::xds::channel::ControlPlane;
 use mesh_core::xds::proto::node::node_service_client::NodeServiceClient;
 use mesh_core::xds::proto::node::{FlowDemand, FlowReport};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Streaming};
 
+use super::attempts::{Attempts, Ended};
 use crate::trace::Tracer;
 
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(15);
-/// A control plane without the service is asked again this often; it may have been replaced.
-const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
 /// Events that come this close after the first go with it.
 const TOGETHER: Duration = Duration::from_millis(200);
 /// Nobody is owed more than this of what was not used.
 const SAVED: Duration = Duration::from_secs(1);
-
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    #[error("{0}")]
-    Status(Box<Status>),
-}
 
 /// How many events may go now: what was not used is saved for a second, and no longer.
 #[derive(Debug)]
@@ -67,20 +56,10 @@ impl Budget {
 pub async fn run(server: &ControlPlane, tracer: Arc<Tracer>) {
     // What was told before the control plane was there is told once it is.
     let mut since = 0;
-    let mut retry = FIRST_RETRY;
+    let mut attempts = Attempts::default();
     loop {
-        match stream(server, &tracer, &mut since).await {
-            Ok(()) => retry = FIRST_RETRY,
-            Err(Ended::Status(status)) if status.code() == Code::Unimplemented => {
-                tracing::debug!("the control plane takes no events of connections");
-                retry = UNIMPLEMENTED_RETRY;
-            }
-            Err(ended) => {
-                tracing::debug!(error = %ended, "sending events of connections ended");
-                retry = (retry * 2).min(LAST_RETRY);
-            }
-        }
-        server.again.sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        let ended = stream(server, &tracer, &mut since).await;
+        server.again.sleep(attempts.after("taking events of connections", &ended)).await;
     }
 }
 
@@ -90,14 +69,13 @@ async fn stream(server: &ControlPlane, tracer: &Tracer, since: &mut u64) -> Resu
     let (sender, mut queue) = mpsc::channel(1);
     let mut request = Request::new(futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx)));
     server.authorize(request.metadata_mut())?;
-    let status = |status: Status| Ended::Status(Box::new(status));
-    let answer = NodeServiceClient::new(channel).report_flows(request).await.map_err(status)?;
+    let answer = NodeServiceClient::new(channel).report_flows(request).await?;
     let mut demands: Streaming<FlowDemand> = answer.into_inner();
     let mut budget = Budget::new(0, Instant::now());
     loop {
         let wanted = budget.per_second > 0;
         tokio::select! {
-            demand = demands.message() => match demand.map_err(status)? {
+            demand = demands.message() => match demand? {
                 Some(demand) => budget = Budget::new(demand.per_second, Instant::now()),
                 None => return Ok(()),
             },

@@ -4,20 +4,15 @@
 //! Istio's control plane does not know this service and announces by annotation; then there is nobody to tell or to ask.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_core::xds::channel::ControlPlane;
 use mesh_core::xds::proto::node::EnrolmentReport;
 use mesh_core::xds::proto::node::node_service_client::NodeServiceClient;
 use tokio::sync::watch;
-use tonic::{Code, Request, Status};
+use tonic::Request;
 
 use super::assign::{Assigned, Assignment};
-
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(15);
-/// A control plane without the service is asked again this often; it may have been replaced.
-const UNIMPLEMENTED_RETRY: Duration = Duration::from_secs(60);
+use super::attempts::{Attempts, Ended};
 
 /// The newest report; none until the agent has looked at its pods. An empty one would say that nothing is captured
 /// any more, while an agent that was restarted has not taken its pods over yet.
@@ -26,34 +21,17 @@ pub type Newest = Option<EnrolmentReport>;
 /// Sends the newest report on every connection and on every change, until the agent drains: then a successor reports.
 /// What the control plane tells of this node's pods goes to `assigned`, and stays there while it is away.
 pub async fn run(server: &ControlPlane, reports: watch::Receiver<Newest>, assigned: watch::Sender<Assigned>) {
-    let mut retry = FIRST_RETRY;
+    let mut attempts = Attempts::default();
     loop {
         let ended = stream(server, reports.clone(), &assigned).await;
         if reports.has_changed().is_err() {
             return;
         }
-        match ended {
-            Ok(()) => retry = FIRST_RETRY,
-            Err(Ended::Status(status)) if status.code() == Code::Unimplemented => {
-                tracing::debug!("the control plane takes no enrolment reports");
-                assigned.send_replace(Assigned::NotOffered);
-                retry = UNIMPLEMENTED_RETRY;
-            }
-            Err(ended) => {
-                tracing::debug!(error = %ended, "enrolment report ended");
-                retry = (retry * 2).min(LAST_RETRY);
-            }
+        if ended.as_ref().is_err_and(Ended::is_not_offered) {
+            assigned.send_replace(Assigned::NotOffered);
         }
-        server.again.sleep(retry.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        server.again.sleep(attempts.after("enrolment reports", &ended)).await;
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error(transparent)]
-    Channel(#[from] mesh_core::xds::channel::ChannelError),
-    #[error("{0}")]
-    Status(Box<Status>),
 }
 
 async fn stream(
@@ -68,17 +46,16 @@ async fn stream(
     server.authorize(request.metadata_mut())?;
     let first = reports.borrow_and_update().clone();
     let mut client = NodeServiceClient::new(channel);
-    let status = |s: Status| Ended::Status(Box::new(s));
     if let Some(first) = first {
         // The queue holds one and is empty.
         let _ = sender.try_send(first);
     }
-    let mut acks = client.report_enrolment(request).await.map_err(status)?.into_inner();
+    let mut acks = client.report_enrolment(request).await?.into_inner();
     server.again.now();
     loop {
         tokio::select! {
             ack = acks.message() => {
-                let Some(ack) = ack.map_err(status)? else { return Ok(()) };
+                let Some(ack) = ack? else { return Ok(()) };
                 if let Some(assignment) = Assignment::read(ack) {
                     assigned.send_replace(Assigned::Known(Arc::new(assignment)));
                 }
