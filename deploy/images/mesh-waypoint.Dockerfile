@@ -3,8 +3,8 @@
 #   cargo xtask cluster images --dist     # prints the directory of the images, with the stripped programs in it
 #   docker build -f deploy/images/mesh-waypoint.Dockerfile -t undermesh/mesh-waypoint:dev DIRECTORY
 #
-# The program is linked against the C library of the machine that builds it, which must not be newer than the image's.
+# The program is static and needs nothing of the image.
 # Without root, a shell or a package manager.
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM gcr.io/distroless/static-debian12:nonroot
 COPY mesh-waypoint /usr/local/bin/mesh-waypoint
 ENTRYPOINT ["/usr/local/bin/mesh-waypoint"]

@@ -35,17 +35,26 @@ pub(crate) fn profile(profile: &str) -> Result<Built> {
     needs_compilers()?;
     let object = bpf::build()?;
     run::step(&format!("workspace ({profile})"));
-    run::check(cargo(&object)?.args([
-        "build",
-        "--workspace",
-        "--bins",
-        "--exclude",
-        "xtask",
-        "--profile",
-        profile,
-    ]))?;
-    let dir = if profile == "dev" { "debug" } else { profile };
+    let mut cargo = cargo(&object)?;
+    cargo.args(["build", "--workspace", "--bins", "--exclude", "xtask", "--profile", profile]);
+    let dir = match profile {
+        "dev" => "debug".to_owned(),
+        "dist" => format!("{}/dist", make_static(&mut cargo)?),
+        other => other.to_owned(),
+    };
+    run::check(&mut cargo)?;
     Ok(Built { object, bin: paths::target()?.join(dir) })
+}
+
+/// What is shipped needs nothing of the machine that it comes to: nodes run the CNI plugin outside of its image, with
+/// whatever C library they have. Returns the target, which has to be named so that macros are not made static, too.
+fn make_static(cargo: &mut Command) -> Result<String> {
+    let about = run::output(Command::new("rustc").arg("-vV"))?;
+    let host = about.lines().find_map(|line| line.strip_prefix("host: "));
+    let Some(host) = host else { bail!("rustc -vV names no host:\n{about}") };
+    let flags = format!("target.{host}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
+    cargo.args(["--target", host, "--config", &flags]);
+    Ok(host.to_owned())
 }
 
 /// The agent alone, optimised, around the kernel programs of an earlier build.

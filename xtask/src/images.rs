@@ -1,8 +1,8 @@
 //! Container images without an engine or a registry: archives in the layout of the Open Container Initiative, which
 //! containerd, kind and Docker import.
 //!
-//! An image holds one program and the shared libraries that it asks for, nothing else. The same files give the same
-//! bytes, so that a node that has an image is not given it again.
+//! An image holds one program and the shared libraries that it asks for (what is shipped asks for none), nothing else. The
+//! same files give the same bytes, so that a node that has an image is not given it again.
 
 use crate::build::Built;
 use crate::{kubernetes, run};
@@ -80,7 +80,11 @@ pub(crate) fn build(built: &Built, shipped: bool) -> Result<PathBuf> {
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     run::step(&format!("images: {}", dir.display()));
     for (name, user) in COMPONENTS {
-        let size = component(built, name, user)?.write(&dir)?;
+        let image = component(built, name, user)?;
+        if shipped && image.libraries() > 0 {
+            bail!("{name} is to be static, and asks for shared libraries");
+        }
+        let size = image.write(&dir)?;
         if shipped && size > LIMIT {
             bail!("the image of {name} has {size} bytes, more than {LIMIT}");
         }
@@ -184,6 +188,11 @@ impl Image {
             self.files.insert(library.clone(), Content::File(library));
         }
         Ok(())
+    }
+
+    /// How many shared libraries it holds.
+    fn libraries(&self) -> usize {
+        self.files.keys().filter(|path| path.to_string_lossy().contains(".so")).count()
     }
 
     /// The one layer: an uncompressed archive, the same bytes for the same files.
