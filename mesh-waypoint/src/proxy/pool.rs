@@ -199,6 +199,7 @@ impl Drop for Lease {
         if let Some(Sender::Http2(connection)) = &self.sender {
             connection.active.set(connection.active.get() - 1);
             connection.idle_since.set(Instant::now());
+            self.pool.0.given_back.notify_waiters();
         }
     }
 }
