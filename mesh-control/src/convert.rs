@@ -10,15 +10,18 @@ mod datagrams;
 mod endpoints;
 mod enrol;
 mod entry;
+mod kept;
 mod l7;
 mod peer;
 mod policy;
 mod require;
+mod resource;
 mod service;
 mod waypoint;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mesh_core::xds::proto::l7::WorkloadLabels;
 use mesh_core::xds::proto::security::Authorization;
@@ -31,6 +34,7 @@ pub(crate) use enrol::{Decision, decide, namespace_joins};
 pub(crate) use enrol::{MARK, REDIRECTION};
 pub(crate) use l7::complete;
 pub use l7::{Confidential, L7};
+pub use resource::{Entry, Resource};
 pub(crate) use workload::pod_uid;
 
 use crate::model::mesh::Undermesh;
@@ -94,20 +98,14 @@ impl Mesh {
 /// Pods that their node has under capture: node name to workload uids.
 pub type Captured = BTreeMap<String, BTreeSet<String>>;
 
-/// One address resource.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AddressResource {
-    /// Workload or service.
-    pub address: Address,
-    /// Other names that an on-demand client may ask by: `<network>/<ip>`.
-    pub aliases: Vec<String>,
-}
+/// Workloads and services by resource name.
+pub type Addresses = BTreeMap<Arc<str>, Arc<Resource<Address>>>;
 
 /// Everything that nodes and waypoints are told, by resource name, and what there is to say about the objects.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Resources {
     /// Workloads and services.
-    pub addresses: BTreeMap<String, AddressResource>,
+    pub addresses: Arc<Addresses>,
     /// L4 policies.
     pub authorizations: BTreeMap<String, Authorization>,
     /// What only waypoints are told.
@@ -164,7 +162,33 @@ impl Context<'_> {
 /// Converts all objects. `mesh` has the settings of `objects` applied.
 #[must_use]
 pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources {
-    let mut resources = Resources { assignments: assign::convert(objects, mesh), ..Resources::default() };
+    Converter::default().convert(objects, mesh, captured)
+}
+
+/// Converts a mesh again and again. What comes of it depends on the present objects alone; how long it takes, on what has
+/// changed since the time before.
+#[derive(Debug, Default)]
+pub struct Converter {
+    kept: kept::Kept,
+}
+
+impl Converter {
+    /// As [`convert`].
+    #[must_use]
+    pub fn convert(&mut self, objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources {
+        let (resources, kept) = convert_again(objects, mesh, captured, std::mem::take(&mut self.kept));
+        self.kept = kept;
+        resources
+    }
+}
+
+fn convert_again(
+    objects: &Objects,
+    mesh: &Mesh,
+    captured: &Captured,
+    kept: kept::Kept,
+) -> (Resources, kept::Kept) {
+    let mut resources = Resources::default();
     let mut conditions = Vec::new();
     settings_conditions(objects, mesh, &mut conditions);
     let policies = policy::convert(objects, mesh, &mut resources.authorizations, &mut conditions);
@@ -189,13 +213,13 @@ pub fn convert(objects: &Objects, mesh: &Mesh, captured: &Captured) -> Resources
         conditions,
     };
     service::convert(&mut context, &mut resources);
-    workload::convert(&mut context, &mut resources);
+    let kept = workload::convert(&mut context, &mut resources, kept);
     entry::convert(&mut context, &mut resources);
     l7::convert(&mut context, &mut resources);
     resources.conditions = context.conditions;
     resources.conditions.sort();
     resources.conditions.dedup();
-    resources
+    (resources, kept)
 }
 
 fn settings_conditions(objects: &Objects, mesh: &Mesh, conditions: &mut Vec<Condition>) {
@@ -214,18 +238,42 @@ fn settings_conditions(objects: &Objects, mesh: &Mesh, conditions: &mut Vec<Cond
 impl Resources {
     /// A workload, and its labels for waypoints.
     fn add_workload(&mut self, workload: Workload, labels: &BTreeMap<String, String>, aliases: Vec<String>) {
-        let uid = workload.uid.clone();
-        if !labels.is_empty() {
-            let labels = WorkloadLabels { workload_uid: uid.clone(), labels: labels.clone() };
-            self.l7.labels.insert(uid.clone(), labels);
+        let uid: Arc<str> = workload.uid.as_str().into();
+        if let Some(labels) = labels_of(&uid, labels) {
+            self.l7.labels.insert(Arc::clone(&uid), labels);
         }
-        self.add(uid, address::Type::Workload(workload), aliases);
+        self.insert(uid, address(address::Type::Workload(workload), aliases));
     }
 
-    fn add(&mut self, name: String, address: address::Type, aliases: Vec<String>) {
-        let address = Address { r#type: Some(address) };
-        self.addresses.insert(name, AddressResource { address, aliases });
+    /// What was made of a pod.
+    fn add_pod(&mut self, node: &str, part: &kept::PodPart) {
+        if let Some(assigned) = &part.assigned {
+            self.assignments.add(node, Arc::clone(assigned));
+        }
+        let Some(workload) = &part.workload else { return };
+        if let Some(labels) = &workload.labels {
+            self.l7.labels.insert(Arc::clone(&workload.uid), Arc::clone(labels));
+        }
+        self.insert(Arc::clone(&workload.uid), Arc::clone(&workload.address));
     }
+
+    fn add(&mut self, name: String, message: address::Type, aliases: Vec<String>) {
+        self.insert(name.into(), address(message, aliases));
+    }
+
+    fn insert(&mut self, name: Arc<str>, address: Arc<Resource<Address>>) {
+        Arc::make_mut(&mut self.addresses).insert(name, address);
+    }
+}
+
+fn address(address: address::Type, aliases: Vec<String>) -> Arc<Resource<Address>> {
+    Arc::new(Resource::new(Address { r#type: Some(address) }, aliases))
+}
+
+/// A workload's labels for waypoints, if it has any.
+fn labels_of(uid: &str, labels: &BTreeMap<String, String>) -> Option<Arc<Resource<WorkloadLabels>>> {
+    let message = || WorkloadLabels { workload_uid: uid.to_owned(), labels: labels.clone() };
+    (!labels.is_empty()).then(|| Arc::new(Resource::new(message(), Vec::new())))
 }
 
 /// 4 or 16 bytes.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::ads::snapshot::Snapshot;
-use crate::convert::{Assignments, Attachments, Mesh, convert};
+use crate::convert::{Assignments, Attachments, Converter, Mesh};
 use crate::enrol::Enrolments;
 use crate::metrics::Metrics;
 use crate::model::{Condition, Objects};
@@ -145,6 +145,7 @@ impl Hub {
     /// Converts and, when a resource changed, publishes a new snapshot.
     fn rebuild(
         &self,
+        converter: &mut Converter,
         defaults: &Mesh,
         state: &Arc<State>,
         enrolments: &Enrolments,
@@ -153,7 +154,7 @@ impl Hub {
     ) {
         let started = Instant::now();
         let mesh = defaults.with_settings(&state.objects);
-        let resources = convert(&state.objects, &mesh, &enrolments.captured());
+        let resources = converter.convert(&state.objects, &mesh, &enrolments.captured());
         let previous = self.snapshot.load_full();
         let mut snapshot = Snapshot::build(&resources, &previous);
         snapshot.changed_at = Some(changed_at.into_std());
@@ -204,6 +205,7 @@ impl Hub {
         let defaults = self.published.load().mesh.clone();
         let mut reports = enrolments.changes();
         let mut pace = Pace::default();
+        let mut converter = Converter::default();
         loop {
             let trigger = tokio::select! {
                 changed = source.changed() => if changed.is_ok() { "config" } else { return },
@@ -228,7 +230,7 @@ impl Hub {
             reports.mark_unchanged();
             if state.synced {
                 let began = Instant::now();
-                self.rebuild(&defaults, &state, &enrolments, &metrics, started);
+                self.rebuild(&mut converter, &defaults, &state, &enrolments, &metrics, started);
                 pace.pushed(began, began.elapsed());
             }
         }

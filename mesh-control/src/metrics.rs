@@ -335,7 +335,7 @@ impl Metrics {
         set(&self.no_ip, pods().filter(|p| p.ips.is_empty()).count());
         set(&self.not_ready, pods().filter(|p| !p.ready).count());
         let services = resources.addresses.values().filter(|r| {
-            matches!(r.address.r#type, Some(mesh_core::xds::proto::workload::address::Type::Service(_)))
+            matches!(r.message.r#type, Some(mesh_core::xds::proto::workload::address::Type::Service(_)))
         });
         set(&self.services, services.count());
     }

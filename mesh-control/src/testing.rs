@@ -57,7 +57,7 @@ impl Resources {
             .addresses
             .get(uid)
             .unwrap_or_else(|| panic!("no {uid} in {:?}", self.addresses.keys()))
-            .address
+            .message
             .r#type
         {
             Some(address::Type::Workload(workload)) => workload,
@@ -70,7 +70,7 @@ impl Resources {
             .addresses
             .get(name)
             .unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses.keys()))
-            .address
+            .message
             .r#type
         {
             Some(address::Type::Service(service)) => service,

@@ -74,8 +74,8 @@ fn accepted(objects: &Objects) {
     let mesh = Mesh::default().with_settings(objects);
     let resources = convert(objects, &mesh, &Captured::new());
     let mut node = StateIndex::new(MeshOptions::default());
-    for (name, resource) in &resources.addresses {
-        if let Err(error) = node.apply_address(name, &resource.address) {
+    for (name, resource) in &*resources.addresses {
+        if let Err(error) = node.apply_address(name, &resource.message) {
             panic!("a node rejects {name}: {error}");
         }
     }

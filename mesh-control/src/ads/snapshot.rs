@@ -1,9 +1,8 @@
 //! What is pushed, at one moment: immutable, encoded once, shared by every client.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -13,10 +12,9 @@ use mesh_core::xds::proto::workload::address;
 use mesh_core::xds::{ADDRESS_TYPE, AUTHORIZATION_TYPE, l7};
 use prost::Message;
 use prost_types::Any;
-use twox_hash::XxHash64;
 
-use crate::convert::Resources;
-use crate::model::Key;
+pub use crate::convert::Entry;
+use crate::convert::{Addresses, Confidential, Resources};
 
 /// A kind of resource that is served. Nodes ask for the first two, waypoints for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,26 +111,6 @@ impl ResourceType {
     }
 }
 
-/// One encoded resource.
-#[derive(PartialEq, Eq)]
-pub struct Entry {
-    /// Hash of the content, so that it is equal on every replica and across restarts.
-    pub version: String,
-    /// The encoded message.
-    pub value: Vec<u8>,
-    /// Other names to ask by.
-    pub aliases: Vec<String>,
-    /// The service account whose proxies alone are told; none: it is for everybody.
-    pub only_for: Option<Key>,
-}
-
-/// The message may hold a key.
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("version", &self.version).finish_non_exhaustive()
-    }
-}
-
 /// Resources of one type by name.
 pub type Entries = BTreeMap<Arc<str>, Arc<Entry>>;
 
@@ -200,22 +178,26 @@ pub struct Snapshot {
     changes: [Changes; KINDS],
     /// By kind, all of them as a response has them.
     encoded: [OnceLock<Bytes>; KINDS],
-    /// Alias to name.
-    aliases: BTreeMap<String, Arc<str>>,
-    /// Service to its workloads, node to its workloads.
-    by_service: BTreeMap<String, Vec<Arc<str>>>,
-    by_node: BTreeMap<String, Vec<Arc<str>>>,
+    /// What the addresses are, to find some of them by something else.
+    addresses: Arc<Addresses>,
+    index: OnceLock<Index>,
 }
 
-impl Snapshot {
-    /// Encodes resources. Entries that did not change are shared with `previous`.
-    #[must_use]
-    pub fn build(resources: &Resources, previous: &Self) -> Self {
-        let mut out = Self { number: previous.number + 1, ..Self::default() };
-        let mut made = Made { entries: Default::default(), previous };
-        for (name, resource) in &resources.addresses {
-            let name = made.name(ResourceType::Address, name);
-            if let Some(address::Type::Workload(workload)) = &resource.address.r#type {
+/// How on-demand clients find addresses. Those that want all, as nodes do, need none.
+#[derive(Debug, Default)]
+struct Index {
+    /// Alias to name.
+    aliases: HashMap<String, Arc<str>>,
+    /// Service to its workloads, node to its workloads.
+    by_service: HashMap<String, Vec<Arc<str>>>,
+    by_node: HashMap<String, Vec<Arc<str>>>,
+}
+
+impl Index {
+    fn of(addresses: &Addresses) -> Self {
+        let mut out = Self::default();
+        for (name, resource) in addresses {
+            if let Some(address::Type::Workload(workload)) = &resource.message.r#type {
                 for service in workload.services.keys() {
                     out.by_service.entry(service.clone()).or_default().push(name.clone());
                 }
@@ -226,24 +208,40 @@ impl Snapshot {
             for alias in &resource.aliases {
                 out.aliases.entry(alias.clone()).or_insert_with(|| name.clone());
             }
-            let entry = Entry::new(resource.address.encode_to_vec(), &resource.aliases, None);
-            made.add(ResourceType::Address, name, entry);
         }
-        made.add_all(ResourceType::Authorization, &resources.authorizations);
+        out
+    }
+}
+
+impl Snapshot {
+    /// Encodes resources. Entries that did not change are shared with `previous`.
+    #[must_use]
+    pub fn build(resources: &Resources, previous: &Self) -> Self {
+        let mut out =
+            Self { number: previous.number + 1, addresses: resources.addresses.clone(), ..Self::default() };
         let l7 = &resources.l7;
-        made.add_all(ResourceType::Route, &l7.routes);
-        made.add_all(ResourceType::Destination, &l7.destinations);
-        made.add_all(ResourceType::RequestAuthorization, &l7.authorizations);
-        made.add_all(ResourceType::RequestAuthentication, &l7.authentications);
-        made.add_all(ResourceType::Labels, &l7.labels);
-        made.add_all(ResourceType::Settings, &l7.settings);
-        for (name, secret) in &l7.credentials {
-            let entry = Entry::new(secret.credential.encode_to_vec(), &[], Some(secret.account.clone()));
-            made.add(ResourceType::Credential, made.name(ResourceType::Credential, name), entry);
+        let credential = |secret: &Confidential| {
+            Arc::new(Entry::new(&secret.credential, &[], Some(secret.account.clone())))
+        };
+        for kind in ResourceType::ALL {
+            let from = previous.entries(kind).clone();
+            let entries = match kind {
+                ResourceType::Address => renew(&from, &resources.addresses, |address| address.entry()),
+                ResourceType::Authorization => renew(&from, &resources.authorizations, encoded),
+                ResourceType::Route => renew(&from, &l7.routes, encoded),
+                ResourceType::Destination => renew(&from, &l7.destinations, encoded),
+                ResourceType::RequestAuthorization => renew(&from, &l7.authorizations, encoded),
+                ResourceType::RequestAuthentication => renew(&from, &l7.authentications, encoded),
+                ResourceType::Labels => renew(&from, &l7.labels, |labels| labels.entry()),
+                ResourceType::Settings => renew(&from, &l7.settings, encoded),
+                ResourceType::Credential => renew(&from, &l7.credentials, credential),
+                ResourceType::Gateway => renew(&from, &l7.gateways, encoded),
+                ResourceType::Telemetry => renew(&from, &l7.telemetries, encoded),
+            };
+            let names = difference(&from, &entries);
+            out.entries[kind as usize] = if names.is_empty() { from.clone() } else { Arc::new(entries) };
+            out.changes[kind as usize] = Changes { from, names, encoded: OnceLock::new() };
         }
-        made.add_all(ResourceType::Gateway, &l7.gateways);
-        made.add_all(ResourceType::Telemetry, &l7.telemetries);
-        (out.entries, out.changes) = made.finish();
         out
     }
 
@@ -285,80 +283,53 @@ impl Snapshot {
     pub fn resolve(&self, key: &str) -> Vec<Arc<str>> {
         let name = match self.entries(ResourceType::Address).get_key_value(key) {
             Some((name, _)) => name,
-            None => match self.aliases.get(key) {
+            None => match self.index().aliases.get(key) {
                 Some(name) => name,
                 None => return Vec::new(),
             },
         };
         let mut names = vec![name.clone()];
-        names.extend(self.by_service.get(&**name).into_iter().flatten().cloned());
+        names.extend(self.index().by_service.get(&**name).into_iter().flatten().cloned());
         names
     }
 
     /// Workloads of a node.
     #[must_use]
     pub fn on_node(&self, node: &str) -> &[Arc<str>] {
-        self.by_node.get(node).map_or(&[], Vec::as_slice)
+        self.index().by_node.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| Index::of(&self.addresses))
     }
 }
 
-/// A snapshot's entries in the making.
-struct Made<'a> {
-    entries: [Entries; KINDS],
-    previous: &'a Snapshot,
+fn encoded(message: &impl Message) -> Arc<Entry> {
+    Arc::new(Entry::new(message, &[], None))
 }
 
-impl Made<'_> {
-    /// A name; the snapshot before lends its own.
-    fn name(&self, kind: ResourceType, name: &str) -> Arc<str> {
-        let known = self.previous.entries(kind).get_key_value(name);
-        known.map_or_else(|| name.into(), |(name, _)| name.clone())
-    }
-
-    fn add_all<M: Message>(&mut self, kind: ResourceType, given: &BTreeMap<String, M>) {
-        for (name, message) in given {
-            self.add(kind, self.name(kind, name), Entry::new(message.encode_to_vec(), &[], None));
-        }
-    }
-
-    fn add(&mut self, kind: ResourceType, name: Arc<str>, entry: Entry) {
-        let entry = entry.shared(self.previous.entries(kind).get(&name));
-        self.entries[kind as usize].insert(name, entry);
-    }
-
-    /// By kind: the entries, and what differs from those before.
-    fn finish(self) -> ([Arc<Entries>; KINDS], [Changes; KINDS]) {
-        let mut out: ([Arc<Entries>; KINDS], [Changes; KINDS]) = Default::default();
-        for (index, entries) in self.entries.into_iter().enumerate() {
-            let from = self.previous.entries[index].clone();
-            let names = difference(&from, &entries);
-            out.0[index] = if names.is_empty() { from.clone() } else { Arc::new(entries) };
-            out.1[index] = Changes { from, names, encoded: OnceLock::new() };
-        }
-        out
-    }
+/// The entries of a kind. What has not changed is the very same as before, and so are names.
+fn renew<N, T>(before: &Entries, now: &BTreeMap<N, T>, entry: impl Fn(&T) -> Arc<Entry>) -> Entries
+where
+    N: Borrow<str>,
+{
+    let mut before = before.iter().peekable();
+    now.iter()
+        .map(|(name, resource)| {
+            let name: &str = name.borrow();
+            // Both are in the order of names.
+            while before.next_if(|(known, _)| &***known < name).is_some() {}
+            let (known, entry) = (before.next_if(|(known, _)| &***known == name), entry(resource));
+            match known {
+                Some((name, same)) if *same == entry => (Arc::clone(name), Arc::clone(same)),
+                Some((name, _)) => (Arc::clone(name), entry),
+                None => (name.into(), entry),
+            }
+        })
+        .collect()
 }
 
 impl Entry {
-    fn new(value: Vec<u8>, aliases: &[String], only_for: Option<Key>) -> Self {
-        let version = format!("{:x}", XxHash64::oneshot(0, &value));
-        Self { version, value, aliases: aliases.to_vec(), only_for }
-    }
-
-    /// The previous one, if it is the same.
-    fn shared(self, previous: Option<&Arc<Self>>) -> Arc<Self> {
-        match previous {
-            Some(previous) if **previous == self => Arc::clone(previous),
-            _ => Arc::new(self),
-        }
-    }
-
-    /// Whether a client of a service account may be told; none: one that has not proved who it is.
-    #[must_use]
-    pub fn is_for(&self, account: Option<&Key>) -> bool {
-        self.only_for.is_none() || self.only_for.as_ref() == account
-    }
-
     /// The resource on the wire.
     #[must_use]
     pub fn resource(&self, name: &str, kind: ResourceType) -> Resource {

@@ -2,20 +2,21 @@
 //! enrolled, as soon as it is bound to the node and before it has an address.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mesh_core::xds::proto::node::{AssignedPod, EnrolmentAck};
 
 use super::Mesh;
 use super::enrol;
 use super::workload::{announced_trust_domain, pod_uid};
-use crate::model::Objects;
+use crate::model::{Objects, Pod};
 
 /// The pods of every node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Assignments {
     /// Whether the source knows pods by uid; otherwise nodes are told nothing.
     known: bool,
-    nodes: BTreeMap<String, Vec<AssignedPod>>,
+    nodes: BTreeMap<String, Vec<Arc<AssignedPod>>>,
     namespaces: Vec<String>,
 }
 
@@ -25,37 +26,48 @@ impl Assignments {
     pub fn of(&self, node: &str) -> Option<EnrolmentAck> {
         self.known.then(|| EnrolmentAck {
             assigns: true,
-            pods: self.nodes.get(node).cloned().unwrap_or_default(),
+            pods: self.nodes.get(node).into_iter().flatten().map(|pod| AssignedPod::clone(pod)).collect(),
             namespaces: self.namespaces.clone(),
         })
     }
 }
 
-/// All nodes' pods that have not ended.
-pub(super) fn convert(objects: &Objects, mesh: &Mesh) -> Assignments {
-    let mut assignments =
-        Assignments { known: objects.pods.values().all(|pod| !pod.uid.is_empty()), ..Assignments::default() };
-    for pod in objects.pods.values().filter(|pod| !pod.node.is_empty() && !pod.terminal) {
-        assignments.nodes.entry(pod.node.clone()).or_default().push(AssignedPod {
-            uid: pod.uid.clone(),
-            namespace: pod.meta.namespace.clone(),
-            name: pod.meta.name.clone(),
-            service_account: pod.service_account.clone(),
-            trust_domain: announced_trust_domain(&mesh.trust_domain),
-            workload_uid: pod_uid(&mesh.cluster_id, &pod.meta),
-            enrol: enrol::decide(objects, pod) == enrol::Decision::Enrol,
-            probe_ports: pod.probe_ports.iter().map(|port| u32::from(*port)).collect(),
-        });
+impl Assignments {
+    /// Without any pod yet.
+    pub(super) fn new(objects: &Objects) -> Self {
+        let joins = |namespace: &&String| enrol::namespace_joins(objects, namespace);
+        Self {
+            known: objects.pods.values().all(|pod| !pod.uid.is_empty()),
+            nodes: BTreeMap::new(),
+            namespaces: objects.namespaces.keys().filter(joins).cloned().collect(),
+        }
     }
-    let joins = |namespace: &&String| enrol::namespace_joins(objects, namespace);
-    assignments.namespaces = objects.namespaces.keys().filter(joins).cloned().collect();
-    assignments
+
+    pub(super) fn add(&mut self, node: &str, pod: Arc<AssignedPod>) {
+        match self.nodes.get_mut(node) {
+            Some(pods) => pods.push(pod),
+            None => drop(self.nodes.insert(node.to_owned(), vec![pod])),
+        }
+    }
+}
+
+/// What a pod's node is told of it, unless it has ended or has no node.
+pub(super) fn pod(objects: &Objects, mesh: &Mesh, pod: &Pod) -> Option<AssignedPod> {
+    (!pod.node.is_empty() && !pod.terminal).then(|| AssignedPod {
+        uid: pod.uid.clone(),
+        namespace: pod.meta.namespace.clone(),
+        name: pod.meta.name.clone(),
+        service_account: pod.service_account.clone(),
+        trust_domain: announced_trust_domain(&mesh.trust_domain),
+        workload_uid: pod_uid(&mesh.cluster_id, &pod.meta),
+        enrol: enrol::decide(objects, pod) == enrol::Decision::Enrol,
+        probe_ports: pod.probe_ports.iter().map(|port| u32::from(*port)).collect(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::testing::objects;
+    use crate::testing::resources;
 
     const MESH: &str = r"
 apiVersion: v1
@@ -98,7 +110,7 @@ status: {phase: Succeeded}
 
     #[test]
     fn a_node_is_told_of_its_own_pods_before_they_have_an_address() {
-        let assignments = convert(&objects(MESH), &Mesh::default());
+        let assignments = resources(MESH).assignments;
         let n1 = assignments.of("n1").unwrap();
         let pods: Vec<_> =
             n1.pods.iter().map(|p| (p.uid.as_str(), p.enrol, p.service_account.as_str())).collect();
@@ -113,7 +125,7 @@ status: {phase: Succeeded}
 
     #[test]
     fn without_uids_nodes_are_told_nothing() {
-        let assignments = convert(&objects(&MESH.replace(", uid: u1", "")), &Mesh::default());
+        let assignments = resources(&MESH.replace(", uid: u1", "")).assignments;
         assert_eq!(assignments.of("n1"), None);
     }
 }

@@ -3,7 +3,8 @@
 //! Services whose EndpointSlices are given follow them; for the others the slices are derived from selector and
 //! pods, as Kubernetes' endpoint controller does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use mesh_core::xds::proto::workload::{Port, PortList};
 
@@ -14,8 +15,8 @@ use crate::model::{
 
 /// Membership that EndpointSlices state, by pod, and the services that have slices.
 pub(super) struct Slices<'a> {
-    by_pod: BTreeMap<Key, Vec<(&'a Service, PortList)>>,
-    with_slices: BTreeSet<Key>,
+    by_pod: HashMap<&'a Key, Vec<(&'a Arc<EndpointSlice>, &'a Service)>>,
+    with_slices: HashSet<&'a Key>,
     /// Slices that name no service.
     pub(super) orphans: Vec<&'a EndpointSlice>,
     /// Endpoints that are no pod of ours.
@@ -25,32 +26,44 @@ pub(super) struct Slices<'a> {
 impl<'a> Slices<'a> {
     pub(super) fn new(objects: &'a Objects) -> Self {
         let mut out = Self {
-            by_pod: BTreeMap::new(),
-            with_slices: BTreeSet::new(),
+            by_pod: HashMap::new(),
+            with_slices: HashSet::new(),
             orphans: Vec::new(),
             foreign: Vec::new(),
         };
         for slice in objects.endpoint_slices.values() {
-            let Some(service) =
-                slice.service().and_then(|s| objects.services.get(&Key::new(&slice.meta.namespace, s)))
-            else {
+            let of = slice.service().map(|service| Key::new(&slice.meta.namespace, service));
+            let Some((key, service)) = of.and_then(|key| objects.services.get_key_value(&key)) else {
                 out.orphans.push(slice);
                 continue;
             };
-            out.with_slices.insert(service.meta.key());
+            out.with_slices.insert(key);
             for endpoint in &slice.endpoints {
-                let ports = slice_ports(service, slice);
                 let pod = endpoint.pod.as_ref().map(|name| Key::new(&slice.meta.namespace, name));
-                match pod.filter(|key| objects.pods.contains_key(key)) {
-                    Some(key) if endpoint.ready || service.publish_not_ready => {
-                        out.by_pod.entry(key).or_default().push((service, ports));
+                match pod.and_then(|key| objects.pods.get_key_value(&key)) {
+                    Some((key, _)) if endpoint.ready || service.publish_not_ready => {
+                        out.by_pod.entry(key).or_default().push((slice, service));
                     }
                     Some(_) => {}
-                    None => out.foreign.push((slice, service, endpoint, ports)),
+                    None => out.foreign.push((slice, service, endpoint, slice_ports(service, slice))),
                 }
             }
         }
         out
+    }
+
+    /// Whether a service has slices.
+    pub(super) fn are_of(&self, service: &Key) -> bool {
+        self.with_slices.contains(service)
+    }
+
+    fn naming(&self, pod: &Key) -> &[(&'a Arc<EndpointSlice>, &'a Service)] {
+        self.by_pod.get(pod).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those that have a pod as an endpoint which is sent traffic.
+    pub(super) fn of(&self, pod: &Key) -> impl Iterator<Item = &'a Arc<EndpointSlice>> {
+        self.naming(pod).iter().map(|(slice, _)| *slice)
     }
 
     /// `namespace/hostname` to the pod's ports, with `hostname` from the service's name.
@@ -62,14 +75,14 @@ impl<'a> Slices<'a> {
     ) -> BTreeMap<String, PortList> {
         let mut out = BTreeMap::new();
         let name = |service: &Service| format!("{}/{}", service.meta.namespace, hostname(service));
-        for (service, ports) in self.by_pod.get(&pod.meta.key()).into_iter().flatten() {
+        for (slice, service) in self.naming(&pod.meta.key()) {
             let list: &mut PortList = out.entry(name(service)).or_default();
-            list.ports.extend(ports.ports.iter().copied());
+            list.ports.extend(slice_ports(service, slice).ports);
         }
-        for service in services_in(objects, &pod.meta.namespace) {
+        for (key, service) in in_namespace(&objects.services, &pod.meta.namespace) {
             let derived = !service.selector.is_empty()
                 && !service.external_name
-                && !self.with_slices.contains(&service.meta.key())
+                && !self.are_of(key)
                 && selects(&service.selector, &pod.meta.labels);
             if derived {
                 let target = |port: &ServicePort| match &port.target {
@@ -83,14 +96,13 @@ impl<'a> Slices<'a> {
     }
 }
 
-/// Services of one namespace.
-pub(super) fn services_in<'a>(objects: &'a Objects, namespace: &str) -> impl Iterator<Item = &'a Service> {
+/// Objects of one namespace.
+pub(super) fn in_namespace<'a, T>(
+    objects: &'a BTreeMap<Key, T>,
+    namespace: &str,
+) -> impl Iterator<Item = (&'a Key, &'a T)> + use<'a, T> {
     let namespace = namespace.to_owned();
-    objects
-        .services
-        .range(Key::new(namespace.clone(), "")..)
-        .take_while(move |(key, _)| key.namespace == namespace)
-        .map(|(_, service)| &**service)
+    objects.range(Key::new(namespace.clone(), "")..).take_while(move |(key, _)| key.namespace == namespace)
 }
 
 /// The announced ports of a service with the numbers of one endpoint; ports that the endpoint lacks are left

@@ -31,13 +31,12 @@ pub(super) struct Enrolment {
 }
 
 /// Decides by labels whether a pod should be enrolled, and by its node's report whether it is.
-pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, uid: &str) -> Enrolment {
+pub(super) fn enrolment(context: &mut Context<'_>, pod: &Pod, captured: bool) -> Enrolment {
     let wanted = wanted(context, pod);
     let annotated = pod.meta.annotation(REDIRECTION) == Some("enabled")
         && pod.meta.annotation(MARK).is_none()
         && !pod.host_network;
     let native = pod.meta.label("networking.istio.io/tunnel") == Some("http");
-    let captured = context.captured.get(&pod.node).is_some_and(|uids| uids.contains(uid));
     let tunnel = if annotated || native || (wanted && captured) {
         TunnelProtocol::Hbone
     } else {

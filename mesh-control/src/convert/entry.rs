@@ -1,6 +1,6 @@
 //! ServiceEntry and WorkloadEntry: services and workloads that are no Kubernetes services and pods.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use mesh_core::xds::proto::workload::{
 };
 use twox_hash::XxHash64;
 
-use super::endpoints::{port_list, services_in};
+use super::endpoints::{in_namespace, port_list};
 use super::service::ingress_use_waypoint;
 use super::waypoint::{Traffic, bind};
 use super::workload::{announced_trust_domain, canonical_name, canonical_revision};
@@ -32,6 +32,8 @@ struct Host<'a> {
 /// The hosts of all ServiceEntries, conflicts resolved and addresses given out.
 pub(super) struct ServiceIndex<'a> {
     hosts: Vec<Host<'a>>,
+    /// By namespace, those whose entry selects workloads.
+    selecting: HashMap<&'a str, Vec<usize>>,
 }
 
 impl<'a> ServiceIndex<'a> {
@@ -76,7 +78,11 @@ impl<'a> ServiceIndex<'a> {
                 hosts.push(Host { entry, host, canonical, addresses });
             }
         }
-        Self { hosts }
+        let mut selecting: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (place, host) in hosts.iter().enumerate().filter(|(_, host)| host.entry.selector.is_some()) {
+            selecting.entry(&host.entry.meta.namespace).or_default().push(place);
+        }
+        Self { hosts, selecting }
     }
 
     /// Adds the entries whose selector takes a workload with these labels.
@@ -87,7 +93,9 @@ impl<'a> ServiceIndex<'a> {
         overrides: &BTreeMap<String, u16>,
         services: &mut BTreeMap<String, PortList>,
     ) {
-        for host in self.hosts.iter().filter(|h| h.entry.meta.namespace == namespace) {
+        // While they are converted themselves, they are not here.
+        let places = self.selecting.get(namespace).into_iter().flatten();
+        for host in places.filter_map(|place| self.hosts.get(*place)) {
             if host.entry.selector.as_ref().is_some_and(|s| selects(s, labels)) {
                 services
                     .insert(format!("{namespace}/{}", host.host), entry_ports(&host.entry.ports, overrides));
@@ -301,7 +309,8 @@ fn workload_entry(context: &mut Context<'_>, entry: &WorkloadEntry, resources: &
         context.mesh.cluster_id, meta.namespace, meta.name
     );
     let mut services = BTreeMap::new();
-    for service in services_in(context.objects, &meta.namespace).filter(|s| !s.external_name) {
+    let of_namespace = in_namespace(&context.objects.services, &meta.namespace).map(|(_, service)| service);
+    for service in of_namespace.filter(|s| !s.external_name) {
         if !service.selector.is_empty() && selects(&service.selector, &entry.spec.labels) {
             let list = port_list(service, |port| {
                 entry.spec.ports.get(&port.name).copied().or(match &port.target {

@@ -18,10 +18,11 @@ mod virtual_service;
 pub(crate) use services::complete;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mesh_core::xds::proto::l7 as wire;
 
-use super::{Context, Resources};
+use super::{Context, Resource, Resources};
 use crate::model::{Key, Kind, Meta, ObjectRef};
 pub(super) use gateway::is_one as is_gateway;
 use services::Services;
@@ -38,7 +39,7 @@ pub struct L7 {
     /// RequestAuthentications with targets.
     pub authentications: BTreeMap<String, wire::Authentication>,
     /// Labels, by workload uid.
-    pub labels: BTreeMap<String, wire::WorkloadLabels>,
+    pub labels: BTreeMap<Arc<str>, Arc<Resource<wire::WorkloadLabels>>>,
     /// The one named `mesh`.
     pub settings: BTreeMap<String, wire::Settings>,
     /// Gateways that are served as such.

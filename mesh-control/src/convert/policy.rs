@@ -5,7 +5,7 @@
 //! left matches everything, so its whole list is left out (Istio sends an empty match there, which never
 //! matches, and the rule denies nothing).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
 use mesh_core::xds::proto::security as wire;
@@ -23,19 +23,19 @@ const ACCEPTED: &str = "ZtunnelAccepted";
 /// Policies that workloads list by key.
 #[derive(Default)]
 pub(super) struct SelectorPolicies {
-    /// Namespace (none: all), selector, key.
-    entries: Vec<(Option<String>, BTreeMap<String, String>, String)>,
+    /// Those of the root namespace.
+    everywhere: Vec<Selected>,
+    by_namespace: HashMap<String, Vec<Selected>>,
 }
+
+/// A selector, and the key of the policy that has it.
+type Selected = (BTreeMap<String, String>, String);
 
 impl SelectorPolicies {
     pub(super) fn of(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<String> {
-        self.entries
-            .iter()
-            .filter(|(ns, selector, _)| {
-                ns.as_deref().is_none_or(|n| n == namespace) && selects(selector, labels)
-            })
-            .map(|(_, _, key)| key.clone())
-            .collect()
+        let own = self.by_namespace.get(namespace).into_iter().flatten();
+        let all = self.everywhere.iter().chain(own);
+        all.filter(|(selector, _)| selects(selector, labels)).map(|(_, key)| key.clone()).collect()
     }
 }
 
@@ -58,8 +58,12 @@ pub(super) fn convert(
         let key = policy.meta.key().to_string();
         let root = policy.meta.namespace == mesh.root_namespace;
         if !policy.selector.is_empty() {
-            let namespace = (!root).then(|| policy.meta.namespace.clone());
-            selectors.entries.push((namespace, policy.selector.clone(), key.clone()));
+            let selected = (policy.selector.clone(), key.clone());
+            if root {
+                selectors.everywhere.push(selected);
+            } else {
+                selectors.by_namespace.entry(policy.meta.namespace.clone()).or_default().push(selected);
+            }
         }
         out.insert(key, authorization);
     }

@@ -1,3 +1,4 @@
+mod again;
 mod destinations;
 mod gateway_routes;
 mod gateways;

@@ -1,6 +1,8 @@
 //! Pods, and endpoints of EndpointSlices that are no pods, as workloads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_core::identity::DEFAULT_TRUST_DOMAIN;
 use mesh_core::xds::proto::workload::{
@@ -9,8 +11,9 @@ use mesh_core::xds::proto::workload::{
 
 use super::endpoints::Slices;
 use super::enrol::enrolment;
+use super::kept::{Kept, PodPart, PodScope, WorkloadPart};
 use super::waypoint::{Binding, Traffic, bind};
-use super::{Context, Resources, ip_bytes, require};
+use super::{Assignments, Context, Resources, assign, ip_bytes, labels_of, require};
 use crate::model::{Condition, Kind, Meta, Node, ObjectRef, Pod};
 
 /// `<cluster>//Pod/<namespace>/<name>`.
@@ -18,8 +21,9 @@ pub(crate) fn pod_uid(cluster: &str, meta: &Meta) -> String {
     format!("{cluster}//Pod/{}/{}", meta.namespace, meta.name)
 }
 
-/// Adds a workload for every pod with an address, and for foreign endpoints.
-pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
+/// Adds a workload for every pod with an address, and for foreign endpoints. Of pods that are as they were, what was kept
+/// of them is taken.
+pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources, kept: Kept) -> Kept {
     let objects = context.objects;
     let slices = Slices::new(objects);
     for slice in &slices.orphans {
@@ -31,41 +35,81 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
             "no effect: label kubernetes.io/service-name names no Service of its namespace",
         ));
     }
-    let mut owner_of = BTreeMap::new();
-    for pod in objects.pods.values().filter(|p| !p.ips.is_empty() && !p.terminal) {
-        for ip in pod.ips.iter().filter(|_| !pod.host_network) {
-            if let Some(first) = owner_of.insert(*ip, &pod.meta) {
-                context.conditions.push(Condition::new(
-                    ObjectRef::of(Kind::Pod, &pod.meta),
-                    "Accepted",
-                    false,
-                    "DuplicateAddress",
-                    format!(
-                        "address {ip} is also that of Pod {}; a node can tell only one of them",
-                        first.key()
-                    ),
-                ));
-            }
+    let mut owner_of = HashMap::new();
+    let mut turn = kept.turn(context);
+    resources.assignments = Assignments::new(objects);
+    for (key, pod) in &objects.pods {
+        if has_address(pod) && !pod.host_network {
+            duplicates(context, &mut owner_of, pod);
         }
-        let (mut workload, binding) = pod_workload(context, pod, &slices);
-        let required = require::policy(context, &mut resources.authorizations, pod, &workload, &binding);
-        workload.authorization_policies.extend(required);
-        let aliases = if pod.host_network {
-            Vec::new()
-        } else {
-            pod.ips.iter().map(|ip| format!("{}/{ip}", workload.network)).collect()
+        let uid = pod_uid(&context.mesh.cluster_id, &pod.meta);
+        let scope = PodScope::of(context, &slices, (key, pod), &uid);
+        let part = match turn.unchanged(context, &slices, &scope) {
+            Some(part) => part,
+            None => Arc::new(part(context, resources, scope, &slices, uid)),
         };
-        resources.add_workload(workload, &pod.meta.labels, aliases);
+        resources.add_pod(&pod.node, &part);
+        context.conditions.extend_from_slice(&part.conditions);
+        turn.keep(part);
     }
     foreign_endpoints(context, &slices, resources);
+    turn.end()
+}
+
+fn has_address(pod: &Pod) -> bool {
+    !pod.ips.is_empty() && !pod.terminal
+}
+
+/// Says of a pod that another has its address.
+fn duplicates<'a>(context: &mut Context<'_>, owner_of: &mut HashMap<IpAddr, &'a Meta>, pod: &'a Pod) {
+    for ip in &pod.ips {
+        if let Some(first) = owner_of.insert(*ip, &pod.meta) {
+            let first = first.key();
+            let message =
+                format!("address {ip} is also that of Pod {first}; a node can tell only one of them");
+            let object = ObjectRef::of(Kind::Pod, &pod.meta);
+            context.conditions.push(Condition::new(object, "Accepted", false, "DuplicateAddress", message));
+        }
+    }
+}
+
+/// Makes a pod's part.
+fn part(
+    context: &mut Context<'_>,
+    resources: &mut Resources,
+    scope: PodScope,
+    slices: &Slices<'_>,
+    uid: String,
+) -> PodPart {
+    let pod = scope.pod();
+    let assigned = assign::pod(context.objects, context.mesh, pod).map(Arc::new);
+    if !has_address(pod) {
+        return PodPart { scope, once: false, assigned, workload: None, conditions: Vec::new() };
+    }
+    // What is said of this pod is kept with it.
+    let before = std::mem::take(&mut context.conditions);
+    let uid: Arc<str> = uid.into();
+    let (mut workload, binding) = pod_workload(context, &scope, slices, &uid);
+    let required = require::policy(context, &mut resources.authorizations, pod, &workload, &binding);
+    let conditions = std::mem::replace(&mut context.conditions, before);
+    let once = required.is_some();
+    workload.authorization_policies.extend(required);
+    let alias = |ip| format!("{}/{ip}", workload.network);
+    let aliases = if pod.host_network { Vec::new() } else { pod.ips.iter().map(alias).collect() };
+    let labels = labels_of(&uid, &pod.meta.labels);
+    let address = super::address(address::Type::Workload(workload), aliases);
+    PodPart { once, assigned, workload: Some(WorkloadPart { uid, address, labels }), conditions, scope }
 }
 
 /// A pod, and the waypoint that it is bound to itself.
-fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> (Workload, Binding) {
-    let objects = context.objects;
-    let mesh = context.mesh;
-    let uid = pod_uid(&mesh.cluster_id, &pod.meta);
-    let enrolment = enrolment(context, pod, &uid);
+fn pod_workload(
+    context: &mut Context<'_>,
+    scope: &PodScope,
+    slices: &Slices<'_>,
+    uid: &str,
+) -> (Workload, Binding) {
+    let (objects, mesh, pod) = (context.objects, context.mesh, scope.pod());
+    let enrolment = enrolment(context, pod, scope.captured());
     let object = ObjectRef::of(Kind::Pod, &pod.meta);
     let binding = bind(context, &object, &pod.meta, Traffic::Workload);
     let mut services = slices.services_of(objects, pod, |s| mesh.hostname(&s.meta.namespace, &s.meta.name));
@@ -75,7 +119,7 @@ fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> (W
     let network = pod.meta.label("topology.istio.io/network").unwrap_or(&context.network).to_owned();
     let network_mode = if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard };
     let workload = Workload {
-        uid,
+        uid: uid.to_owned(),
         name: pod.meta.name.clone(),
         namespace: pod.meta.namespace.clone(),
         addresses: pod.ips.iter().map(|ip| ip_bytes(*ip)).collect(),
@@ -94,10 +138,10 @@ fn pod_workload(context: &mut Context<'_>, pod: &Pod, slices: &Slices<'_>) -> (W
         native_tunnel: enrolment.native,
         application_tunnel: None,
         services,
-        authorization_policies: context.policies_of(&pod.meta.namespace, &pod.meta.labels),
+        authorization_policies: scope.policies().to_vec(),
         status: if healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy }.into(),
         cluster_id: mesh.cluster_id.clone(),
-        locality: locality(&pod.meta.labels, objects.nodes.get(&pod.node).map(|n| &**n)),
+        locality: locality(&pod.meta.labels, scope.node()),
         network_mode: network_mode.into(),
         extensions: enrolment.extensions,
         capacity: None,

@@ -91,14 +91,15 @@ impl Source for DirectorySource {
                 Err(join) => Err(io::Error::other(join)),
             };
             match files {
-                Ok(files) if !rested && loader.loses(&files) => {
-                    settle(&mut changed, REST).await;
-                    rested = true;
-                    continue;
-                }
                 Ok(files) => {
                     let before = out.borrow().clone();
-                    if let Some(state) = loader.load(files) {
+                    let loaded = if rested { Ok(loader.load(files)) } else { loader.load_unless_lost(files) };
+                    let Ok(loaded) = loaded else {
+                        settle(&mut changed, REST).await;
+                        rested = true;
+                        continue;
+                    };
+                    if let Some(state) = loaded {
                         report(&before, &state);
                         self.remember(&mut known, &loader);
                         out.send_replace(Arc::new(state));

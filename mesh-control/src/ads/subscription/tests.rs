@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
-use crate::convert::{AddressResource, Resources};
+use crate::convert::{Addresses, Resource, Resources};
 use crate::testing::resources;
 
 const A: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop, labels: {app: a}}\nspec: {nodeName: n1, containers: []}\nstatus: {podIP: 10.1.0.1}\n";
@@ -271,9 +271,10 @@ fn numbered(content: &BTreeMap<u8, u8>) -> Resources {
     let one = |(name, content): (&u8, &u8)| {
         let workload = Workload { uid: name.to_string(), name: content.to_string(), ..Workload::default() };
         let address = Address { r#type: Some(address::Type::Workload(workload)) };
-        (name.to_string(), AddressResource { address, aliases: vec![] })
+        (name.to_string().into(), Arc::new(Resource::new(address, vec![])))
     };
-    Resources { addresses: content.iter().map(one).collect(), ..Resources::default() }
+    let addresses: Addresses = content.iter().map(one).collect();
+    Resources { addresses: Arc::new(addresses), ..Resources::default() }
 }
 
 /// Name to version, as a client keeps it.

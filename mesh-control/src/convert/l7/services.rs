@@ -29,13 +29,13 @@ pub(super) struct Services {
 impl Services {
     pub(super) fn new(context: &Context<'_>, resources: &Resources) -> Self {
         let mut by_host: BTreeMap<String, Vec<Service>> = BTreeMap::new();
-        for (name, resource) in &resources.addresses {
-            let Some(address::Type::Service(service)) = &resource.address.r#type else { continue };
+        for (name, resource) in &*resources.addresses {
+            let Some(address::Type::Service(service)) = &resource.message.r#type else { continue };
             by_host.entry(service.hostname.clone()).or_default().push(Service {
                 namespace: service.namespace.clone(),
                 hostname: service.hostname.clone(),
                 ports: service.ports.iter().map(|p| p.service_port).collect(),
-                asked: context.asked.get(name).cloned(),
+                asked: context.asked.get(&**name).cloned(),
                 bound: service.waypoint.is_some(),
             });
         }

@@ -47,9 +47,9 @@ spec: {hosts: [api.example], ports: [{number: 443, name: tls, protocol: TLS}], r
         .labels
         .iter()
         .map(|(uid, l)| {
-            assert_eq!(*uid, l.workload_uid);
+            assert_eq!(**uid, l.message.workload_uid);
             assert!(resources.addresses.contains_key(uid), "{uid} is a workload");
-            (uid.as_str(), format!("{:?}", l.labels))
+            (&**uid, format!("{:?}", l.message.labels))
         })
         .collect();
     assert_eq!(
@@ -152,8 +152,8 @@ fn replace(tree: &mut Value, at: &mut usize, with: &Value) -> bool {
 /// What the waypoint shop/wp finds wrong with what it is told.
 fn complaints(resources: &Resources) -> Vec<String> {
     let mut mesh = StateIndex::new(MeshOptions::default());
-    for (name, resource) in &resources.addresses {
-        mesh.apply_address(name, &resource.address).unwrap();
+    for (name, resource) in &*resources.addresses {
+        mesh.apply_address(name, &resource.message).unwrap();
     }
     fn shared<T: Clone>(given: &BTreeMap<String, T>) -> BTreeMap<String, Arc<T>> {
         given.iter().map(|(name, value)| (name.clone(), Arc::new(value.clone()))).collect()

@@ -1,6 +1,7 @@
 //! Files to objects: pure, so that every rule of "the last good version stays in force" is tested without a
 //! file system.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub struct Loader {
 
 #[derive(Debug)]
 struct Parsed {
+    name: Arc<str>,
     hash: u64,
     documents: Vec<Read>,
 }
@@ -32,11 +34,15 @@ struct Parsed {
 #[derive(Debug, Clone)]
 struct Good {
     object: Object,
-    file: String,
+    file: Arc<str>,
     line: usize,
     hash: u64,
     text: Option<Arc<str>>,
 }
+
+/// An object is in no file any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost;
 
 /// An object in force, as it is kept over a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +69,8 @@ impl Loader {
     /// What must not be lost over a restart: policies, settings and what decides about enrolment.
     #[must_use]
     pub fn remembered(&self) -> Vec<Remembered> {
-        let one = |g: &Good| Some(Remembered { file: g.file.clone(), text: g.text.as_deref()?.to_owned() });
+        let one =
+            |g: &Good| Some(Remembered { file: g.file.to_string(), text: g.text.as_deref()?.to_owned() });
         self.in_force.values().filter_map(one).collect()
     }
 
@@ -85,29 +92,34 @@ impl Loader {
             for document in documents(&kept.text).into_iter().flatten() {
                 let read = read(&document, &self.root_namespace);
                 if let (Some(reference), Ok(object)) = (read.object, read.result) {
-                    let good = Good { object, file: kept.file.clone(), line: 0, hash: 0, text: read.text };
+                    let good =
+                        Good { object, file: kept.file.as_str().into(), line: 0, hash: 0, text: read.text };
                     self.in_force.insert(reference, good);
                 }
             }
         }
     }
 
-    /// Whether an object that is in force would no longer be, were these files taken.
-    pub fn loses(&mut self, files: &Files) -> bool {
-        let same = |(file, content): (&String, &Result<String, String>)| {
-            let hash = content.as_ref().ok().map(|text| XxHash64::oneshot(0, text.as_bytes()));
-            hash.is_some() && hash == self.files.get(file).map(|parsed| parsed.hash)
-        };
-        if files.len() == self.files.len() && files.iter().all(same) {
-            return false;
-        }
-        let (good, _) = self.compare(files.clone());
-        self.in_force.keys().any(|reference| !good.contains_key(reference))
-    }
-
     /// Takes the present content of all files. Nothing when nothing changed.
     pub fn load(&mut self, files: Files) -> Option<State> {
         let (good, problems) = self.compare(files);
+        self.take(good, problems)
+    }
+
+    /// The same, unless an object that is in force would no longer be.
+    ///
+    /// # Errors
+    /// It would; all stays as it is.
+    pub fn load_unless_lost(&mut self, files: Files) -> Result<Option<State>, Lost> {
+        let (good, problems) = self.compare(files);
+        if self.in_force.keys().all(|reference| good.contains_key(reference)) {
+            Ok(self.take(good, problems))
+        } else {
+            Err(Lost)
+        }
+    }
+
+    fn take(&mut self, good: BTreeMap<ObjectRef, Good>, problems: Vec<Problem>) -> Option<State> {
         let changed = !self.loaded || problems != self.problems || !same(&self.in_force, &good);
         self.loaded = true;
         self.problems = problems;
@@ -125,32 +137,29 @@ impl Loader {
         for (file, parsed) in &self.files {
             for document in &parsed.documents {
                 match (&document.object, &document.result) {
-                    (Some(reference), Ok(object)) => {
-                        if let Some(first) = good.get(reference) {
-                            problems.push(Problem {
-                                file: file.clone(),
-                                line: document.line,
-                                object: Some(reference.clone()),
-                                field: "metadata.name".into(),
-                                message: format!(
-                                    "is already defined in {}:{}; delete or rename one",
-                                    first.file, first.line
-                                ),
-                                consequence: "the first one is in force".into(),
-                            });
-                            continue;
-                        }
-                        good.insert(
-                            reference.clone(),
-                            Good {
+                    (Some(reference), Ok(object)) => match good.entry(reference.clone()) {
+                        Entry::Occupied(first) => problems.push(Problem {
+                            file: file.clone(),
+                            line: document.line,
+                            object: Some(reference.clone()),
+                            field: "metadata.name".into(),
+                            message: format!(
+                                "is already defined in {}:{}; delete or rename one",
+                                first.get().file,
+                                first.get().line
+                            ),
+                            consequence: "the first one is in force".into(),
+                        }),
+                        Entry::Vacant(place) => {
+                            place.insert(Good {
                                 object: object.clone(),
-                                file: file.clone(),
+                                file: Arc::clone(&parsed.name),
                                 line: document.line,
                                 hash: parsed.hash,
                                 text: document.text.clone(),
-                            },
-                        );
-                    }
+                            });
+                        }
+                    },
                     (reference, Err(errors)) => {
                         if reference.is_none() {
                             unreadable.insert(file.clone());
@@ -186,7 +195,9 @@ impl Loader {
                     let hash = XxHash64::oneshot(0, text.as_bytes());
                     let parsed = match old.remove(&file) {
                         Some(parsed) if parsed.hash == hash => parsed,
-                        _ => Parsed { hash, documents: self.read_documents(&text) },
+                        _ => {
+                            Parsed { name: file.as_str().into(), hash, documents: self.read_documents(&text) }
+                        }
                     };
                     self.files.insert(file, parsed);
                 }
@@ -246,7 +257,8 @@ impl Loader {
         let bad: BTreeSet<&ObjectRef> =
             bad.iter().flat_map(|(_, p)| p).filter_map(|p| p.object.as_ref()).collect();
         for (reference, last) in &self.in_force {
-            if !good.contains_key(reference) && (bad.contains(reference) || unreadable.contains(&last.file)) {
+            if !good.contains_key(reference) && (bad.contains(reference) || unreadable.contains(&*last.file))
+            {
                 good.insert(reference.clone(), last.clone());
             }
             if let (Object::Credential(before), Some(now)) = (&last.object, good.get_mut(reference))
@@ -271,7 +283,7 @@ impl Loader {
 fn with_consequence(problem: Problem, file: &str, good: &BTreeMap<ObjectRef, Good>) -> Problem {
     let consequence = match &problem.object {
         Some(reference) => consequence(reference, good.contains_key(reference)),
-        None if good.values().any(|g| g.file == file) => {
+        None if good.values().any(|g| *g.file == *file) => {
             "objects that were read from this file before stay in force"
         }
         None => ABSENT,

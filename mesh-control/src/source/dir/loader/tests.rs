@@ -226,14 +226,14 @@ fn an_object_may_move_to_another_file_and_lists_are_unfolded() {
 }
 
 #[test]
-fn it_is_told_beforehand_that_an_object_would_vanish_and_nothing_changes_by_asking() {
+fn files_without_an_object_that_is_in_force_can_be_left_alone() {
     let mut loader = Loader::new("istio-system");
     let (pod, both) = (files(&[("a.yaml", POD)]), format!("{POD}---\n{}", policy("DENY")));
     loader.load(files(&[("a.yaml", &both)])).unwrap();
-    assert!(loader.loses(&pod), "the first half of a move to another file");
-    assert!(!loader.loses(&files(&[("a.yaml", POD), ("b.yaml", &policy("ALLOW"))])), "the whole move");
-    assert!(!loader.loses(&files(&[("a.yaml", &both)])));
-    assert!(loader.load(files(&[("a.yaml", &both)])).is_none(), "asking changed something");
+    assert!(loader.load_unless_lost(pod.clone()).is_err(), "the first half of a move to another file");
+    assert!(loader.load(files(&[("a.yaml", &both)])).is_none(), "that changed something");
+    let moved = loader.load_unless_lost(files(&[("a.yaml", POD), ("b.yaml", &policy("ALLOW"))]));
+    assert!(moved.unwrap().is_some(), "the whole move");
     let state = loader.load(pod).unwrap();
     assert_eq!((state.objects.pods.len(), state.objects.authorization_policies.len()), (1, 0));
 }
