@@ -210,6 +210,13 @@ struct ClusterArgs {
     /// Name of this replica, by default POD_NAME or the host's name.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     replica: Option<String>,
+    /// Service account of all replicas of the control plane: NAMESPACE/NAME, by default istiod of the root namespace.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = account)]
+    replica_account: Option<Key>,
+    /// Token (audience istio-ca) that replicas show each other. Without it, a replica knows only what the agents tell that
+    /// are connected to it.
+    #[arg(long, value_name = "FILE", default_value = crate::replicas::TOKEN)]
+    replica_token: PathBuf,
     /// Image of the waypoints that Gateways get; without one, waypoints are deployed by hand.
     #[arg(long, env = "UM_WAYPOINT_IMAGE", value_name = "IMAGE")]
     waypoint_image: Option<String>,
@@ -391,6 +398,8 @@ fn source(text: &str, args: ClusterArgs, root_namespace: &str) -> Result<SourceO
         context,
         agents,
         replica,
+        replica_account: args.replica_account.unwrap_or_else(|| Key::new(root_namespace, "istiod")),
+        replica_token: args.replica_token,
         waypoint_image: args.waypoint_image.filter(|image| !image.is_empty()),
         listen_webhook: args.listen_webhook,
     }))

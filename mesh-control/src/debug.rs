@@ -108,7 +108,7 @@ impl Debug {
     pub fn get(&self, path: &str) -> Response<Full<Bytes>> {
         match path {
             "/" | "/debug" | "/debug/" => text(StatusCode::OK, &format!("{INDEX}{}", web::INDEX)),
-            "/ready" if self.hub.ready() => text(StatusCode::OK, "ready\n"),
+            "/ready" if self.hub.reachable() => text(StatusCode::OK, "ready\n"),
             "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "the source has not been read yet\n"),
             "/metrics" => match self.metrics.text() {
                 Ok(body) => {

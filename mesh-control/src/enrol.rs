@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use mesh_core::xds::proto::node::node_service_server::NodeService;
 use mesh_core::xds::proto::node::{
-    EnrolmentAck, EnrolmentReport, FlowDemand, FlowReport, NodeAnswer, NodeQuestion,
+    EnrolledPod, EnrolmentAck, EnrolmentReport, FlowDemand, FlowReport, NodeAnswer, NodeQuestion,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -32,6 +33,38 @@ pub struct Report {
     pub captured: BTreeSet<String>,
     /// Workload uids that are not, and why.
     pub problems: BTreeMap<String, String>,
+    /// When it came, microseconds since 1970; the later one of a node holds, whichever replica it came to.
+    #[serde(default)]
+    pub at_us: u64,
+}
+
+impl Report {
+    /// From the wire.
+    #[must_use]
+    pub fn of(pods: Vec<EnrolledPod>) -> Self {
+        let mut report = Self::default();
+        for pod in pods {
+            if pod.problem.is_empty() {
+                report.captured.insert(pod.workload_uid);
+            } else {
+                report.problems.insert(pod.workload_uid, pod.problem);
+            }
+        }
+        report
+    }
+
+    /// As it goes over the wire.
+    #[must_use]
+    pub fn pods(&self) -> Vec<EnrolledPod> {
+        let captured = self.captured.iter().map(|uid| (uid.clone(), String::new()));
+        let problems = self.problems.iter().map(|(uid, problem)| (uid.clone(), problem.clone()));
+        let pod = |(workload_uid, problem)| EnrolledPod { workload_uid, problem };
+        captured.chain(problems).map(pod).collect()
+    }
+
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        (&self.captured, &self.problems) == (&other.captured, &other.problems)
+    }
 }
 
 /// The last report of every node.
@@ -106,24 +139,38 @@ impl Enrolments {
 
     /// Replaces a node's report.
     pub fn report(&self, report: EnrolmentReport) {
-        let mut new = Report::default();
-        for pod in report.pods {
-            if pod.problem.is_empty() {
-                new.captured.insert(pod.workload_uid);
-            } else {
-                new.problems.insert(pod.workload_uid, pod.problem);
-            }
-        }
+        self.put(report.node, Report::of(report.pods));
+    }
+
+    /// Takes what a node has told another replica, unless a later report is known; says whether it was taken.
+    pub fn learn(&self, node: String, report: Report) -> bool {
+        let at_us = report.at_us;
+        at_us > 0 && self.put(node, report)
+    }
+
+    /// A report without a time comes from the node itself, now.
+    fn put(&self, node: String, mut report: Report) -> bool {
         let written = {
             let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-            if reports.get(&report.node) == Some(&new) {
-                return;
+            let known = reports.get(&node);
+            let last = known.map_or(0, |known| known.at_us);
+            if report.at_us == 0 {
+                // Clocks of replicas need not agree: what the node itself says is the latest.
+                report.at_us = micros(SystemTime::now()).max(last + 1);
+            } else if report.at_us <= last {
+                return false;
             }
-            for (uid, problem) in &new.problems {
-                warn!(node = report.node, uid, problem, "a pod could not be enrolled");
+            let same = known.is_some_and(|known| known.says_the_same_as(&report));
+            if !same {
+                for (uid, problem) in &report.problems {
+                    warn!(node, uid, problem, "a pod could not be enrolled");
+                }
+                info!(node, captured = report.captured.len(), "enrolment report");
             }
-            info!(node = report.node, captured = new.captured.len(), "enrolment report");
-            reports.insert(report.node, new);
+            reports.insert(node, report);
+            if same {
+                return true;
+            }
             // Written under the lock, so that an older state never overwrites a newer one.
             self.file.as_ref().map(|path| (path, files::write_json(path, &*reports)))
         };
@@ -131,7 +178,13 @@ impl Enrolments {
             warn!(path = %path.display(), %cause, "enrolment reports cannot be kept over a restart");
         }
         self.changes.send_modify(|n| *n += 1);
+        true
     }
+}
+
+fn micros(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The service.

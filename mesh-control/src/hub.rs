@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,6 +16,7 @@ use crate::convert::{Assignments, Attachments, Converter, Mesh};
 use crate::enrol::Enrolments;
 use crate::metrics::Metrics;
 use crate::model::{Condition, Objects};
+use crate::replicas::Replicas;
 use crate::source::State;
 
 /// What is in force, for everyone who asks.
@@ -48,6 +50,8 @@ pub struct Hub {
     changes: watch::Sender<u64>,
     assignments: watch::Sender<Arc<Assignments>>,
     conversions: watch::Sender<u64>,
+    /// Whether there is what it takes to serve, or all that is missing is what clients have to say.
+    reachable: AtomicBool,
 }
 
 /// Number on the change channel that says that no snapshot follows.
@@ -102,6 +106,7 @@ impl Hub {
             changes: watch::Sender::new(0),
             assignments: watch::Sender::new(Arc::default()),
             conversions: watch::Sender::new(0),
+            reachable: AtomicBool::new(false),
         }
     }
 
@@ -137,7 +142,12 @@ impl Hub {
         self.changes.send_replace(CLOSED);
     }
 
-    /// True once the source was read.
+    /// True once clients may come: the source was read. What they are told may have to wait for what others of them say.
+    pub fn reachable(&self) -> bool {
+        self.reachable.load(Ordering::Acquire)
+    }
+
+    /// True once there is something to tell clients.
     pub fn ready(&self) -> bool {
         self.snapshot.load().number > 0
     }
@@ -193,15 +203,25 @@ impl Hub {
         );
     }
 
+    /// Before the first snapshot: what other replicas know, and then what agents say.
+    async fn prepare(&self, source: &watch::Receiver<Arc<State>>, replicas: &Replicas) {
+        let objects = || Arc::clone(&source.borrow().objects);
+        replicas.ask_first(&objects()).await;
+        // Agents find only those that are ready.
+        self.reachable.store(true, Ordering::Release);
+        replicas.agents_first(&objects()).await;
+    }
+
     /// Rebuilds whenever source or enrolment changed, at once while that costs little, else debounced, until both are
     /// gone.
     pub async fn run(
         &self,
         mut source: watch::Receiver<Arc<State>>,
-        enrolments: Arc<Enrolments>,
+        replicas: Replicas,
         debounce: Debounce,
         metrics: Arc<Metrics>,
     ) {
+        let enrolments = replicas.enrolments();
         let defaults = self.published.load().mesh.clone();
         let mut reports = enrolments.changes();
         let mut pace = Pace::default();
@@ -226,11 +246,14 @@ impl Hub {
                 }
             }
             metrics.debounce.observe(started.elapsed().as_secs_f64());
+            if !self.reachable() && source.borrow().synced {
+                self.prepare(&source, &replicas).await;
+            }
             let state = source.borrow_and_update().clone();
             reports.mark_unchanged();
             if state.synced {
                 let began = Instant::now();
-                self.rebuild(&mut converter, &defaults, &state, &enrolments, &metrics, started);
+                self.rebuild(&mut converter, &defaults, &state, enrolments, &metrics, started);
                 pace.pushed(began, began.elapsed());
             }
         }

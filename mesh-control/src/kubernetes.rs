@@ -25,6 +25,7 @@ pub mod viewers;
 pub mod webhook;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kube::Client;
@@ -32,11 +33,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::ads::Clients;
-use crate::ca::store::CaStore;
+use crate::ca::store::{CaStore, ROOTS};
 use crate::convert::Mesh;
 use crate::enrol::Enrolments;
 use crate::hub::Hub;
 use crate::model::Key;
+use crate::replicas;
 use crate::source::kube::observed::Observed;
 use crate::source::kube::{KubernetesSource, connect};
 use crate::source::{SourceError, State};
@@ -60,6 +62,10 @@ pub struct Options {
     pub agents: Vec<Key>,
     /// Name of this process among its replicas.
     pub replica: String,
+    /// The service account of all replicas.
+    pub replica_account: Key,
+    /// The token that they show each other.
+    pub replica_token: PathBuf,
     /// Image of the waypoints that Gateways get.
     pub waypoint_image: Option<String>,
     /// Validation before objects are stored; none turns it off.
@@ -112,6 +118,17 @@ impl Cluster {
     #[must_use]
     pub fn reviewer(&self, hub: Arc<Hub>) -> Reviewer {
         Reviewer::new(self.client.clone(), hub, self.options.agents.clone())
+    }
+
+    /// How replicas find and trust each other.
+    #[must_use]
+    pub fn replicas(&self, state_dir: &Path) -> replicas::Settings {
+        replicas::Settings {
+            replica: self.options.replica.clone(),
+            namespace: self.root_namespace.clone(),
+            token: self.options.replica_token.clone(),
+            roots: state_dir.join(ROOTS),
+        }
     }
 
     /// Says who may see events.

@@ -10,6 +10,7 @@
 //! | [`ads`] | the delta ADS server |
 //! | [`enrol`] | what nodes report as captured |
 //! | [`relay`] | what all nodes tell of connections, and who may see it |
+//! | [`replicas`] | other replicas of the control plane: what agents tell one, all know |
 //! | [`auth`] | tokens: who a client is |
 //! | [`fields`] | which fields of the APIs have an effect, as tables |
 //! | [`ca`] | the certificate authority |
@@ -36,6 +37,7 @@ pub mod kubernetes;
 pub mod metrics;
 pub mod model;
 pub mod relay;
+pub mod replicas;
 pub mod server;
 pub mod source;
 #[cfg(test)]

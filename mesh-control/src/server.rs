@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use mesh_core::xds::proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use mesh_core::xds::proto::node::node_service_server::NodeServiceServer;
+use mesh_core::xds::proto::node::replica_service_server::ReplicaServiceServer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +40,7 @@ use crate::relay::gate::Gate;
 use crate::relay::questions::Agents;
 use crate::relay::web::{WAITING, Web};
 use crate::relay::{Limits, Relay, listen};
+use crate::replicas::{ReplicaServer, Replicas, Told};
 use crate::source::dir::DirectorySource;
 use crate::source::{Source, SourceError, State};
 
@@ -174,6 +176,11 @@ impl Parts {
         }
     }
 
+    /// What replicas tell each other.
+    fn told(&self) -> Told {
+        Told { enrolments: self.enrolments.clone(), relay: self.relay.clone(), agents: self.agents.clone() }
+    }
+
     /// What writers to the cluster need.
     fn shared(&self) -> Shared {
         Shared {
@@ -235,6 +242,8 @@ pub async fn run(
         None => Access::Token(Arc::new(TokenKey::open(&options.state_dir)?)),
         Some(cluster) => Access::Review(Arc::new(cluster.reviewer(parts.hub.clone()))),
     };
+    let told = parts.told();
+    let replicas = Replicas::new(cluster.as_ref().map(|c| c.replicas(&options.state_dir)), told.clone());
     let viewers = relay_clients(&options)?;
     let tls = Arc::new(Settings::new(&store, &options.names, viewers)?);
     let (listeners, addresses) = Listeners::open(&options).await?;
@@ -265,7 +274,12 @@ pub async fn run(
         let webhook = Webhook { mesh: options.mesh.clone(), tls: tls.main.clone() };
         tasks.spawn(webhook.serve(listener, stop.clone()));
     }
-    let secured = router(&parts, access, true);
+    let mut secured = router(&parts, access.clone(), true);
+    if let SourceOption::Kubernetes(cluster) = &options.source {
+        let server = ReplicaServer { told, access, account: cluster.replica_account.clone() };
+        secured = secured.add_service(ReplicaServiceServer::new(server));
+    }
+    tasks.spawn(replicas.clone().follow(states.clone()));
     let (out, incoming) = mpsc::channel::<io::Result<TlsStream<TcpStream>>>(16);
     tasks.spawn(accept_tls(listeners.tls, tls.main.clone(), out));
     tasks.spawn(serve(secured, incoming, stop.clone(), "tls"));
@@ -273,8 +287,8 @@ pub async fn run(
         cluster.spawn(&mut tasks, &parts.shared(), &states, &stop);
     }
     {
-        let (hub, enrolments, metrics) = (parts.hub.clone(), parts.enrolments.clone(), metrics.clone());
-        tasks.spawn(async move { hub.run(states, enrolments, options.debounce, metrics).await });
+        let (hub, metrics) = (parts.hub.clone(), metrics.clone());
+        tasks.spawn(async move { hub.run(states, replicas, options.debounce, metrics).await });
     }
     tasks.spawn(convergence::measure(parts.hub.clone(), parts.clients.clone(), metrics));
     let mut stopped = stop.clone();

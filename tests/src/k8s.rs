@@ -11,6 +11,7 @@ mod mesh;
 mod node;
 mod plain;
 mod pods;
+mod replicas;
 mod waypoint;
 
 pub use bed::{Bed, SYSTEM, Space, Watched};
@@ -69,6 +70,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         mesh::SCENARIOS,
         families::SCENARIOS,
         change::SCENARIOS,
+        replicas::SCENARIOS,
         waypoint::SCENARIOS,
         node::SCENARIOS,
     ]

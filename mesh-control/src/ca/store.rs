@@ -23,6 +23,8 @@ use super::authority::{Authority, AuthorityError, MAX_TTL, SignError, new_interm
 use crate::ads::seconds;
 use crate::files;
 
+/// The bundle of trusted roots, in the state directory.
+pub(crate) const ROOTS: &str = "root-cert.pem";
 /// An intermediate is replaced when less than this of its life is left.
 const RENEW_INTERMEDIATE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -188,7 +190,7 @@ impl CaStore {
 
     /// Writes the bundle for those who connect to us.
     fn publish_roots(&self) -> Result<(), CaError> {
-        let path = self.state_dir.join("root-cert.pem");
+        let path = self.state_dir.join(ROOTS);
         let authority = self.authority.load();
         if std::fs::read_to_string(&path).is_ok_and(|old| old == authority.roots()) {
             return Ok(());

@@ -34,6 +34,7 @@ pub async fn follow(
         if let Err(status) = take(&relay, &node, &report) {
             break Some(status);
         }
+        relay.tell(report);
     };
     drop(here);
     info!(node, "sends no events any more");

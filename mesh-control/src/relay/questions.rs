@@ -1,20 +1,22 @@
 //! Questions to nodes' agents on behalf of operators (`undermesh.node.v1.NodeService/AnswerQuestions`): an agent that can
 //! call out to the control plane needs no way in of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_core::xds::proto::node::{NodeAnswer, NodeQuestion};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
+use crate::replicas::Remote;
+
 /// Questions to one node that wait to be sent.
 const QUEUE: usize = 8;
 /// A dump of ten thousand workloads is some ten megabytes.
-const LARGEST: usize = 64 << 20;
+pub(crate) const LARGEST: usize = 64 << 20;
 /// Shorter than what a connection may take ([`mesh_core::admin::slots::CONNECTION_TIMEOUT`]).
 const PATIENCE: Duration = Duration::from_secs(50);
 
@@ -62,33 +64,91 @@ struct Agent {
 }
 
 /// The agents that are connected, by node. Of two of one node, as while one replaces the other, the later answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Agents {
     known: Mutex<Known>,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self { known: Mutex::default(), changes: watch::Sender::new(0) }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Known {
     agents: BTreeMap<String, Agent>,
     last: u64,
+    /// Other replicas by name, and the nodes whose agents answer them.
+    elsewhere: BTreeMap<String, Elsewhere>,
+}
+
+#[derive(Debug)]
+struct Elsewhere {
+    nodes: Vec<String>,
+    ask: Remote,
 }
 
 impl Agents {
-    /// Names of the nodes whose agents are connected, in order.
+    /// Names of the nodes whose agents are connected to any replica that is known, in order.
     #[must_use]
-    pub fn nodes(&self) -> Vec<String> {
+    pub fn nodes(&self) -> BTreeSet<String> {
+        let known = self.lock();
+        let elsewhere = known.elsewhere.values().flat_map(|replica| &replica.nodes);
+        known.agents.keys().chain(elsewhere).cloned().collect()
+    }
+
+    /// Those of agents that are connected here.
+    #[must_use]
+    pub fn here(&self) -> Vec<String> {
         self.lock().agents.keys().cloned().collect()
     }
 
-    /// Asks a node's agent for `target`, path and query of a GET.
+    /// Wakes when they have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Which agents another replica can ask.
+    pub fn elsewhere(&self, replica: &str, nodes: Vec<String>, ask: Remote) {
+        self.lock().elsewhere.insert(replica.to_owned(), Elsewhere { nodes, ask });
+    }
+
+    /// Another replica is away.
+    pub fn forget(&self, replica: &str) {
+        self.lock().elsewhere.remove(replica);
+    }
+
+    /// Asks a node's agent for `target`, path and query of a GET, through another replica where it is connected there.
     ///
     /// # Errors
     /// There is no such agent, or it does not answer.
     pub async fn ask(&self, node: &str, target: &str) -> Result<Answer, NoAnswer> {
+        let remote = {
+            let known = self.lock();
+            let knows = |replica: &&Elsewhere| replica.nodes.iter().any(|name| name == node);
+            let elsewhere = known.elsewhere.values().find(knows);
+            elsewhere.filter(|_| !known.agents.contains_key(node)).map(|replica| replica.ask.clone())
+        };
+        match remote {
+            None => self.ask_here(node, target).await,
+            Some(remote) => match timeout(PATIENCE, remote.ask(node, target)).await {
+                Ok(answer) => answer.ok_or_else(|| NoAnswer::Gone(node.to_owned())),
+                Err(_) => Err(NoAnswer::Late(node.to_owned())),
+            },
+        }
+    }
+
+    /// The same of an agent that is connected here.
+    ///
+    /// # Errors
+    /// There is no such agent, or it does not answer.
+    pub async fn ask_here(&self, node: &str, target: &str) -> Result<Answer, NoAnswer> {
         let ask = self.lock().agents.get(node).map(|agent| agent.ask.clone());
         let Some(ask) = ask else {
-            let connected = Some(self.nodes().join(", ")).filter(|all| !all.is_empty());
-            let connected = connected.unwrap_or_else(|| "none".to_owned());
+            let connected = Vec::from_iter(self.nodes()).join(", ");
+            let connected = if connected.is_empty() { "none".to_owned() } else { connected };
             return Err(NoAnswer::Unknown { node: node.to_owned(), connected });
         };
         let (answer, answered) = oneshot::channel();
@@ -103,11 +163,25 @@ impl Agents {
         }
     }
 
+    /// An agent that answers everything with what it was asked.
+    #[cfg(test)]
+    pub(crate) fn echo(&self, node: &str) {
+        let (ask, mut asked) = mpsc::channel::<Asked>(1);
+        self.came(node, ask);
+        tokio::spawn(async move {
+            while let Some(Asked { target, answer }) = asked.recv().await {
+                let body = target.into_bytes().repeat(100_000);
+                let _ = answer.send(Answer { status: 200, content_type: "text/plain".into(), body });
+            }
+        });
+    }
+
     fn came(&self, node: &str, ask: mpsc::Sender<Asked>) -> u64 {
         let mut known = self.lock();
         known.last += 1;
         let number = known.last;
         known.agents.insert(node.to_owned(), Agent { number, ask });
+        self.changes.send_modify(|n| *n += 1);
         number
     }
 
@@ -115,6 +189,7 @@ impl Agents {
         let mut known = self.lock();
         if known.agents.get(node).is_some_and(|agent| agent.number == number) {
             known.agents.remove(node);
+            self.changes.send_modify(|n| *n += 1);
         }
     }
 

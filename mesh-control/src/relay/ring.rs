@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_core::flows::{Flow, Mark};
+use mesh_core::xds::proto::node::FlowReport;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 use super::graph::{Graph, Shown};
@@ -101,9 +102,14 @@ pub struct Relay {
     ring: Mutex<Ring>,
     graph: Mutex<Graph>,
     grown: Notify,
+    /// What nodes tell here, for other replicas.
+    told: broadcast::Sender<FlowReport>,
     limits: Limits,
     metrics: Arc<Metrics>,
 }
+
+/// Reports that a replica may be behind; it misses the older ones.
+const BEHIND: usize = 256;
 
 /// Why a node's report is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,7 +141,19 @@ impl Relay {
     /// A relay that has nothing yet.
     #[must_use]
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { ring: Mutex::default(), graph: Mutex::default(), grown: Notify::new(), limits, metrics }
+        let told = broadcast::Sender::new(BEHIND);
+        Self { ring: Mutex::default(), graph: Mutex::default(), grown: Notify::new(), told, limits, metrics }
+    }
+
+    /// What nodes tell here from now on.
+    pub fn told(&self) -> broadcast::Receiver<FlowReport> {
+        self.told.subscribe()
+    }
+
+    /// Has other replicas know what a node has told here.
+    pub fn tell(&self, report: FlowReport) {
+        // Mostly there is none.
+        let _ = self.told.send(report);
     }
 
     /// How much is asked for and kept.

@@ -160,11 +160,14 @@ pub async fn run(
 ) -> Infallible {
     let mut state = DeltaState::with_further(node.to_node(), handler.further_types());
     let mut backoff = Backoff::default();
+    let mut got = Got::default();
     loop {
-        let mut answered = false;
-        let ended = stream(server, &mut state, &mut handler, status, metrics, &mut answered).await;
+        got.answered = false;
+        let ended = stream(server, &mut state, &mut handler, status, metrics, &mut got).await;
+        let answered = got.answered;
         if answered {
             backoff.reset();
+            got.opened = false;
         }
         if let Some(metrics) = metrics {
             metrics.xds_terminations.get_or_create(&ended.reason()).inc();
@@ -185,6 +188,15 @@ pub async fn run(
     }
 }
 
+/// How far streams have got.
+#[derive(Debug, Default)]
+struct Got {
+    /// The present one was answered.
+    answered: bool,
+    /// One was opened since the last that was answered.
+    opened: bool,
+}
+
 /// One stream, from connecting to its end.
 async fn stream(
     server: &ControlPlane,
@@ -192,12 +204,16 @@ async fn stream(
     handler: &mut impl Handler,
     status: &watch::Sender<Status>,
     metrics: Option<&NodeMetrics>,
-    answered: &mut bool,
+    got: &mut Got,
 ) -> End {
     let (requests, mut responses) = match open(server, state).await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
+    // Its answer may wait for what others of this process have to say.
+    if !std::mem::replace(&mut got.opened, true) {
+        server.again.now();
+    }
     let mut seen = BTreeSet::new();
     loop {
         let response = match responses.message().await {
@@ -209,7 +225,7 @@ async fn stream(
         let first = seen.insert(response.type_url.clone());
         let overtaken = overtaken(&status.borrow().rejected, &response, first);
         let received = state.receive(response, handler);
-        if !std::mem::replace(answered, true) {
+        if !std::mem::replace(&mut got.answered, true) {
             server.again.now();
         }
         if let (Some(metrics), Some(url)) = (metrics, received.type_url) {

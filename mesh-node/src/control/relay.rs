@@ -72,11 +72,17 @@ async fn stream(server: &ControlPlane, tracer: &Tracer, since: &mut u64) -> Resu
     let answer = NodeServiceClient::new(channel).report_flows(request).await?;
     let mut demands: Streaming<FlowDemand> = answer.into_inner();
     let mut budget = Budget::new(0, Instant::now());
+    let mut first = true;
     loop {
         let wanted = budget.per_second > 0;
         tokio::select! {
             demand = demands.message() => match demand? {
-                Some(demand) => budget = Budget::new(demand.per_second, Instant::now()),
+                Some(demand) => {
+                    budget = Budget::new(demand.per_second, Instant::now());
+                    if std::mem::take(&mut first) {
+                        server.again.now();
+                    }
+                }
                 None => return Ok(()),
             },
             () = tracer.flows().after(*since), if wanted => {

@@ -33,7 +33,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 /// Label of namespaces and pods in the mesh.
 const MODE: &str = "istio.io/dataplane-mode";
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A deployment of pods that answer on [`PORT`], spread over the nodes.
 fn deployment(replicas: usize) -> String {
@@ -215,7 +215,7 @@ fn load(name: &str, node: &str, to: &str, shape: &str, pause_ms: &str) -> String
 }
 
 /// Servers on the second node, loads on the first: requests on new connections, and round trips on old ones.
-fn under_load(bed: &Bed, space: &Space<'_>) -> Result<()> {
+pub(super) fn under_load(bed: &Bed, space: &Space<'_>) -> Result<()> {
     let (a, b) = (&bed.nodes[0], &bed.nodes[1]);
     let echo = pods::pod("echo", b, &["mesh-tests", "tool", "serve", "--echo", PORT]);
     space.apply(&[pods::web("web", b), echo].concat())?;
@@ -237,7 +237,7 @@ fn figures(space: &Space<'_>, pod: &str) -> Result<Figures> {
     })
 }
 
-fn unharmed(space: &Space<'_>, least: u64) -> Result<()> {
+pub(super) fn unharmed(space: &Space<'_>, least: u64) -> Result<()> {
     for pod in ["requests", "trips"] {
         let figures = figures(space, pod)?;
         ensure!(figures.errors == 0, "{pod}: {} failures, first: {}", figures.errors, figures.first_error);

@@ -339,3 +339,15 @@ async fn a_client_that_waits_long_tries_at_once_when_something_else_reached_the_
     let _stream = timeout(PATIENCE, server.stream()).await.expect("no stream was opened");
     assert!(start.elapsed() < Duration::from_secs(1), "it waited for {:?}", start.elapsed());
 }
+
+#[tokio::test]
+async fn whatever_else_asks_the_control_plane_tries_once_a_stream_is_open_though_its_answer_waits() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let control_plane = ControlPlane { address: format!("http://{address}"), ..Default::default() };
+    let again = control_plane.again.clone();
+    let other = tokio::spawn(async move { again.sleep(Duration::from_secs(600)).await });
+    let mut server = Server::start_at(address).await;
+    let _client = Client::start(control_plane);
+    let _stream = timeout(PATIENCE, server.stream()).await.expect("no stream was opened");
+    timeout(PATIENCE, other).await.expect("it waits on").unwrap();
+}
