@@ -242,8 +242,7 @@ pub async fn run(
         None => Access::Token(Arc::new(TokenKey::open(&options.state_dir)?)),
         Some(cluster) => Access::Review(Arc::new(cluster.reviewer(parts.hub.clone()))),
     };
-    let told = parts.told();
-    let replicas = Replicas::new(cluster.as_ref().map(|c| c.replicas(&options.state_dir)), told.clone());
+    let replicas = Replicas::new(cluster.as_ref().map(|c| c.replicas(&options.state_dir)), parts.told());
     let viewers = relay_clients(&options)?;
     let tls = Arc::new(Settings::new(&store, &options.names, viewers)?);
     let (listeners, addresses) = Listeners::open(&options).await?;
@@ -274,11 +273,7 @@ pub async fn run(
         let webhook = Webhook { mesh: options.mesh.clone(), tls: tls.main.clone() };
         tasks.spawn(webhook.serve(listener, stop.clone()));
     }
-    let mut secured = router(&parts, access.clone(), true);
-    if let SourceOption::Kubernetes(cluster) = &options.source {
-        let server = ReplicaServer { told, access, account: cluster.replica_account.clone() };
-        secured = secured.add_service(ReplicaServiceServer::new(server));
-    }
+    let secured = secured(&parts, access, &options);
     tasks.spawn(replicas.clone().follow(states.clone()));
     let (out, incoming) = mpsc::channel::<io::Result<TlsStream<TcpStream>>>(16);
     tasks.spawn(accept_tls(listeners.tls, tls.main.clone(), out));
@@ -405,6 +400,14 @@ fn router(parts: &Parts, access: Access, with_token_services: bool) -> Router {
         .add_service(AdsService::new(ads, MAX_MESSAGE))
         .add_optional_service(nodes)
         .add_optional_service(ca)
+}
+
+/// The services for who shows a token.
+fn secured(parts: &Parts, access: Access, options: &Options) -> Router {
+    let router = router(parts, access.clone(), true);
+    let SourceOption::Kubernetes(cluster) = &options.source else { return router };
+    let server = ReplicaServer { told: parts.told(), access, account: cluster.replica_account.clone() };
+    router.add_service(ReplicaServiceServer::new(server))
 }
 
 async fn serve<S>(
