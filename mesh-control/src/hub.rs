@@ -40,6 +40,12 @@ impl Published {
     pub fn objects(&self) -> &Objects {
         &self.source.objects
     }
+
+    /// Whether there is something to say about the objects. Before that, only what they are is known.
+    #[must_use]
+    pub const fn is_converted(&self) -> bool {
+        self.snapshot > 0
+    }
 }
 
 /// Readers never wait: both values are swapped whole.
@@ -204,12 +210,16 @@ impl Hub {
     }
 
     /// Before the first snapshot: what other replicas know, and then what agents say.
-    async fn prepare(&self, source: &watch::Receiver<Arc<State>>, replicas: &Replicas) {
-        let objects = || Arc::clone(&source.borrow().objects);
-        replicas.ask_first(&objects()).await;
+    async fn prepare(&self, defaults: &Mesh, source: &watch::Receiver<Arc<State>>, replicas: &Replicas) {
+        let state = || Arc::clone(&source.borrow());
+        replicas.ask_first(&state().objects).await;
+        // Who agents are, and which certificates they may have, is decided by the objects.
+        let source = state();
+        let mesh = defaults.with_settings(&source.objects);
+        self.published.store(Arc::new(Published { source, mesh, ..Published::default() }));
         // Agents find only those that are ready.
         self.reachable.store(true, Ordering::Release);
-        replicas.agents_first(&objects()).await;
+        replicas.agents_first(&state().objects).await;
     }
 
     /// Rebuilds whenever source or enrolment changed, at once while that costs little, else debounced, until both are
@@ -247,7 +257,7 @@ impl Hub {
             }
             metrics.debounce.observe(started.elapsed().as_secs_f64());
             if !self.reachable() && source.borrow().synced {
-                self.prepare(&source, &replicas).await;
+                self.prepare(&defaults, &source, &replicas).await;
             }
             let state = source.borrow_and_update().clone();
             reports.mark_unchanged();

@@ -99,7 +99,7 @@ impl Deployer {
             conversions.mark_unchanged();
             stored.mark_unchanged();
             let published = self.hub.published();
-            if listed && published.source.synced {
+            if listed && published.is_converted() {
                 if classes_at.is_none_or(|at| at.elapsed() >= PERIOD) {
                     self.classes().await;
                     classes_at = Some(Instant::now());

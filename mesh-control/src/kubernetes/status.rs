@@ -84,7 +84,7 @@ impl StatusWriter {
             stored.mark_unchanged();
             let published = self.hub.published();
             let mut again = AGAIN;
-            if published.source.synced {
+            if published.is_converted() {
                 let all = self.observed.all();
                 written.retain(|object, _| all.contains_key(object));
                 progress.begin(&all);

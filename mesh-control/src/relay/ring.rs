@@ -172,6 +172,30 @@ impl Relay {
     /// # Errors
     /// Which line is no event of that node.
     pub fn take(&self, node: &str, events: &[u8], held_back: u64, lost: u64) -> Result<(), ReportError> {
+        let (flows, lost) = self.put(node, events, held_back, lost)?;
+        for flow in &flows {
+            self.metrics.relay_event(flow.verdict.as_str());
+        }
+        self.metrics.relay_lost(held_back, lost);
+        Ok(())
+    }
+
+    /// The same of a report that another replica took, and counted.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_over(&self, node: &str, events: &[u8], held_back: u64, lost: u64) -> Result<(), ReportError> {
+        self.put(node, events, held_back, lost).map(drop)
+    }
+
+    /// The events, and how many more than before the kernel had no room for.
+    fn put(
+        &self,
+        node: &str,
+        events: &[u8],
+        held_back: u64,
+        lost: u64,
+    ) -> Result<(Vec<Flow>, u64), ReportError> {
         let now = Instant::now();
         let (mut lines, mut flows) = (Vec::new(), Vec::new());
         for (line, text) in (1..).zip(events.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())) {
@@ -186,13 +210,13 @@ impl Relay {
             lines.push(Kept { came: now, line: text.into() });
             flows.push(flow);
         }
-        self.count(&flows);
+        self.draw(&flows);
         let mut ring = self.ring();
         let sent = ring.nodes.entry(node.to_owned()).or_default();
         sent.events += lines.len() as u64;
         sent.held_back = sent.held_back.saturating_add(held_back);
         // Of an agent that has started anew, the figure starts anew, too.
-        self.metrics.relay_lost(held_back, lost.saturating_sub(sent.lost));
+        let newly_lost = lost.saturating_sub(sent.lost);
         sent.lost = lost;
         ring.newest += lines.len() as u64;
         ring.bytes += lines.iter().map(|kept| kept.line.len() + OVERHEAD).sum::<usize>();
@@ -200,14 +224,13 @@ impl Relay {
         ring.forget(self.limits, now);
         drop(ring);
         self.grown.notify_waiters();
-        Ok(())
+        Ok((flows, newly_lost))
     }
 
-    fn count(&self, flows: &[Flow]) {
+    fn draw(&self, flows: &[Flow]) {
         let now = seconds(SystemTime::now());
         let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
         for flow in flows {
-            self.metrics.relay_event(flow.verdict.as_str());
             graph.add(flow, now);
         }
     }

@@ -7,7 +7,7 @@ use mesh_core::xds::channel::{ChannelError, ControlPlane};
 use mesh_core::xds::proto::node::replica_service_client::ReplicaServiceClient;
 use mesh_core::xds::proto::node::{ReplicaHello, ReplicaNews, ReplicaQuestion};
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{Settings, Told};
@@ -112,6 +112,8 @@ impl Client {
             match self.follow(&mut failures).await {
                 Ok(()) | Err(FollowError::Ended) => {}
                 // A replica that starts, or ends, is not there; that is no news.
+                // One of an earlier version does not tell.
+                Err(FollowError::Status(status)) if status.code() == Code::Unimplemented => {}
                 Err(error) if failures < 3 => debug!(replica = self.name, %error, "another replica"),
                 Err(error) => warn!(replica = self.name, %error, "another replica cannot be followed"),
             }
@@ -141,7 +143,7 @@ impl Client {
             }
             if let Some(flows) = one.flows.take()
                 && let Err(error) =
-                    self.told.relay.take(&flows.node, &flows.events, flows.held_back, flows.lost)
+                    self.told.relay.take_over(&flows.node, &flows.events, flows.held_back, flows.lost)
             {
                 debug!(replica = self.name, %error, "events of another replica");
             }
