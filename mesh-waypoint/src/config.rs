@@ -16,6 +16,12 @@ use crate::upstream::Destinations;
 /// Labels of a workload.
 pub type Labels = BTreeMap<String, String>;
 
+/// Whether what an object of namespace `own` says is for proxies of a namespace (`exportTo`).
+pub(crate) fn is_exported(exported_to: &[String], own: &str, namespace: &str) -> bool {
+    exported_to.is_empty()
+        || exported_to.iter().any(|to| to == "*" || to == namespace || (to == "." && own == namespace))
+}
+
 /// Which waypoint this is.
 #[derive(Debug, Clone, Default)]
 pub struct Own {

@@ -25,6 +25,7 @@ use mesh_core::xds::proto::l7 as wire;
 use super::{Context, Resource, Resources};
 use crate::model::{Key, Kind, Meta, ObjectRef};
 pub(super) use gateway::is_one as is_gateway;
+use report::Report;
 use services::Services;
 
 /// Resources for waypoints, by resource name.
@@ -88,6 +89,22 @@ fn origin(kind: Kind, meta: &Meta) -> wire::Origin {
         name: meta.name.clone(),
         created: meta.created.unwrap_or_default(),
     }
+}
+
+/// `exportTo` with names of namespaces; everywhere where it says nothing.
+fn exported_to(given: &[String], namespace: &str, report: &mut Report) -> Vec<String> {
+    if given.is_empty() {
+        return vec!["*".to_owned()];
+    }
+    let name = |to: &String| match to.as_str() {
+        "." => namespace.to_owned(),
+        "~" => {
+            report.unsupported("spec.exportTo[~] (to nobody: counts in its own namespace only)");
+            namespace.to_owned()
+        }
+        to => to.to_owned(),
+    };
+    given.iter().map(name).collect()
 }
 
 /// Gives every rule a name of its own.

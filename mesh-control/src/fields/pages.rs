@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn a_table_says_what_the_conditions_say() {
         assert!(row("VirtualService.md", "http[].timeout").contains("| yes | yes |"));
-        assert!(row("VirtualService.md", "exportTo").contains("| no | no |"));
+        assert!(row("VirtualService.md", "http[].match[].statPrefix").contains("| no | no |"));
         assert!(row("AuthorizationPolicy.md", "rules[].to[].operation.paths").contains("| no | yes | yes |"));
         assert!(
             row("AuthorizationPolicy.md", "rules[].from[].source.principals").contains("| yes | yes | yes |")

@@ -8,7 +8,7 @@ pub(super) const SHOWN: &[(Kind, &str, &str)] = &[
     (Kind::VirtualService, "spec", "every_part_of_a_match_is_carried_over"),
     (Kind::VirtualService, "spec.hosts", "a VirtualService splits requests 80 to 20 between two versions"),
     (Kind::VirtualService, "spec.gateways", "a_gateways_listener_takes_the_routes_of_the_most_specific_host"),
-    (Kind::VirtualService, "spec.exportTo", "what_has_no_effect_is_named"),
+    (Kind::VirtualService, "spec.exportTo", "a_virtual_service_counts_where_it_is_exported_to"),
     (
         Kind::VirtualService,
         "spec.http[].route",

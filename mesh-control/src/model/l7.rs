@@ -21,6 +21,8 @@ pub struct VirtualService {
     pub hosts: Vec<String>,
     /// `gateways`; empty means the mesh.
     pub gateways: Vec<String>,
+    /// `exportTo`; empty means everywhere.
+    pub export_to: Vec<String>,
     /// `http`.
     pub http: Vec<VirtualHttp>,
     /// `tls`, whose matches have SNI hosts.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::compiled::{CompiledRoute, Entry, Family};
 use super::index::Index;
 use super::tcp::{TcpEntry, TcpRule};
-use crate::config::Own;
+use crate::config::{Own, is_exported};
 use crate::request::Source;
 
 /// An object that names a service, and the port that it names; 0 is every port.
@@ -31,11 +31,13 @@ pub(super) struct PortRules {
     tcp: Vec<Arc<TcpEntry>>,
 }
 
-/// Whether an object may say anything about a service: a VirtualService of the service's namespace or the waypoint's;
-/// of the Gateway API those of the service's namespace (producer routes, GAMMA).
+/// Whether an object may say anything about a service: a VirtualService of the service's namespace or the waypoint's that is
+/// exported to the waypoint's; of the Gateway API those of the service's namespace (producer routes, GAMMA).
 pub(super) fn counts(route: &CompiledRoute, service_namespace: &str, own: &Own) -> bool {
     let namespace = route.namespace();
-    namespace == service_namespace || (route.family == Family::VirtualService && namespace == own.namespace)
+    let near = namespace == service_namespace
+        || (route.family == Family::VirtualService && namespace == own.namespace);
+    near && is_exported(&route.source.exported_to, namespace, &own.namespace)
 }
 
 impl ServiceRules {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use mesh_core::xds::proto::l7;
 
 use super::policy::{Parts, Policy};
-use crate::config::{Own, Resources};
+use crate::config::{Own, Resources, is_exported};
 
 const RULE: &str = "DestinationRule";
 
@@ -181,8 +181,7 @@ impl Hosts {
 
 fn exported(rule: &l7::Destination, namespace: &str) -> bool {
     let own = rule.origin.as_ref().map_or("", |origin| &origin.namespace);
-    rule.exported_to.is_empty()
-        || rule.exported_to.iter().any(|to| to == "*" || to == namespace || (to == "." && own == namespace))
+    is_exported(&rule.exported_to, own, namespace)
 }
 
 fn is_private(rule: &l7::Destination) -> bool {

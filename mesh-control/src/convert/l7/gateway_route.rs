@@ -109,7 +109,10 @@ impl Scope<'_> {
         }
         let origin = Some(origin(self.object.kind, &self.route.meta));
         let hostnames = if gateways.is_empty() { Vec::new() } else { self.route.hostnames.clone() };
-        (states, Some(wire::Route { origin, parents, http, tcp, gateways, hostnames }))
+        (
+            states,
+            Some(wire::Route { origin, parents, http, tcp, gateways, hostnames, exported_to: Vec::new() }),
+        )
     }
 
     fn rules(&self, report: &mut Report) -> Vec<wire::HttpRule> {

@@ -10,7 +10,7 @@ use super::delegate::merge;
 use super::destination::Subsets;
 use super::report::{Report, waypoints};
 use super::services::{Service, Services, complete};
-use super::{L7, name_rules, origin, resource_name};
+use super::{L7, exported_to, name_rules, origin, resource_name};
 use crate::model::l7::{MESH_GATEWAY, VirtualHttp, VirtualMatch, VirtualTcp};
 use crate::model::{Key, Kind, ObjectRef, VirtualService};
 
@@ -125,7 +125,7 @@ impl Scope<'_> {
             match &rule.delegate {
                 None => http.extend(own),
                 Some(delegate) => http.extend(own.into_iter().flat_map(|own| {
-                    self.delegated(&own, &delegate_key(delegate, &service.meta.namespace), &field, report)
+                    self.delegated(&own, &delegate_key(delegate, &service.meta.namespace), &place, report)
                 })),
             }
         }
@@ -142,6 +142,7 @@ impl Scope<'_> {
             parents: parents.collect(),
             http,
             tcp,
+            exported_to: exported_to(&service.export_to, &service.meta.namespace, report),
             ..wire::Route::default()
         }
     }
@@ -185,7 +186,7 @@ impl Scope<'_> {
         &self,
         own: &wire::HttpRule,
         key: &Key,
-        field: &str,
+        Place { namespace, field }: &Place<'_>,
         report: &mut Report,
     ) -> Vec<wire::HttpRule> {
         let Some(other) = self.context.objects.virtual_services.get(key).filter(|v| v.hosts.is_empty())
@@ -194,6 +195,13 @@ impl Scope<'_> {
             report.unresolved("DelegateNotFound", format!("{field}.delegate: {key} {why}"));
             return Vec::new();
         };
+        let is_for =
+            |to: &String| to == "*" || to == *namespace || (to == "." && key.namespace == *namespace);
+        if !other.export_to.is_empty() && !other.export_to.iter().any(is_for) {
+            let why = format!("is not exported to {namespace}; the rule is left out");
+            report.unresolved("DelegateNotFound", format!("{field}.delegate: {key} {why}"));
+            return Vec::new();
+        }
         let mut out = Vec::new();
         for (i, rule) in other.http.iter().enumerate() {
             let place = format!("{key} spec.http[{i}]");

@@ -311,9 +311,39 @@ fn connections_have_rules_too_and_server_names_count_where_they_are_the_services
 }
 
 #[test]
+fn a_virtual_service_is_told_with_the_namespaces_that_it_is_for() {
+    let rule = "  http: [{route: [{destination: {host: web}}]}]\n";
+    assert_eq!(route(&with(rule)).exported_to, ["*"]);
+    let some = with(&format!("  exportTo: [., other]\n{rule}"));
+    assert_eq!(route(&some).exported_to, ["shop", "other"]);
+    let nobody = with(&format!("  exportTo: ['~']\n{rule}"));
+    assert_eq!(route(&nobody).exported_to, ["shop"]);
+    assert!(nobody.condition("VirtualService shop/web", "Accepted").message.contains("spec.exportTo[~]"));
+}
+
+#[test]
+fn a_delegate_that_is_not_exported_to_who_delegates_is_left_out_and_that_is_said() {
+    let text = |export: &str| {
+        let inner = format!(
+            "  exportTo: [{export}]\n  http: [{{name: it, route: [{{destination: {{host: web.shop.svc.cluster.local}}}}]}}]\n"
+        );
+        format!(
+            "{WAYPOINT}{}{}{}",
+            service("web"),
+            named("web", "  hosts: [web]\n  http: [{delegate: {name: inner, namespace: team}}]\n"),
+            named("inner", &inner).replace("namespace: shop", "namespace: team")
+        )
+    };
+    assert_eq!(route(&crate::testing::resources(&text("other, shop"))).http.len(), 1);
+    let hidden = crate::testing::resources(&text("."));
+    assert!(route(&hidden).http.is_empty());
+    let said = &hidden.condition("VirtualService shop/web", "ResolvedRefs").message;
+    assert!(said.contains("team/inner is not exported to shop"), "{said}");
+}
+
+#[test]
 fn what_has_no_effect_is_named() {
-    let resources = with("  exportTo: [.]
-  gateways: [mesh, ingress]
+    let resources = with("  gateways: [mesh, ingress]
   http:
   - match: [{uri: {prefix: /}, statPrefix: x, headers: {uri: {exact: /a}}}, {uri: {prefix: /a}, gateways: [ingress]}]
     fault: {abort: {httpStatus: 500}}
@@ -329,7 +359,6 @@ fn what_has_no_effect_is_named() {
     let condition = resources.condition("VirtualService shop/web", "Accepted");
     assert_eq!((condition.status, condition.reason.as_str()), (true, "UnsupportedValue"));
     for part in [
-        "spec.exportTo",
         "spec.gateways (ingress",
         "spec.http[0].match[0].statPrefix",
         "spec.http[0].match[0].headers.uri",

@@ -169,9 +169,6 @@ pub(super) fn virtual_service(doc: &Document<'_>) -> Result<Object, Vec<FieldErr
         check.error("spec.hosts", "missing; only http rules can be delegated to");
     }
     let mut unsupported = Vec::new();
-    if !spec.export_to.is_empty() && spec.export_to != ["*"] {
-        unsupported.push("spec.exportTo".to_owned());
-    }
     let mut http = Vec::new();
     for (i, text) in spec.http.into_iter().enumerate() {
         http.push(http_rule(text, &format!("spec.http[{i}]"), &mut check, &mut unsupported));
@@ -189,11 +186,12 @@ pub(super) fn virtual_service(doc: &Document<'_>) -> Result<Object, Vec<FieldErr
     };
     let tls = tcp_rules(spec.tls, true);
     let tcp = tcp_rules(spec.tcp, false);
-    let (hosts, gateways) = (spec.hosts, spec.gateways);
+    let (hosts, gateways, export_to) = (spec.hosts, spec.gateways, spec.export_to);
     check.finish(Object::VirtualService(Arc::new(VirtualService {
         meta,
         hosts,
         gateways,
+        export_to,
         http,
         tls,
         tcp,

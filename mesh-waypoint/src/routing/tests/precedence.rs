@@ -364,3 +364,21 @@ fn a_gateways_listener_takes_the_routes_of_the_most_specific_host() {
     let waypoint = build([outside("any", &["http"], &[])]);
     assert!(matches!(waypoint.http(&request.head()), Routed::NotFound));
 }
+
+#[test]
+fn a_virtual_service_counts_where_it_is_exported_to() {
+    let exported = |to: &[&str], namespace| {
+        let route = at(route("VirtualService", "v", [rule("it", [])]), namespace, 1);
+        routed(
+            &build([l7::Route { exported_to: to.iter().map(ToString::to_string).collect(), ..route }]),
+            &get("/"),
+        )
+    };
+    // The waypoint is in mesh, the service in shop.
+    assert_eq!(exported(&[], "shop"), "it");
+    assert_eq!(exported(&["*"], "shop"), "it");
+    assert_eq!(exported(&["other", "mesh"], "shop"), "it");
+    assert_eq!(exported(&["shop"], "shop"), "default", "to its own namespace, where the waypoint is not");
+    assert_eq!(exported(&["."], "mesh"), "it");
+    assert_eq!(exported(&["shop"], "mesh"), "default");
+}
