@@ -3,8 +3,8 @@
 //! A bucket is one number: the time at which it would be full again (generic cell rate algorithm), so that taking a token
 //! is one compare-and-swap.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_core::state::Str;
@@ -66,7 +66,7 @@ pub struct RateLimiter {
     /// How far a bucket may be from full, in nanoseconds, for there to be a token in it.
     tolerance: u64,
     shared: Bucket,
-    by_identity: Box<[[Slot; WAYS]]>,
+    by_identity: Box<[Set]>,
 }
 
 /// The bucket has no token.
@@ -80,6 +80,13 @@ pub struct Limited {
 /// The time at which it is full again, in nanoseconds.
 #[derive(Debug, Default)]
 struct Bucket(AtomicU64);
+
+#[derive(Debug, Default)]
+struct Set {
+    slots: [Slot; WAYS],
+    /// Held by who gives an identity a place. Two that did so at once would give it two.
+    claim: Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -125,17 +132,20 @@ impl RateLimiter {
     /// token by that; when all places of a set are in use, two identities share one.
     fn bucket_of(&self, identity: &str, now: u64) -> &Bucket {
         let hash = hash::bytes(identity.as_bytes()).max(1);
-        let set = &self.by_identity[(hash % SETS) as usize];
-        if let Some(own) = set.iter().find(|slot| slot.owner.load(Ordering::Relaxed) == hash) {
+        let Set { slots, claim } = &self.by_identity[(hash % SETS) as usize];
+        let own = || slots.iter().find(|slot| slot.owner.load(Ordering::Relaxed) == hash);
+        if let Some(own) = own() {
             return &own.bucket;
         }
-        let claimed = set.iter().find(|slot| {
-            let owner = slot.owner.load(Ordering::Relaxed);
-            slot.bucket.0.load(Ordering::Relaxed) <= now
-                && slot.owner.compare_exchange(owner, hash, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        });
-        let slot = claimed.unwrap_or(&set[(hash / SETS) as usize % WAYS]);
-        &slot.bucket
+        let _claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = own() {
+            return &own.bucket;
+        }
+        let Some(free) = slots.iter().find(|slot| slot.bucket.0.load(Ordering::Relaxed) <= now) else {
+            return &slots[(hash / SETS) as usize % WAYS].bucket;
+        };
+        free.owner.store(hash, Ordering::Relaxed);
+        &free.bucket
     }
 }
 
