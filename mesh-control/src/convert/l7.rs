@@ -92,19 +92,20 @@ fn origin(kind: Kind, meta: &Meta) -> wire::Origin {
 }
 
 /// `exportTo` with names of namespaces; everywhere where it says nothing.
-fn exported_to(given: &[String], namespace: &str, report: &mut Report) -> Vec<String> {
+fn exported_to(given: &[String], namespace: &str) -> Vec<String> {
     if given.is_empty() {
         return vec!["*".to_owned()];
     }
-    let name = |to: &String| match to.as_str() {
-        "." => namespace.to_owned(),
-        "~" => {
-            report.unsupported("spec.exportTo[~] (to nobody: counts in its own namespace only)");
-            namespace.to_owned()
-        }
-        to => to.to_owned(),
-    };
+    let name = |to: &String| if [".", "~"].contains(&to.as_str()) { namespace } else { to }.to_owned();
     given.iter().map(name).collect()
+}
+
+/// The same of an object of which there is something to report.
+fn exported(given: &[String], namespace: &str, report: &mut Report) -> Vec<String> {
+    if given.iter().any(|to| to == "~") {
+        report.unsupported("spec.exportTo[~] (to nobody: counts in its own namespace only)");
+    }
+    exported_to(given, namespace)
 }
 
 /// Gives every rule a name of its own.

@@ -60,19 +60,15 @@ impl Remote {
         let answered = ReplicaServiceClient::new(self.channel.clone()).ask(request).await;
         let answered = answered.inspect_err(|status| debug!(node, %status, "another replica cannot ask"));
         let mut pieces = answered.ok()?.into_inner();
-        let mut answer: Option<Answer> = None;
+        let mut body = Vec::new();
         while let Ok(Some(piece)) = pieces.message().await {
-            let answer = answer.get_or_insert_with(|| Answer {
-                status: u16::try_from(piece.status).unwrap_or(502),
-                content_type: piece.content_type.clone(),
-                body: Vec::new(),
-            });
-            answer.body.extend_from_slice(&piece.body);
-            if answer.body.len() > LARGEST {
+            body.extend_from_slice(&piece.body);
+            if body.len() > LARGEST {
                 return None;
             }
             if !piece.more {
-                return Some(answer.clone());
+                let status = u16::try_from(piece.status).unwrap_or(502);
+                return Some(Answer { status, content_type: piece.content_type, body });
             }
         }
         None

@@ -7,7 +7,7 @@ use mesh_core::xds::proto::l7 as wire;
 use super::super::Context;
 use super::report::{Report, waypoints};
 use super::services::{Services, complete, covers};
-use super::{L7, exported_to, origin, resource_name};
+use super::{L7, exported, origin, resource_name};
 use crate::model::{Kind, ObjectRef};
 
 pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut L7) {
@@ -21,7 +21,7 @@ pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut 
             continue;
         }
         let hostname = complete(&rule.host, &rule.meta.namespace, context.mesh);
-        let exported_to = exported_to(&rule.export_to, &rule.meta.namespace, &mut report);
+        let exported_to = exported(&rule.export_to, &rule.meta.namespace, &mut report);
         if !hostname.starts_with('*')
             && let Some(why) = services.missing(&hostname, 0)
         {

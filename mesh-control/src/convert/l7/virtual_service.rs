@@ -10,7 +10,7 @@ use super::delegate::merge;
 use super::destination::Subsets;
 use super::report::{Report, waypoints};
 use super::services::{Service, Services, complete};
-use super::{L7, exported_to, name_rules, origin, resource_name};
+use super::{L7, exported, exported_to, name_rules, origin, resource_name};
 use crate::model::l7::{MESH_GATEWAY, VirtualHttp, VirtualMatch, VirtualTcp};
 use crate::model::{Key, Kind, ObjectRef, VirtualService};
 
@@ -142,7 +142,7 @@ impl Scope<'_> {
             parents: parents.collect(),
             http,
             tcp,
-            exported_to: exported_to(&service.export_to, &service.meta.namespace, report),
+            exported_to: exported(&service.export_to, &service.meta.namespace, report),
             ..wire::Route::default()
         }
     }
@@ -195,9 +195,8 @@ impl Scope<'_> {
             report.unresolved("DelegateNotFound", format!("{field}.delegate: {key} {why}"));
             return Vec::new();
         };
-        let is_for =
-            |to: &String| to == "*" || to == *namespace || (to == "." && key.namespace == *namespace);
-        if !other.export_to.is_empty() && !other.export_to.iter().any(is_for) {
+        let visible = exported_to(&other.export_to, &key.namespace);
+        if !visible.iter().any(|to| to == "*" || to == *namespace) {
             let why = format!("is not exported to {namespace}; the rule is left out");
             report.unresolved("DelegateNotFound", format!("{field}.delegate: {key} {why}"));
             return Vec::new();

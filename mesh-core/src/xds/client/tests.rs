@@ -345,7 +345,8 @@ async fn whatever_else_asks_the_control_plane_tries_once_a_stream_is_open_though
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let control_plane = ControlPlane { address: format!("http://{address}"), ..Default::default() };
     let again = control_plane.again.clone();
-    let other = tokio::spawn(async move { again.sleep(Duration::from_secs(600)).await });
+    // Longer than any patience here: only being told ends it.
+    let other = tokio::spawn(async move { again.sleep(PATIENCE * 100).await });
     let mut server = Server::start_at(address).await;
     let _client = Client::start(control_plane);
     let _stream = timeout(PATIENCE, server.stream()).await.expect("no stream was opened");
