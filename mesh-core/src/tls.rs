@@ -10,6 +10,7 @@
 //! | [`channel`] | a connection after it |
 //! | [`record`], `receiving`, `sending`, [`buffers`] | its records, sealed and opened in place |
 //! | [`server`] | certificates of gateways, for clients that are no peers |
+//! | [`clients`] | certificates of those clients |
 //!
 //! There is one provider, aws-lc-rs, and between peers one parameter set: TLS 1.3, AES-GCM, hybrid post-quantum key exchange first,
 //! ALPN `h2`, no SNI, no resumption. Both sides always present a certificate.
@@ -21,6 +22,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 pub mod buffers;
 pub mod certificate;
 pub mod channel;
+pub mod clients;
 pub mod crl;
 mod error;
 pub mod handshake;
@@ -35,6 +37,7 @@ pub mod verify;
 
 pub use certificate::{CertificateError, WorkloadCertificate, expiry};
 pub use channel::Channel;
+pub use clients::{CertificateNames, ClientRootsError, client_verifier};
 pub use crl::Revocations;
 pub use error::{PeerError, TlsError};
 pub use handshake::{accept, connect};
