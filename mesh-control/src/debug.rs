@@ -155,6 +155,7 @@ impl Debug {
             "WorkloadEntry": keys(o.workload_entries.keys().map(ToString::to_string).collect()),
             "GatewayClass": o.gateway_classes.keys().collect::<Vec<_>>(),
             "Gateway": keys(o.gateways.keys().map(ToString::to_string).collect()),
+            "Gateway.networking.istio.io": keys(o.istio_gateways.keys().map(ToString::to_string).collect()),
             "VirtualService": keys(o.virtual_services.keys().map(ToString::to_string).collect()),
             "DestinationRule": keys(o.destination_rules.keys().map(ToString::to_string).collect()),
             "HTTPRoute": routes(Kind::HTTPRoute),

@@ -57,6 +57,7 @@ fn shape(kind: Kind) -> Option<Shape> {
             const { &[("Gateways", ".spec.gateways"), ("Hosts", ".spec.hosts")] },
             schemas::virtual_service,
         ),
+        Kind::IstioGateway => of("gateways", &["gw"], &[], schemas::istio_gateway),
         Kind::DestinationRule => {
             of("destinationrules", &["dr"], &[("Host", ".spec.host")], schemas::destination_rule)
         }
@@ -86,7 +87,7 @@ pub fn yaml() -> Result<String, serde_saphyr::ser_error::Error> {
 }
 
 fn definition(info: &KindInfo, shape: &Shape) -> Value {
-    let kind = info.kind.to_string();
+    let kind = info.kind.name();
     let columns: Vec<Value> = shape
         .columns
         .iter()

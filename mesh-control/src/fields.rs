@@ -27,6 +27,7 @@ const EXAMPLES: &[(Kind, &str)] = &[
     (Kind::DestinationRule, include_str!("fields/examples/DestinationRule.yaml")),
     (Kind::Gateway, include_str!("fields/examples/Gateway.yaml")),
     (Kind::GatewayClass, include_str!("fields/examples/GatewayClass.yaml")),
+    (Kind::IstioGateway, include_str!("fields/examples/IstioGateway.yaml")),
     (Kind::GRPCRoute, include_str!("fields/examples/GRPCRoute.yaml")),
     (Kind::HTTPRoute, include_str!("fields/examples/HTTPRoute.yaml")),
     (Kind::PeerAuthentication, include_str!("fields/examples/PeerAuthentication.yaml")),

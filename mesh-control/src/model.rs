@@ -5,6 +5,7 @@
 
 pub mod credential;
 pub mod istio;
+pub mod istio_gateway;
 pub mod kube;
 pub mod l7;
 pub mod mesh;
@@ -19,6 +20,7 @@ use serde::Serialize;
 
 pub use credential::Credential;
 pub use istio::*;
+pub use istio_gateway::IstioGateway;
 pub use kube::*;
 pub use l7::{
     DestinationRule, GatewayRoute, ReferenceGrant, RequestAuthentication, Telemetry, VirtualService,
@@ -43,6 +45,9 @@ pub enum Kind {
     WorkloadEntry,
     GatewayClass,
     Gateway,
+    /// The Gateway of `networking.istio.io`.
+    #[serde(rename = "Gateway.networking.istio.io")]
+    IstioGateway,
     VirtualService,
     DestinationRule,
     HTTPRoute,
@@ -54,9 +59,24 @@ pub enum Kind {
     Telemetry,
 }
 
+impl Kind {
+    /// As an API server calls it, which two groups may do.
+    #[must_use]
+    pub fn name(self) -> String {
+        match self {
+            Self::IstioGateway => "Gateway".to_owned(),
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// With the group where the name alone would mean another kind.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match self {
+            Self::IstioGateway => f.write_str("Gateway.networking.istio.io"),
+            _ => fmt::Debug::fmt(self, f),
+        }
     }
 }
 
@@ -174,7 +194,7 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// The ConfigMap with the mesh settings; other ConfigMaps are [`Object::Ignored`].
     MeshSettings(Arc<Meta>, Arc<MeshSettings>),
-    /// A Secret of type kubernetes.io/tls; others are [`Object::Ignored`].
+    /// A Secret that has a certificate; others are [`Object::Ignored`].
     Credential(Arc<Credential>),
     PeerAuthentication(Arc<PeerAuthentication>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
@@ -182,6 +202,7 @@ pub enum Object {
     WorkloadEntry(Arc<WorkloadEntry>),
     GatewayClass(Arc<GatewayClass>),
     Gateway(Arc<Gateway>),
+    IstioGateway(Arc<IstioGateway>),
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     /// HTTPRoute, GRPCRoute, TCPRoute or TLSRoute.
@@ -211,6 +232,7 @@ pub struct Objects {
     pub workload_entries: BTreeMap<Key, Arc<WorkloadEntry>>,
     pub gateway_classes: BTreeMap<String, Arc<GatewayClass>>,
     pub gateways: BTreeMap<Key, Arc<Gateway>>,
+    pub istio_gateways: BTreeMap<Key, Arc<IstioGateway>>,
     pub virtual_services: BTreeMap<Key, Arc<VirtualService>>,
     pub destination_rules: BTreeMap<Key, Arc<DestinationRule>>,
     /// HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes.
@@ -255,6 +277,7 @@ impl Objects {
                 let o = self.classified(o);
                 put(&mut self.gateways, o.meta.key(), o)
             }
+            Object::IstioGateway(o) => put(&mut self.istio_gateways, o.meta.key(), o),
             Object::VirtualService(o) => put(&mut self.virtual_services, o.meta.key(), o),
             Object::DestinationRule(o) => put(&mut self.destination_rules, o.meta.key(), o),
             Object::Route(kind, o) => put(&mut self.routes, ObjectRef::of(kind, &o.meta), o),
@@ -284,6 +307,7 @@ impl Objects {
             Kind::WorkloadEntry => &self.workload_entries.get(key)?.meta,
             Kind::GatewayClass => &self.gateway_classes.get(&key.name)?.meta,
             Kind::Gateway => &self.gateways.get(key)?.meta,
+            Kind::IstioGateway => &self.istio_gateways.get(key)?.meta,
             Kind::VirtualService => &self.virtual_services.get(key)?.meta,
             Kind::DestinationRule => &self.destination_rules.get(key)?.meta,
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
@@ -327,6 +351,7 @@ impl Objects {
                 gone
             }
             Kind::Gateway => self.gateways.remove(key).is_some(),
+            Kind::IstioGateway => self.istio_gateways.remove(key).is_some(),
             Kind::VirtualService => self.virtual_services.remove(key).is_some(),
             Kind::DestinationRule => self.destination_rules.remove(key).is_some(),
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
@@ -357,6 +382,7 @@ impl Objects {
             Kind::WorkloadEntry => self.workload_entries.keys().cloned().collect(),
             Kind::GatewayClass => names(self.gateway_classes.keys().collect()),
             Kind::Gateway => self.gateways.keys().cloned().collect(),
+            Kind::IstioGateway => self.istio_gateways.keys().cloned().collect(),
             Kind::VirtualService => self.virtual_services.keys().cloned().collect(),
             Kind::DestinationRule => self.destination_rules.keys().cloned().collect(),
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute => {
@@ -417,6 +443,7 @@ impl Objects {
             ("WorkloadEntry", self.workload_entries.len()),
             ("GatewayClass", self.gateway_classes.len()),
             ("Gateway", self.gateways.len()),
+            ("Gateway.networking.istio.io", self.istio_gateways.len()),
         ])
     }
 }

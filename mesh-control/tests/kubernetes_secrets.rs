@@ -2,7 +2,7 @@
 
 mod apiserver;
 
-use apiserver::{ApiServer, Control, GATEWAY_API, RBAC, until};
+use apiserver::{ApiServer, Control, GATEWAY_API, ISTIO, RBAC, until};
 
 const GATEWAY: &str = "
 apiVersion: v1
@@ -86,6 +86,49 @@ fn a_secret_is_read_while_a_gateway_names_it_and_no_other_is() {
     until("what is gone is let go", || held(&control).is_empty());
     let secret = key.lines().nth(1).unwrap();
     assert!(!control.logged().contains(secret), "a key is in the log");
+}
+
+/// Istio's Gateway, and a pod of the gateway that it selects.
+const SELECTING: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: default, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: proxy, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: in, istio: ingressgateway}}
+spec: {nodeName: a, automountServiceAccountToken: false, containers: [{name: main, image: none}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: public, namespace: shop}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: cert}}
+";
+
+#[test]
+fn an_opaque_secret_is_read_while_an_istio_gateway_names_it() {
+    let Some(server) = ApiServer::start() else { return };
+    server.apply(RBAC);
+    if !server.install_crds(&[GATEWAY_API, ISTIO]) {
+        return;
+    }
+    server.apply(SELECTING);
+    server.apply(&secret("cert", "Opaque", None).0);
+    server.apply(&secret("other", "Opaque", None).0);
+    let kubeconfig = server.kubeconfig_of("istio-system", "undermesh-control");
+    let control = Control::start(&server, "a", &kubeconfig, &[]);
+    control.wait_ready();
+    until("the certificate is told", || told(&control).is_some());
+    assert_eq!(held(&control), ["shop/cert"]);
+    server.text(&["delete", "gateways.networking.istio.io", "-n", "shop", "public"]);
+    until("what nobody names is let go", || held(&control).is_empty() && told(&control).is_none());
 }
 
 #[test]

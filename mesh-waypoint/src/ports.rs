@@ -9,13 +9,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use mesh_core::state::Str;
-use mesh_core::tls::{public_provider, server_key};
+use mesh_core::tls::{client_verifier, public_provider, server_key};
 use mesh_core::xds::proto::l7;
-use mesh_core::xds::proto::l7::listener_tls::Mode;
-use rustls::ServerConfig;
+use mesh_core::xds::proto::l7::gateway::Inside;
+use mesh_core::xds::proto::l7::listener_tls::{Mode, Version};
 use rustls::client::verify_server_name;
 use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::ServerName;
 
 /// Names of the protocols inside, the better one first.
@@ -33,6 +35,8 @@ pub struct Ports(BTreeMap<u16, Port>);
 pub enum Port {
     /// HTTP in the clear.
     Plain,
+    /// Bytes of any protocol, in the clear.
+    Stream,
     /// TLS: the listeners, the narrowest name first.
     Secure(Arc<[Arc<Listener>]>),
 }
@@ -42,6 +46,8 @@ pub enum Port {
 pub struct Listener {
     /// Its name.
     pub name: Str,
+    /// Listeners that have this in common share the connections of clients.
+    pub server: Str,
     /// Lower case; empty: every name; may begin with `*.`.
     hostname: Box<str>,
     /// What becomes of its clients.
@@ -54,8 +60,8 @@ pub struct Listener {
 /// What becomes of a listener's clients.
 #[derive(Clone)]
 pub enum Way {
-    /// TLS ends here.
-    Terminate(Arc<ServerConfig>),
+    /// TLS ends here, and this is inside.
+    Terminate(Arc<ServerConfig>, Inside),
     /// An endpoint ends it.
     Pass,
     /// Nobody can be served, and why.
@@ -66,7 +72,7 @@ pub enum Way {
 impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Terminate(_) => f.write_str("Terminate"),
+            Self::Terminate(_, inside) => f.debug_tuple("Terminate").field(inside).finish(),
             Self::Pass => f.write_str("Pass"),
             Self::Nowhere(why) => f.debug_tuple("Nowhere").field(why).finish(),
         }
@@ -82,7 +88,8 @@ impl Ports {
         for listener in gateway.map_or(&[][..], |gateway| &gateway.listeners) {
             let Some(port) = u16::try_from(listener.port).ok().filter(|port| *port != 0) else { continue };
             if listener.tls.is_none() {
-                ports.insert(port, Port::Plain);
+                let plain = if listener.inside() == Inside::Stream { Port::Stream } else { Port::Plain };
+                ports.insert(port, plain);
                 continue;
             }
             let before = last.and_then(|last| last.named(port, &listener.name));
@@ -106,7 +113,7 @@ impl Ports {
     #[must_use]
     pub fn numbers(&self) -> Vec<u16> {
         let open = self.0.iter().filter(|(_, port)| match port {
-            Port::Plain => true,
+            Port::Plain | Port::Stream => true,
             Port::Secure(listeners) => listeners.iter().any(|l| !matches!(l.way, Way::Nowhere(_))),
         });
         open.map(|(port, _)| *port).collect()
@@ -140,7 +147,7 @@ impl Port {
     /// Those for TLS.
     fn listeners(&self) -> &[Arc<Listener>] {
         match self {
-            Self::Plain => &[],
+            Self::Plain | Self::Stream => &[],
             Self::Secure(listeners) => listeners,
         }
     }
@@ -155,12 +162,17 @@ impl Listener {
         }
         let mut way = way(source, &credentials);
         let on_its_way = credentials.iter().any(Option::is_none);
-        if let (Way::Nowhere(_), true, Some(before)) = (&way, on_its_way, before) {
+        // Not where the clients that it takes are others now: who shows no certificate would go on being served.
+        let demands = |of: &l7::gateway::Listener| of.tls.as_ref().and_then(|tls| tls.clients.clone());
+        let same = |before: &&Arc<Self>| demands(&before.source) == demands(source);
+        if let (Way::Nowhere(_), true, Some(before)) = (&way, on_its_way, before.filter(same)) {
             way = before.way.clone();
         }
         let hostname = source.hostname.to_ascii_lowercase().into();
+        let server = if source.server.is_empty() { &source.name } else { &source.server };
         Arc::new(Self {
             name: source.name.as_str().into(),
+            server: server.as_str().into(),
             hostname,
             way,
             source: source.clone(),
@@ -214,22 +226,52 @@ fn way(source: &l7::gateway::Listener, credentials: &[Option<Arc<l7::Credential>
                 .into()
         });
     }
-    match config(keys) {
-        Ok(config) => Way::Terminate(Arc::new(config)),
-        Err(error) => Way::Nowhere(error.to_string().into()),
+    match config(keys, tls, source.inside()) {
+        Ok(config) => Way::Terminate(Arc::new(config), source.inside()),
+        Err(error) => Way::Nowhere(error.into()),
     }
 }
 
-fn config(keys: Vec<Arc<CertifiedKey>>) -> Result<ServerConfig, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(public_provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Choice(keys)));
-    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+/// # Errors
+/// What cannot be used.
+fn config(
+    keys: Vec<Arc<CertifiedKey>>,
+    tls: &l7::ListenerTls,
+    inside: Inside,
+) -> Result<ServerConfig, String> {
+    let text = |error: rustls::Error| error.to_string();
+    let builder = ServerConfig::builder_with_provider(public_provider())
+        .with_protocol_versions(versions(tls.min_version(), tls.max_version()))
+        .map_err(text)?;
+    let builder = match &tls.clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => {
+            let names = clients.subject_alt_names.clone();
+            let verifier = client_verifier(&clients.roots, &clients.revocations, names, clients.optional)
+                .map_err(|error| format!("certificates of clients: {error}"))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(Choice(keys)));
+    if inside == Inside::Http {
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+    }
     // Sessions are kept by the clients, under a key that only this listener has.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(text)?;
     Ok(config)
+}
+
+/// Of the versions that are spoken at all, those within bounds; the control plane tells of no empty range.
+fn versions(min: Version, max: Version) -> &'static [&'static SupportedProtocolVersion] {
+    static NEW: [&SupportedProtocolVersion; 1] = [&TLS13];
+    static OLD: [&SupportedProtocolVersion; 1] = [&TLS12];
+    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+    match (min, max) {
+        (Version::Tls13, _) => &NEW,
+        (_, Version::Tls12) => &OLD,
+        _ => &BOTH,
+    }
 }
 
 /// Certificates of a listener.
@@ -269,7 +311,8 @@ mod tests {
             name: name.into(),
             port: 443,
             hostname: hostname.into(),
-            tls: Some(l7::ListenerTls { mode: Mode::Terminate.into(), credentials }),
+            tls: Some(l7::ListenerTls { mode: Mode::Terminate.into(), credentials, ..Default::default() }),
+            ..Default::default()
         }
     }
 
@@ -340,17 +383,69 @@ mod tests {
         credentials.clear();
         let renamed = gateway(vec![listener("l", "", &["new"])]);
         let waiting = Ports::build(Some(&renamed), &credentials, Some(&first));
-        assert!(matches!(get(&waiting).way, Way::Terminate(_)));
+        assert!(matches!(get(&waiting).way, Way::Terminate(..)));
+        let mut stricter = renamed.clone();
+        if let Some(tls) = &mut stricter.listeners[0].tls {
+            tls.clients = Some(l7::ClientCertificates::default());
+        }
+        let waiting_too = Ports::build(Some(&stricter), &credentials, Some(&first));
+        assert!(matches!(get(&waiting_too).way, Way::Nowhere(_)), "the old one lets everybody in");
         credentials.insert("new".to_owned(), credential("a.example"));
         let there = Ports::build(Some(&renamed), &credentials, Some(&waiting));
         let config = |listener: Arc<Listener>| match &listener.way {
-            Way::Terminate(config) => Arc::as_ptr(config).addr(),
+            Way::Terminate(config, _) => Arc::as_ptr(config).addr(),
             other => panic!("{other:?}"),
         };
         assert_ne!(config(get(&there)), config(get(&first)));
         // Told that there is none, it serves nobody.
         let none = Ports::build(Some(&gateway(vec![listener("l", "", &[])])), &credentials, Some(&there));
         assert!(matches!(get(&none).way, Way::Nowhere(_)));
+    }
+
+    #[test]
+    fn what_is_inside_and_which_clients_are_asked_for_is_as_the_listener_says() {
+        let credentials = Credentials::from([("c".to_owned(), credential("a.example"))]);
+        let way = |edit: &dyn Fn(&mut l7::gateway::Listener)| {
+            let mut one = listener("l", "", &["c"]);
+            edit(&mut one);
+            let ports = Ports::build(Some(&gateway(vec![one])), &credentials, None);
+            ports.get(443).unwrap().listener(None).unwrap().way.clone()
+        };
+        let Way::Terminate(config, Inside::Http) = way(&|_| {}) else { panic!() };
+        assert_eq!(config.alpn_protocols, ALPN.map(<[u8]>::to_vec));
+        let Way::Terminate(config, Inside::Stream) = way(&|l| l.set_inside(Inside::Stream)) else { panic!() };
+        assert!(config.alpn_protocols.is_empty(), "what is spoken inside is not known");
+        let asking = |roots: &str| {
+            let roots = roots.to_owned();
+            way(&move |l| {
+                let clients = l7::ClientCertificates { roots: roots.clone(), ..Default::default() };
+                l.tls.as_mut().unwrap().clients = Some(clients);
+            })
+        };
+        let Way::Nowhere(why) = asking("junk") else { panic!("it would let everybody in") };
+        assert!(why.starts_with("certificates of clients: who issues them is no PEM"), "{why}");
+        assert!(matches!(asking(&credentials["c"].certificate_chain), Way::Terminate(..)));
+        let stream = l7::gateway::Listener { port: 31_400, ..Default::default() };
+        let mut stream = gateway(vec![stream]);
+        stream.listeners[0].set_inside(Inside::Stream);
+        let ports = Ports::build(Some(&stream), &credentials, None);
+        assert!(matches!(ports.get(31_400), Some(Port::Stream)));
+        assert_eq!(ports.numbers(), [31_400]);
+    }
+
+    #[test]
+    fn versions_are_those_within_bounds() {
+        for (min, max, expected) in [
+            (Version::Auto, Version::Auto, 2),
+            (Version::Tls12, Version::Tls13, 2),
+            (Version::Tls13, Version::Auto, 1),
+            (Version::Auto, Version::Tls12, 1),
+            (Version::Tls13, Version::Tls13, 1),
+        ] {
+            assert_eq!(versions(min, max).len(), expected, "{min:?} {max:?}");
+        }
+        assert_eq!(versions(Version::Auto, Version::Tls12)[0].version, rustls::ProtocolVersion::TLSv1_2);
+        assert_eq!(versions(Version::Tls13, Version::Auto)[0].version, rustls::ProtocolVersion::TLSv1_3);
     }
 
     #[test]

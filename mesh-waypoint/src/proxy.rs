@@ -7,6 +7,7 @@
 //! | [`inbound`] | tunnels from peers |
 //! | [`listeners`] | ports of a gateway, as its Gateway says |
 //! | `hello` | what a TLS client says first |
+//! | `client_certificate` | what of its certificate is told to endpoints: pure |
 //! | [`target`] | what a CONNECT leads to: pure |
 //! | [`destination`] | where a request goes |
 //! | [`detect`] | what a stream speaks: pure |
@@ -30,6 +31,7 @@
 
 mod ask;
 pub mod body;
+mod client_certificate;
 pub mod destination;
 pub mod detect;
 pub mod dial;

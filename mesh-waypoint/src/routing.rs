@@ -175,11 +175,14 @@ impl Routes {
     ) -> Option<&Arc<TcpRule>> {
         let (key, port) = match addressed {
             Addressed::Service { key, port } => (key, port),
-            Addressed::Gateway { port } => return self.hosts.find(*port, name)?.port(0).passed(),
+            // The name that the rules were found by is their match.
+            Addressed::Gateway { port } => {
+                return self.hosts.find(*port, name)?.port(0).tcp(None, *port, source, destination);
+            }
             Addressed::Workload { .. } => return None,
         };
         let hostname = key.split_once('/').map_or("", |(_, hostname)| hostname);
-        self.services.get(key)?.port(*port).tcp(hostname, *port, source, destination)
+        self.services.get(key)?.port(*port).tcp(Some(hostname), *port, source, destination)
     }
 
     /// The services that have rules, as `namespace/hostname`, and hosts of listeners, as `:port/host`, in no order.

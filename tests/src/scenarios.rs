@@ -14,6 +14,7 @@ mod hostile;
 mod insight;
 mod interfaces;
 mod interop;
+mod istio_gateways;
 mod kiali;
 mod leaving;
 mod life;
@@ -139,6 +140,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         gateway_tls::SCENARIOS,
         gateways::SCENARIOS,
         interop::SCENARIOS,
+        istio_gateways::SCENARIOS,
         network::SCENARIOS,
         overload::SCENARIOS,
         soak::SCENARIOS,

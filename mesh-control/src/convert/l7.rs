@@ -8,6 +8,7 @@ mod delegate;
 mod destination;
 mod gateway;
 mod gateway_route;
+mod istio_gateway;
 mod report;
 mod security;
 mod services;
@@ -70,7 +71,8 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     destination::convert(context, &services, &mut out);
     resources.attachments.listeners = gateway::convert(context, &mut out);
     gateway_route::convert(context, &services, &mut resources.attachments, &mut out);
-    virtual_service::convert(context, &services, &mut out);
+    let servers = istio_gateway::convert(context, &mut out);
+    virtual_service::convert(context, &services, &servers, &mut out);
     security::convert(context, &services, &mut out);
     telemetry::convert(context, &services, &mut out);
     out.settings.insert(SETTINGS.to_owned(), settings::settings(context));

@@ -2,6 +2,7 @@ mod again;
 mod destinations;
 mod gateway_routes;
 mod gateways;
+mod istio_gateways;
 mod l7;
 mod policies;
 mod security;

@@ -227,6 +227,44 @@ pub(super) fn virtual_service() -> Schema {
         )
 }
 
+pub(super) fn istio_gateway() -> Schema {
+    let of_server = Schema::default()
+        .field("number", port())
+        .field("name", name())
+        .field("protocol", name())
+        .required("number")
+        .required("name")
+        .required("protocol");
+    let versions = || words(&["TLS_AUTO", "TLSV1_0", "TLSV1_1", "TLSV1_2", "TLSV1_3"]);
+    let modes = ["PASSTHROUGH", "SIMPLE", "MUTUAL", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"];
+    let tls = Schema::default()
+        .field("httpsRedirect", json!({"type": "boolean"}))
+        .field("mode", words(&modes))
+        .field("credentialName", text())
+        .field("credentialNames", texts())
+        .field("subjectAltNames", texts())
+        .field("minProtocolVersion", versions())
+        .field("maxProtocolVersion", versions())
+        .rule(
+            "!(has(self.credentialName) && has(self.credentialNames))",
+            "write credentialName or credentialNames, not both",
+        );
+    let server = Schema::default()
+        .field("port", of_server)
+        .field("hosts", json!({"type": "array", "minItems": 1, "items": text()}))
+        .field("tls", tls)
+        .required("port")
+        .required("hosts")
+        .rule(
+            "!(self.port.protocol in ['HTTPS', 'TLS']) || has(self.tls)",
+            "write tls: the port's protocol needs it",
+        );
+    Schema::default()
+        .field("selector", json!({"type": "object", "additionalProperties": text()}))
+        .field("servers", list(server, ITEMS))
+        .required("servers")
+}
+
 pub(super) fn destination_rule() -> Schema {
     let subset = Schema::default().field("name", name()).required("name");
     let tls = Schema::default().field("mode", words(&["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"]));

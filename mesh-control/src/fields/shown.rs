@@ -7,7 +7,11 @@ use crate::model::Kind;
 pub(super) const SHOWN: &[(Kind, &str, &str)] = &[
     (Kind::VirtualService, "spec", "every_part_of_a_match_is_carried_over"),
     (Kind::VirtualService, "spec.hosts", "a VirtualService splits requests 80 to 20 between two versions"),
-    (Kind::VirtualService, "spec.gateways", "a_gateways_listener_takes_the_routes_of_the_most_specific_host"),
+    (
+        Kind::VirtualService,
+        "spec.gateways",
+        "an Istio Gateway serves HTTP, HTTPS, TLS and TCP at the proxies that it selects",
+    ),
     (Kind::VirtualService, "spec.exportTo", "a_virtual_service_counts_where_it_is_exported_to"),
     (
         Kind::VirtualService,
@@ -408,6 +412,37 @@ pub(super) const SHOWN: &[(Kind, &str, &str)] = &[
     (Kind::ReferenceGrant, "spec", "a_backend_of_another_namespace_needs_a_grant"),
     (Kind::GatewayClass, "spec", "a_class_of_any_name_is_served_while_it_has_a_controller_of_ours"),
     (Kind::Gateway, "spec", "a_gateway_is_told_with_its_listeners_for_http_and_the_routes_that_they_admit"),
+    (
+        Kind::IstioGateway,
+        "spec",
+        "an Istio Gateway serves HTTP, HTTPS, TLS and TCP at the proxies that it selects",
+    ),
+    (
+        Kind::IstioGateway,
+        "spec.servers[].tls",
+        "an Istio Gateway lets in clients with a certificate of the right authority and name only",
+    ),
+    (
+        Kind::IstioGateway,
+        "spec.servers[].tls.httpsRedirect",
+        "an Istio Gateway serves HTTP, HTTPS, TLS and TCP at the proxies that it selects",
+    ),
+    (
+        Kind::IstioGateway,
+        "spec.servers[].tls.m",
+        "certificates_are_those_of_the_proxies_namespace_and_go_to_their_account",
+    ),
+    (
+        Kind::IstioGateway,
+        "spec.servers[].tls.mode",
+        "an Istio Gateway lets in clients with a certificate of the right authority and name only",
+    ),
+    (
+        Kind::IstioGateway,
+        "spec.servers[].hosts",
+        "a_virtual_service_is_bound_where_host_and_namespace_are_right",
+    ),
+    (Kind::IstioGateway, "spec.servers[].port", "a_port_is_that_of_the_proxies_service_where_it_has_it"),
     (Kind::Gateway, "spec.listeners[].allowedRoutes", "a_waypoint_admits_the_namespaces_of_its_listener"),
     (
         Kind::Gateway,

@@ -203,7 +203,7 @@ async fn apply(
     status: &Value,
 ) -> Result<(), kube::Error> {
     let (group, version) = stored.api_version.split_once('/').unwrap_or(("", &stored.api_version));
-    let resource = resource(group, version, &object.kind.to_string());
+    let resource = resource(group, version, &object.kind.name());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &object.key.namespace, &resource);
     let body = json!({
         "apiVersion": stored.api_version,

@@ -1,6 +1,6 @@
 //! Certificates of gateways, which are in Secrets, and which of those anybody may name.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,11 +10,17 @@ use super::{Gateway, Key, Meta, Objects};
 /// API group of Gateways and routes.
 const GATEWAYS: &str = "gateway.networking.k8s.io";
 
-/// A Secret of type kubernetes.io/tls.
+/// A Secret with a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
     /// Metadata.
     pub meta: Meta,
+    /// It is of type kubernetes.io/tls, as the Gateway API wants it; Istio's Gateways may name others.
+    pub is_tls: bool,
+    /// PEM: who issues clients' certificates (`ca.crt`, `cacert`).
+    pub roots: Option<String>,
+    /// PEM: which of those are revoked (`ca.crl`, `crl`).
+    pub revocations: Option<String>,
     /// The last that was in order, if there was one.
     pub pair: Option<Arc<Pair>>,
     /// What is wrong with what is there now, and what would be right.
@@ -63,10 +69,22 @@ pub fn secret_of(reference: &Reference, gateway: &Gateway) -> Result<Key, String
     Ok(Key::new(if reference.namespace.is_empty() { own } else { &reference.namespace }, &reference.name))
 }
 
+/// The Secrets that are read.
+pub type NamedSecrets = BTreeMap<Key, SecretTypes>;
+
+/// The types of Secrets that somebody means who names one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SecretTypes {
+    /// kubernetes.io/tls.
+    Tls,
+    /// Opaque, too.
+    Any,
+}
+
 impl Objects {
     /// The Secrets that gateways name and may name: no other is read.
     #[must_use]
-    pub fn named_secrets(&self) -> BTreeSet<Key> {
+    pub fn named_secrets(&self) -> NamedSecrets {
         let gateways = self.gateways.values().filter(|gateway| gateway.gateway_controller().is_some());
         let named = gateways.flat_map(|gateway| {
             let references = gateway.listeners.iter().filter_map(|listener| listener.tls.as_ref());
@@ -76,7 +94,23 @@ impl Objects {
                 self.may_name("Gateway", &gateway.meta.namespace, "Secret", &key).then_some(key)
             })
         });
-        named.collect()
+        let mut named: NamedSecrets = named.map(|key| (key, SecretTypes::Tls)).collect();
+        if self.istio_gateways.is_empty() {
+            return named;
+        }
+        let proxies = self.gateway_proxies();
+        for gateway in self.istio_gateways.values() {
+            let of = gateway.servers.iter().filter_map(|server| server.tls.as_ref());
+            let of = of.flat_map(|tls| tls.credentials.iter().cloned().chain(tls.root_secrets()));
+            let of: Vec<String> = of.collect();
+            // As Istio has it: of the proxies' namespace, whoever wrote the Gateway.
+            let selected = proxies.iter().filter(|(_, proxies)| proxies.are_selected(&gateway.selector));
+            for (key, _) in selected {
+                let keys = of.iter().map(|name| Key::new(&key.namespace, name));
+                named.extend(keys.map(|key| (key, SecretTypes::Any)));
+            }
+        }
+        named
     }
 
     /// Whether objects of a kind of the Gateway API and a namespace may name an object of a core kind: one of their own

@@ -62,7 +62,7 @@ pub struct AuthorizationPolicy {
     pub dry_run: bool,
     /// `rules`, OR-ed, as far as connections have what they ask for.
     pub rules: Vec<Rule>,
-    /// `rules` of a policy with targets, complete.
+    /// `rules`, complete, for waypoints and gateways.
     pub requests: Vec<AuthorizationRule>,
 }
 

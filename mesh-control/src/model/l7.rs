@@ -58,7 +58,7 @@ pub struct VirtualTcp {
 pub struct VirtualMatch<T> {
     /// `gateways`; empty means those of the object.
     pub gateways: Vec<String>,
-    /// Why a waypoint cannot evaluate it: it never holds then.
+    /// Why a waypoint cannot evaluate it: it never holds there.
     pub never: Option<String>,
     /// What has to hold.
     pub wire: T,
@@ -161,7 +161,7 @@ pub struct ReferenceGrant {
 pub struct RequestAuthentication {
     /// Metadata.
     pub meta: Meta,
-    /// `selector.matchLabels`: never a waypoint.
+    /// `selector.matchLabels`: of gateways' pods, never a waypoint's.
     pub selector: BTreeMap<String, String>,
     /// `targetRef`, `targetRefs`.
     pub targets: Vec<Reference>,

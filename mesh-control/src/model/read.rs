@@ -9,6 +9,7 @@ mod gateway_filters;
 mod gateway_route;
 mod gateway_tcp;
 mod istio;
+mod istio_gateway;
 mod kube;
 mod mesh;
 mod observing;
@@ -105,6 +106,7 @@ const KINDS: &[(&str, &[&str], Kind, Reader, bool)] = &[
     (NETWORKING, NETWORKING_VERSIONS, Kind::WorkloadEntry, istio::workload_entry, true),
     (GATEWAYS, &["v1", "v1beta1"], Kind::GatewayClass, gateway::gateway_class, false),
     (GATEWAYS, &["v1", "v1beta1"], Kind::Gateway, gateway::gateway, true),
+    (NETWORKING, NETWORKING_VERSIONS, Kind::IstioGateway, istio_gateway::istio_gateway, true),
     (GATEWAYS, &["v1", "v1beta1"], Kind::HTTPRoute, gateway_route::http_route, true),
     (GATEWAYS, &["v1", "v1alpha2"], Kind::GRPCRoute, gateway_route::grpc_route, true),
     (GATEWAYS, &["v1", "v1alpha3", "v1alpha2"], Kind::TLSRoute, gateway_tcp::tls_route, true),
@@ -166,18 +168,22 @@ fn read_from(node: &Node, root_namespace: &str, stored: bool) -> Read {
         return fail("kind", "missing; write the kind of the object, for example Pod".into());
     };
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let Some((wanted_group, versions, kind, reader, namespaced)) =
-        KINDS.iter().find(|k| k.2.to_string() == kind_name)
-    else {
+    let named: Vec<_> = KINDS.iter().filter(|k| k.2.name() == kind_name).collect();
+    if named.is_empty() {
         return fail("kind", unknown_kind(group, kind_name));
-    };
-    if group != *wanted_group || !versions.contains(&version) {
-        let options: Vec<String> = versions
-            .iter()
-            .map(|v| if wanted_group.is_empty() { (*v).to_owned() } else { format!("{wanted_group}/{v}") })
-            .collect();
-        return fail("apiVersion", format!("{kind_name} has apiVersion {}", options.join(" or ")));
     }
+    let is_it = |k: &&&(&str, &[&str], Kind, Reader, bool)| group == k.0 && k.1.contains(&version);
+    let Some((wanted_group, _, kind, reader, namespaced)) = named.iter().find(is_it) else {
+        let of_group = |(group, versions, ..): &&(&str, &[&str], Kind, Reader, bool)| -> Vec<String> {
+            let text = |v: &&str| if group.is_empty() { (*v).to_owned() } else { format!("{group}/{v}") };
+            versions.iter().map(text).collect()
+        };
+        // A version that is not known is of the group that it names.
+        let of_this = named.iter().filter(|k| k.0 == group).flat_map(of_group).collect::<Vec<_>>();
+        let all = || named.iter().flat_map(of_group).collect();
+        let options = if of_this.is_empty() { all() } else { of_this };
+        return fail("apiVersion", format!("{kind_name} has apiVersion {}", options.join(" or ")));
+    };
     let metadata = node.get("metadata");
     let Some(name) = metadata.and_then(|m| m.text("name")).filter(|n| !n.is_empty()) else {
         return fail("metadata.name", format!("missing; every {kind_name} needs a name"));
@@ -196,7 +202,8 @@ fn read_from(node: &Node, root_namespace: &str, stored: bool) -> Read {
 }
 
 fn unknown_kind(group: &str, kind: &str) -> String {
-    let names: Vec<String> = KINDS.iter().map(|k| k.2.to_string()).collect();
+    let mut names: Vec<String> = KINDS.iter().map(|k| k.2.name()).collect();
+    names.dedup();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     match nearest(kind, &names) {
         Some(near) => format!("unknown kind {kind}; did you mean {near}?"),

@@ -25,11 +25,12 @@ const STRICT: &str = "/istio_converted_static_strict";
 const PER_PORT: &str = "/converted_peer_authentication_";
 
 /// Kinds that people configure the mesh with.
-const CONFIGURED: [Kind; 14] = [
+const CONFIGURED: [Kind; 15] = [
     Kind::PeerAuthentication,
     Kind::AuthorizationPolicy,
     Kind::RequestAuthentication,
     Kind::Gateway,
+    Kind::IstioGateway,
     Kind::VirtualService,
     Kind::DestinationRule,
     Kind::HTTPRoute,

@@ -145,6 +145,7 @@ async fn forward(
     let outside = at_gateway.then(|| Outside {
         client: downstream.source.address.ip(),
         is_proxy: snapshot.settings.trusted_proxies > 0,
+        certificate: downstream.secured.as_ref().and_then(|secured| secured.certificate.as_ref()),
     });
     let scheme = downstream.scheme(&head.uri);
     let mut message = Message::new(head, scheme, outside, exchange)?;
@@ -223,7 +224,7 @@ fn belongs(downstream: &Downstream, snapshot: &Snapshot, message: &Message) -> R
     let (host, _) = split_port(message.authority.to_str().unwrap_or_default());
     let port = snapshot.ports.get(downstream.addressed.port());
     match port.and_then(|port| port.listener(Some(host))) {
-        Some(listener) if listener.name == secured.listener => Ok(()),
+        Some(listener) if listener.server == secured.server => Ok(()),
         Some(_) => Err(Refused::misdirected()),
         None => Err(Refused::no_route()),
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ::http::Uri;
+use ::http::{HeaderValue, Uri};
 use hyper::client::conn::http1 as client;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -67,10 +67,12 @@ pub struct Downstream {
 /// What a TLS client of a gateway has come to.
 #[derive(Debug, Clone)]
 pub struct Secured {
-    /// The listener.
-    pub listener: Str,
+    /// The listener, or the listeners that share connections.
+    pub server: Str,
     /// The name that it asked for; empty: none.
     pub name: Str,
+    /// What endpoints are told of the certificate that it has shown.
+    pub certificate: Option<HeaderValue>,
 }
 
 impl Downstream {

@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_core::state::{AppProtocol, Str};
+use mesh_core::xds::proto::l7::gateway::Inside;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::client_certificate;
 use super::detect::Spoken;
 use super::http::{self, Downstream, Secured};
 use super::io::{ClientIo, ClientStream, Prefixed};
@@ -92,6 +94,10 @@ async fn handle(local: &Rc<Local>, stream: TcpStream, from: SocketAddr, port: u1
         Some(Port::Plain) => {
             client.http(Prefixed::new(Bytes::new(), ClientStream::Plain(stream)), None).await;
         }
+        Some(Port::Stream) => {
+            let io = Prefixed::new(Bytes::new(), ClientStream::Plain(stream));
+            tcp::serve(&client.downstream(false, None), io).await;
+        }
         Some(secure @ Port::Secure(_)) => Box::pin(client.tls(stream, &secure)).await,
         // The port closes.
         None => {}
@@ -117,26 +123,31 @@ impl Client<'_> {
         };
         let asked = (!name.is_empty()).then_some(&*name);
         let listener = port.listener(asked);
-        let way = listener.map(|listener| (Str::clone(&listener.name), listener.way.clone()));
+        let way = listener.map(|listener| (Str::clone(&listener.server), listener.way.clone()));
         let Some((listener, way)) = way else {
             hello::refuse(&mut stream).await;
             return self.refused(&format_args!("no listener is for the name {name:?}"));
         };
-        let secured = |listener| Some(Secured { listener, name: Str::clone(&name) });
+        let secured = |server, certificate| Some(Secured { server, name: Str::clone(&name), certificate });
         match way {
-            Way::Terminate(config) => {
+            Way::Terminate(config, inside) => {
                 let accepted = TlsAcceptor::from(config).accept(Prefixed::new(said, stream));
                 match tokio::time::timeout(HANDSHAKE, accepted).await {
                     Ok(Ok(tls)) => {
-                        let io = ClientStream::Tls(Box::new(tls));
-                        self.http(Prefixed::new(Bytes::new(), io), secured(listener)).await;
+                        let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        let secured = secured(listener, shown.and_then(client_certificate::header));
+                        let io = Prefixed::new(Bytes::new(), ClientStream::Tls(Box::new(tls)));
+                        match inside {
+                            Inside::Http => self.http(io, secured).await,
+                            Inside::Stream => tcp::serve(&self.downstream(false, secured), io).await,
+                        }
                     }
                     Ok(Err(error)) => self.refused(&error),
                     Err(_) => self.refused(&"no handshake in time"),
                 }
             }
             Way::Pass => {
-                let downstream = self.downstream(false, secured(listener));
+                let downstream = self.downstream(false, secured(listener, None));
                 tcp::serve(&downstream, Prefixed::new(said, ClientStream::Plain(stream))).await;
             }
             Way::Nowhere(why) => {

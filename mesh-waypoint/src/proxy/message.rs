@@ -28,10 +28,12 @@ pub(super) enum Switch {
 
 /// Who has sent a request to a gateway.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Outside {
+pub(super) struct Outside<'a> {
     pub(super) client: IpAddr,
     /// Whether clients are proxies that may be trusted in what they say of theirs.
     pub(super) is_proxy: bool,
+    /// What there is to tell of its certificate.
+    pub(super) certificate: Option<&'a HeaderValue>,
 }
 
 /// A request's head.
@@ -55,7 +57,7 @@ impl Message {
     pub(super) fn new(
         mut head: Parts,
         scheme: &'static str,
-        outside: Option<Outside>,
+        outside: Option<Outside<'_>>,
         exchange: &mut Exchange,
     ) -> Result<Self, Box<Refused>> {
         let authority = authority(&head)?;
@@ -72,6 +74,11 @@ impl Message {
         }
         if let Some(outside) = outside {
             headers::append_forwarded_for(&mut head.headers, outside.client);
+            // Whatever a client says of certificates itself, nobody has checked (Envoy: SANITIZE_SET).
+            head.headers.remove(headers::X_FORWARDED_CLIENT_CERT);
+            if let Some(certificate) = outside.certificate {
+                head.headers.insert(headers::X_FORWARDED_CLIENT_CERT, certificate.clone());
+            }
         }
         if !head.headers.contains_key(headers::X_REQUEST_ID) {
             let id = headers::request_id();

@@ -117,7 +117,12 @@ mod tests {
     use super::*;
 
     fn listener(hostname: &str) -> l7::gateway::Listener {
-        l7::gateway::Listener { name: "http".into(), port: 80, hostname: hostname.into(), tls: None }
+        l7::gateway::Listener {
+            name: "http".into(),
+            port: 80,
+            hostname: hostname.into(),
+            ..Default::default()
+        }
     }
 
     #[test]

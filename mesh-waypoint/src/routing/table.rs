@@ -95,15 +95,10 @@ impl PortRules {
         &self.tcp
     }
 
-    /// The rule for TLS that a gateway passes on: the name that the rules were found by is their match.
-    pub(super) fn passed(&self) -> Option<&Arc<TcpRule>> {
-        self.tcp.first().map(|entry| &entry.rule)
-    }
-
-    /// The first rule for a connection.
+    /// The first rule for a connection, to a service of this name or to a gateway.
     pub(super) fn tcp(
         &self,
-        hostname: &str,
+        hostname: Option<&str>,
         port: u16,
         source: &Source,
         destination: IpAddr,

@@ -44,6 +44,7 @@ struct TcpMatch {
     /// Names that a TLS client asks for.
     hosts: Vec<Box<str>>,
     subnets: Vec<IpNet>,
+    source_subnets: Vec<IpNet>,
     source_namespace: Box<str>,
     source_labels: BTreeMap<String, String>,
 }
@@ -83,8 +84,14 @@ impl TcpEntry {
         self.matches.iter().map(TcpMatch::describe).filter(|text| !text.is_empty()).collect()
     }
 
-    /// Whether a connection to a port of a service falls under the rule.
-    pub(super) fn test(&self, hostname: &str, port: u16, source: &Source, destination: IpAddr) -> bool {
+    /// Whether a connection to a port of a service, or of a gateway, falls under the rule.
+    pub(super) fn test(
+        &self,
+        hostname: Option<&str>,
+        port: u16,
+        source: &Source,
+        destination: IpAddr,
+    ) -> bool {
         self.matches.is_empty()
             || self.matches.iter().any(|matching| matching.test(hostname, port, source, destination))
     }
@@ -96,21 +103,26 @@ impl TcpMatch {
             error(Invalid::new("port", format!("{} is no port (0 to 65535)", msg.port)));
             0
         });
-        let mut subnets = Vec::new();
-        for subnet in &msg.destination_subnets {
-            let address = || subnet.parse::<IpAddr>().map(IpNet::from);
-            match subnet.parse::<IpNet>().or_else(|_| address()) {
-                Ok(net) => subnets.push(net),
-                Err(_) => error(Invalid::new(
-                    "destination_subnets",
-                    format!("{subnet:?} is no address, nor address/length"),
-                )),
+        let mut nets = |field: &str, given: &[String]| {
+            let mut nets = Vec::new();
+            for subnet in given {
+                let address = || subnet.parse::<IpAddr>().map(IpNet::from);
+                match subnet.parse::<IpNet>().or_else(|_| address()) {
+                    Ok(net) => nets.push(net),
+                    Err(_) => {
+                        error(Invalid::new(field, format!("{subnet:?} is no address, nor address/length")));
+                    }
+                }
             }
-        }
+            nets
+        };
+        let subnets = nets("destination_subnets", &msg.destination_subnets);
+        let source_subnets = nets("source_subnets", &msg.source_subnets);
         Self {
             port,
             hosts: msg.sni_hosts.iter().map(|host| host.to_ascii_lowercase().into()).collect(),
             subnets,
+            source_subnets,
             source_namespace: msg.source_namespace.as_str().into(),
             source_labels: msg.source_labels.clone(),
         }
@@ -125,6 +137,7 @@ impl TcpMatch {
             parts.push(format!("name {}", self.hosts.join(" or ")));
         }
         parts.extend(self.subnets.iter().map(|subnet| format!("destination {subnet}")));
+        parts.extend(self.source_subnets.iter().map(|subnet| format!("source {subnet}")));
         if !self.source_namespace.is_empty() {
             parts.push(format!("source namespace is {}", self.source_namespace));
         }
@@ -134,17 +147,20 @@ impl TcpMatch {
 
     /// The name that a TLS client asks for is not read here: a rule for the service's own name, and no other, counts
     /// (Istio at waypoints).
-    fn test(&self, hostname: &str, port: u16, source: &Source, destination: IpAddr) -> bool {
-        let host = match &*self.hosts {
-            [] => true,
-            [host] => **host == *hostname,
+    fn test(&self, hostname: Option<&str>, port: u16, source: &Source, destination: IpAddr) -> bool {
+        let host = match (&*self.hosts, hostname) {
+            ([], _) | (_, None) => true,
+            ([host], Some(hostname)) => **host == *hostname,
             _ => false,
         };
+        let within =
+            |nets: &[IpNet], address| nets.is_empty() || nets.iter().any(|net| net.contains(&address));
         let labels = |(key, value): (&String, &String)| {
             source.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value)
         };
         host && (self.port == 0 || self.port == port)
-            && (self.subnets.is_empty() || self.subnets.iter().any(|net| net.contains(&destination)))
+            && within(&self.subnets, destination)
+            && within(&self.source_subnets, source.address.ip())
             && (self.source_namespace.is_empty() || source_namespace(source) == Some(&self.source_namespace))
             && self.source_labels.iter().all(labels)
     }

@@ -9,7 +9,7 @@ use super::origin;
 use crate::convert::attachments::Refusal;
 use crate::model::credential::secret_of;
 use crate::model::l7::Reference;
-use crate::model::{Gateway, Kind, Listener};
+use crate::model::{Gateway, Key, Kind, Listener};
 
 const INVALID: &str = "InvalidCertificateRef";
 
@@ -67,18 +67,53 @@ fn credential(
         );
         return Err(("RefNotPermitted", why));
     }
-    let Some(secret) = context.objects.credentials.get(&key) else {
+    if !context.objects.credentials.get(&key).is_some_and(|secret| secret.is_tls) {
         return Err((INVALID, format!("there is no Secret {key} of type kubernetes.io/tls")));
+    }
+    any(context, &gateway.meta.key(), &key).map_err(|why| (INVALID, why))
+}
+
+/// The certificate of a Secret of any type, for the proxies of a gateway; and what is wrong with a newer version of it.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn any(
+    context: &Context<'_>,
+    gateway: &Key,
+    key: &Key,
+) -> Result<(Named, Option<String>), String> {
+    let Some(secret) = context.objects.credentials.get(key) else {
+        return Err(format!("there is no Secret {key} with tls.crt and tls.key"));
     };
     let Some(pair) = &secret.pair else {
         let why = secret.problem.as_deref().unwrap_or("it holds no certificate");
-        return Err((INVALID, format!("Secret {key}: {why}")));
+        return Err(format!("Secret {key}: {why}"));
     };
     let credential = wire::Credential {
         origin: Some(origin(Kind::Secret, &secret.meta)),
         certificate_chain: pair.chain.clone(),
         private_key: pair.key.clone(),
     };
-    let name = format!("Gateway/{}/Secret/{key}", gateway.meta.key());
+    let name = format!("Gateway/{gateway}/Secret/{key}");
     Ok(((name, credential), secret.problem.as_ref().map(|why| format!("Secret {key}: {why}"))))
+}
+
+/// Who issues clients' certificates, and which of those are revoked: of the first of these Secrets that says it.
+///
+/// # Errors
+/// None says it.
+pub(super) fn roots(
+    context: &Context<'_>,
+    namespace: &str,
+    names: &[String],
+) -> Result<(String, String), String> {
+    let secrets = names.iter().filter_map(|name| context.objects.credentials.get(&Key::new(namespace, name)));
+    let mut with = secrets.filter_map(|secret| Some((secret.roots.clone()?, &secret.revocations)));
+    match with.next() {
+        Some((roots, revocations)) => Ok((roots, revocations.clone().unwrap_or_default())),
+        None => Err(format!(
+            "no Secret {} of namespace {namespace} has ca.crt, by which clients' certificates are told",
+            names.join(" or ")
+        )),
+    }
 }

@@ -1,11 +1,12 @@
 //! Gateways that are served as gateways: the ways into the mesh for clients that are no peers of it.
 //!
-//! Listeners for HTTP, HTTPS and TLS that is passed on are served; every other says so in its state. What a listener
-//! presents is in Secrets: `credentials` looks for them.
+//! Listeners for HTTP, HTTPS, TLS (which ends here or is passed on) and TCP are served; every other says so in its state.
+//! What a listener presents is in Secrets: `credentials` looks for them.
 
 use std::collections::BTreeMap;
 
 use mesh_core::xds::proto::l7 as wire;
+use mesh_core::xds::proto::l7::gateway::Inside;
 use mesh_core::xds::proto::l7::listener_tls::Mode;
 
 use super::super::Context;
@@ -28,7 +29,11 @@ enum Speaks {
     Http,
     Https,
     /// TLS that is passed on.
+    Passed,
+    /// TLS that ends here, with bytes of any protocol inside.
     Tls,
+    /// Bytes of any protocol.
+    Tcp,
 }
 
 impl Speaks {
@@ -38,22 +43,26 @@ impl Speaks {
         let passes = listener.tls.as_ref().is_some_and(|tls| tls.passthrough);
         match listener.protocol.as_str() {
             "HTTP" => Ok(Self::Http),
-            "HTTPS" if gateway.validates_clients => {
+            "TCP" => Ok(Self::Tcp),
+            "TLS" if passes => Ok(Self::Passed),
+            "HTTPS" | "TLS" if gateway.validates_clients => {
                 let why = "spec.tls.frontend asks for certificates of clients, which are not checked yet; a listener \
                            that let everybody in would not be what is asked for";
                 Err(("UnsupportedValue", why.to_owned()))
             }
             "HTTPS" => Ok(Self::Https),
-            "TLS" if passes => Ok(Self::Tls),
-            "TLS" => {
-                let why =
-                    "protocol TLS is served with tls.mode Passthrough; to end TLS here write protocol HTTPS";
-                Err(("UnsupportedProtocol", why.to_owned()))
-            }
+            "TLS" => Ok(Self::Tls),
             other => {
-                let why = format!("protocol is {other:?}; HTTP, HTTPS and TLS are served");
+                let why = format!("protocol is {other:?}; HTTP, HTTPS, TLS and TCP are served");
                 Err(("UnsupportedProtocol", why))
             }
+        }
+    }
+
+    const fn inside(self) -> Inside {
+        match self {
+            Self::Http | Self::Https => Inside::Http,
+            Self::Passed | Self::Tls | Self::Tcp => Inside::Stream,
         }
     }
 
@@ -61,7 +70,9 @@ impl Speaks {
     const fn kinds(self) -> &'static [Kind] {
         match self {
             Self::Http | Self::Https => &[Kind::HTTPRoute, Kind::GRPCRoute],
-            Self::Tls => &[Kind::TLSRoute],
+            Self::Passed => &[Kind::TLSRoute],
+            Self::Tls => &[Kind::TLSRoute, Kind::TCPRoute],
+            Self::Tcp => &[Kind::TCPRoute],
         }
     }
 }
@@ -76,11 +87,17 @@ pub(super) fn convert(context: &mut Context<'_>, out: &mut L7) -> BTreeMap<Key, 
             let earlier = gateway.listeners.iter().take(i).zip(&states);
             let spoken = refusal(listener, gateway, earlier);
             let (mut state, tls) = describe(context, gateway, listener, spoken.as_ref().ok().copied(), out);
-            state.refusal = spoken.err();
-            if state.refusal.is_none() {
-                let port = u32::from(listener.port);
-                let (name, hostname) = (listener.name.clone(), listener.hostname.clone());
-                listeners.push(wire::gateway::Listener { name, port, hostname, tls });
+            match spoken {
+                Ok(spoken) => listeners.push(wire::gateway::Listener {
+                    name: listener.name.clone(),
+                    port: u32::from(listener.port),
+                    // Of bytes nobody says a name.
+                    hostname: if spoken == Speaks::Tcp { String::new() } else { listener.hostname.clone() },
+                    tls,
+                    inside: spoken.inside().into(),
+                    server: String::new(),
+                }),
+                Err(refusal) => state.refusal = Some(refusal),
             }
             states.push(state);
         }
@@ -107,11 +124,11 @@ fn describe(
     let (kinds, mut unresolved) = spoken.map_or((Vec::new(), None), |spoken| kinds(listener, spoken.kinds()));
     let mut serves = spoken.is_some() && !kinds.is_empty();
     let tls = match spoken {
-        None | Some(Speaks::Http) => None,
-        Some(Speaks::Tls) => {
-            Some(wire::ListenerTls { mode: Mode::Passthrough.into(), credentials: Vec::new() })
+        None | Some(Speaks::Http | Speaks::Tcp) => None,
+        Some(Speaks::Passed) => {
+            Some(wire::ListenerTls { mode: Mode::Passthrough.into(), ..wire::ListenerTls::default() })
         }
-        Some(Speaks::Https) => {
+        Some(Speaks::Https | Speaks::Tls) => {
             let found = credentials::of(context, gateway, listener);
             unresolved = found.unresolved.or(unresolved);
             serves &= !found.credentials.is_empty();
@@ -123,7 +140,8 @@ fn describe(
                     .into_iter()
                     .map(|(name, credential)| (name, Confidential { account: account.clone(), credential })),
             );
-            Some(wire::ListenerTls { mode: Mode::Terminate.into(), credentials })
+            let mode = Mode::Terminate.into();
+            Some(wire::ListenerTls { mode, credentials, ..wire::ListenerTls::default() })
         }
     };
     let name = listener.name.clone();
@@ -142,12 +160,17 @@ fn refusal<'a>(
     let spoken = Speaks::of(listener, gateway)?;
     let port = listener.port;
     for (other, _) in earlier.filter(|(other, state)| state.refusal.is_none() && other.port == port) {
-        let is_plain = |protocol: &str| protocol == "HTTP";
-        if is_plain(&other.protocol) != is_plain(&listener.protocol) {
+        // One port: HTTP in the clear, other bytes in the clear, or TLS.
+        let kind = |protocol: &str| match protocol {
+            "HTTP" => 0,
+            "TCP" => 1,
+            _ => 2,
+        };
+        if kind(&other.protocol) != kind(&listener.protocol) {
             let why = format!("listener {} has the port {port} for protocol {}", other.name, other.protocol);
             return Err(("ProtocolConflict", why));
         }
-        if other.hostname == listener.hostname {
+        if other.hostname == listener.hostname || spoken == Speaks::Tcp {
             let why = format!("listener {} has the port {port} and the hostname already", other.name);
             return Err(("HostnameConflict", why));
         }
@@ -192,7 +215,7 @@ fn say(gateway: &Gateway, states: &[ListenerState], conditions: &mut Vec<Conditi
         report.finish(true, conditions);
     } else if refused.len() == states.len() {
         let why = format!(
-            "no listener can be served; write one with protocol HTTP or HTTPS; {}",
+            "no listener can be served; write one with protocol HTTP, HTTPS, TLS or TCP; {}",
             refused.join("; ")
         );
         report.refuse("ListenersNotValid", why, conditions);

@@ -1,5 +1,7 @@
 //! What there is to say about one object, put into few conditions.
 
+use std::collections::BTreeSet;
+
 use super::services::{Service, Services};
 use crate::model::{Condition, ObjectRef};
 
@@ -13,23 +15,40 @@ pub(super) struct Report {
     unresolved: Vec<(&'static str, String)>,
     /// Where it does not count although it is in order.
     overruled: Vec<String>,
+    /// All of it.
+    said: BTreeSet<String>,
 }
 
 impl Report {
     pub(super) fn new(object: ObjectRef, unsupported: &[String]) -> Self {
-        Self { object, unsupported: unsupported.to_vec(), unresolved: Vec::new(), overruled: Vec::new() }
+        let (unsupported, said) = (unsupported.to_vec(), BTreeSet::new());
+        Self { object, unsupported, unresolved: Vec::new(), overruled: Vec::new(), said }
     }
 
     pub(super) fn unsupported(&mut self, what: impl Into<String>) {
-        self.unsupported.push(what.into());
+        let what = what.into();
+        if self.is_new(&what) {
+            self.unsupported.push(what);
+        }
     }
 
     pub(super) fn unresolved(&mut self, reason: &'static str, what: impl Into<String>) {
-        self.unresolved.push((reason, what.into()));
+        let what = what.into();
+        if self.is_new(&what) {
+            self.unresolved.push((reason, what));
+        }
     }
 
     pub(super) fn overruled(&mut self, what: impl Into<String>) {
-        self.overruled.push(what.into());
+        let what = what.into();
+        if self.is_new(&what) {
+            self.overruled.push(what);
+        }
+    }
+
+    /// Rules that count in several places are looked at for each of them; what there is to say is said once.
+    fn is_new(&mut self, what: &str) -> bool {
+        self.said.insert(what.to_owned())
     }
 
     /// The object as a whole has no effect.
@@ -39,9 +58,7 @@ impl Report {
 
     /// `Accepted`, and `ResolvedRefs` where something is named. `somewhere`: it counts for at least one service.
     pub(super) fn finish(mut self, somewhere: bool, out: &mut Vec<Condition>) {
-        for list in [&mut self.unsupported, &mut self.overruled] {
-            list.dedup();
-        }
+        self.unsupported.dedup();
         let mut parts = Vec::new();
         if !self.overruled.is_empty() {
             parts.push(self.overruled.join("; "));

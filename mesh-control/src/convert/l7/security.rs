@@ -1,4 +1,7 @@
-//! AuthorizationPolicies and RequestAuthentications with targets.
+//! AuthorizationPolicies and RequestAuthentications with targets, and those with a selector or for a namespace where they
+//! are for gateways: their proxies are workloads as others are, which waypoints are not.
+
+use std::collections::BTreeMap;
 
 use mesh_core::xds::proto::l7 as wire;
 use mesh_core::xds::proto::l7::target::Kind as Target;
@@ -6,6 +9,7 @@ use mesh_core::xds::proto::l7::target::Kind as Target;
 use super::super::Context;
 use super::services::Services;
 use super::{L7, origin, resource_name};
+use crate::model::istio_gateway::Proxies;
 use crate::model::l7::Reference;
 use crate::model::{Action, AuthorizationPolicy, Condition, Key, Kind, Meta, ObjectRef};
 
@@ -17,9 +21,16 @@ const FILTER_KEYS: &str = "experimental.envoy.filters.";
 
 pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut L7) {
     let mut conditions = Vec::new();
-    for policy in context.objects.authorization_policies.values().filter(|p| !p.targets.is_empty()) {
+    let gateways = Gateways::of(context);
+    for policy in context.objects.authorization_policies.values() {
         let object = ObjectRef::of(Kind::AuthorizationPolicy, &policy.meta);
-        let (targets, mut condition) = targets(context, services, &object, &policy.meta, &policy.targets);
+        let (targets, mut condition) = if policy.targets.is_empty() {
+            // What other workloads do with it, nodes say.
+            let Some(found) = gateways.selected(&object, &policy.meta, &policy.selector) else { continue };
+            found
+        } else {
+            targets(context, services, &object, &policy.meta, &policy.targets)
+        };
         let rules = rules(policy, &mut condition);
         conditions.push(condition);
         conditions.extend(provider(context, policy, &object));
@@ -44,15 +55,23 @@ pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut 
     }
     for given in context.objects.request_authentications.values() {
         let object = ObjectRef::of(Kind::RequestAuthentication, &given.meta);
-        if given.targets.is_empty() {
-            let what = if given.selector.is_empty() { "has no targetRefs" } else { "has a selector" };
-            let why = format!(
-                "{what}, and only waypoints check tokens; name a Service or Gateway in spec.targetRefs"
-            );
-            conditions.push(Condition::new(object, ACCEPTED, false, "UnsupportedValue", why));
-            continue;
-        }
-        let (targets, condition) = targets(context, services, &object, &given.meta, &given.targets);
+        let (targets, condition) = if given.targets.is_empty() {
+            let Some(found) = gateways.selected(&object, &given.meta, &given.selector) else {
+                let what = if given.selector.is_empty() {
+                    "has no targetRefs"
+                } else {
+                    "has a selector, which selects no gateway"
+                };
+                let why = format!(
+                    "{what}, and only waypoints and gateways check tokens; name a Service or Gateway in spec.targetRefs"
+                );
+                conditions.push(Condition::new(object, ACCEPTED, false, "UnsupportedValue", why));
+                continue;
+            };
+            found
+        } else {
+            targets(context, services, &object, &given.meta, &given.targets)
+        };
         conditions.push(condition);
         if targets.is_empty() {
             continue;
@@ -65,6 +84,49 @@ pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut 
         out.authentications.insert(resource_name(&object), authentication);
     }
     context.conditions.extend(conditions);
+}
+
+/// The proxies of gateways, as workloads that policies are for.
+struct Gateways<'a> {
+    proxies: BTreeMap<Key, Proxies<'a>>,
+    root_namespace: &'a str,
+}
+
+impl<'a> Gateways<'a> {
+    fn of(context: &'a Context<'_>) -> Self {
+        let objects = context.objects;
+        let some =
+            !objects.istio_gateways.is_empty() || objects.gateways.values().any(|g| super::is_gateway(g));
+        let proxies = if some { objects.gateway_proxies() } else { BTreeMap::new() };
+        Self { proxies, root_namespace: &context.mesh.root_namespace }
+    }
+
+    /// Those that a selector is for: in its object's namespace, or in every one where that is the root namespace. None where
+    /// there are none.
+    fn selected(
+        &self,
+        object: &ObjectRef,
+        meta: &Meta,
+        selector: &BTreeMap<String, String>,
+    ) -> Option<(Vec<wire::Target>, Condition)> {
+        let within = |key: &Key| meta.namespace == self.root_namespace || meta.namespace == key.namespace;
+        let selected = self.proxies.iter().filter(|(key, of)| within(key) && of.are_selected(selector));
+        let keys: Vec<&Key> = selected.map(|(key, _)| key).collect();
+        let first = keys.first()?;
+        let names: Vec<String> = keys.iter().map(ToString::to_string).collect();
+        let message = match names.len() {
+            1 => format!("bound to gateway {first}"),
+            _ => format!("bound to gateways {}", names.join(", ")),
+        };
+        let target = |key: &&Key| wire::Target {
+            kind: Target::Gateway.into(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            hostnames: Vec::new(),
+        };
+        let condition = Condition::new(object.clone(), ACCEPTED, true, "Accepted", message);
+        Some((keys.iter().map(target).collect(), condition))
+    }
 }
 
 /// CUSTOM needs a provider of the mesh settings; waypoints refuse what would go to one that is not there.

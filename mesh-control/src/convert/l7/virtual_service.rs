@@ -1,4 +1,7 @@
-//! VirtualServices: those for hosts become routes, those without are taken in by the ones that delegate to them.
+//! VirtualServices: those for hosts become routes, those without are taken in by the ones that delegate to them. One that
+//! names gateways becomes further routes for their listeners: see `outside`.
+
+mod outside;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +11,19 @@ use mesh_core::xds::proto::l7::http_rule::Action;
 use super::super::Context;
 use super::delegate::merge;
 use super::destination::Subsets;
+use super::istio_gateway::{Bound, Servers};
 use super::report::{Report, waypoints};
 use super::services::{Service, Services, complete};
 use super::{L7, exported, exported_to, name_rules, origin, resource_name};
 use crate::model::l7::{MESH_GATEWAY, VirtualHttp, VirtualMatch, VirtualTcp};
-use crate::model::{Key, Kind, ObjectRef, VirtualService};
+use crate::model::{Key, Kind, ObjectRef, VirtualService, selects};
+use outside::gateway_key;
 
 /// What the conversion of one VirtualService looks at.
 struct Scope<'a> {
     context: &'a Context<'a>,
     services: &'a Services,
+    servers: &'a Servers,
     subsets: Subsets<'a>,
     gateway_routes: GatewayRoutes<'a>,
 }
@@ -48,12 +54,12 @@ impl<'a> GatewayRoutes<'a> {
 }
 
 /// Converts all of them. Destinations and routes of the Gateway API have to be in `out` already.
-pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut L7) {
+pub(super) fn convert(context: &mut Context<'_>, services: &Services, servers: &Servers, out: &mut L7) {
     let mut conditions = Vec::new();
-    let mut routes = BTreeMap::new();
+    let (mut routes, mut redirected) = (BTreeMap::new(), Vec::new());
     let used = delegates(context);
-    let scope =
-        Scope { context, services, subsets: Subsets::of(out), gateway_routes: GatewayRoutes::of(out) };
+    let (subsets, gateway_routes) = (Subsets::of(out), GatewayRoutes::of(out));
+    let scope = Scope { context, services, servers, subsets, gateway_routes };
     for service in context.objects.virtual_services.values() {
         let object = ObjectRef::of(Kind::VirtualService, &service.meta);
         let mut report = Report::new(object.clone(), &service.unsupported);
@@ -67,27 +73,72 @@ pub(super) fn convert(context: &mut Context<'_>, services: &Services, out: &mut 
             }
             continue;
         }
-        if !of_mesh(&service.gateways) {
-            let why = format!(
-                "is for gateways {} only, which are not served; add `mesh` to spec.gateways to have it in the mesh",
-                service.gateways.join(", ")
-            );
-            report.refuse("UnsupportedValue", why, &mut conditions);
-            continue;
-        }
-        for gateway in service.gateways.iter().filter(|g| *g != MESH_GATEWAY) {
-            report.unsupported(format!("spec.gateways ({gateway}, which is not served)"));
-        }
         let hosts: Vec<String> =
             service.hosts.iter().map(|h| complete(h, &service.meta.namespace, context.mesh)).collect();
-        let route = scope.route(service, &hosts, &mut report);
-        let somewhere = scope.counts(service, &hosts, &mut report);
-        routes.insert(resource_name(&object), route);
+        let in_mesh = of_mesh(&service.gateways);
+        let mut somewhere = false;
+        if in_mesh {
+            let route = scope.route(service, &hosts, &mut report);
+            somewhere = scope.counts(service, &hosts, &mut report);
+            routes.insert(resource_name(&object), route);
+        }
+        unnamed(service, &mut report);
+        let outside = scope.outside(service, &hosts, &mut report);
+        if !in_mesh && outside.routes.is_empty() {
+            let why = match outside.without.as_slice() {
+                [] => "has no rules for what its gateways serve".to_owned(),
+                without => without.join("; "),
+            };
+            report.resolved(&mut conditions);
+            report.refuse("NoMatchingParent", why, &mut conditions);
+            continue;
+        }
+        somewhere |= !outside.routes.is_empty();
+        for (i, route) in outside.routes.into_iter().enumerate() {
+            routes.insert(format!("{}@{i}", resource_name(&object)), route);
+        }
+        redirected.extend(outside.redirected);
         report.finish(somewhere, &mut conditions);
-        waypoints(&object, &hosts, services, &mut conditions);
+        if in_mesh {
+            waypoints(&object, &hosts, services, &mut conditions);
+        }
     }
     out.routes.extend(routes);
+    for (name, hosts) in redirected {
+        let Some(route) = out.routes.get_mut(&name) else { continue };
+        route.hostnames.extend(hosts);
+        route.hostnames.sort();
+        route.hostnames.dedup();
+    }
     context.conditions.extend(conditions);
+}
+
+/// Says which matches are for gateways that the object itself does not name: they never hold.
+fn unnamed(service: &VirtualService, report: &mut Report) {
+    let namespace = &service.meta.namespace;
+    let resolved = |name: &String| {
+        if name == MESH_GATEWAY { Key::new("", MESH_GATEWAY) } else { gateway_key(name, namespace) }
+    };
+    let mut own: BTreeSet<Key> = service.gateways.iter().map(resolved).collect();
+    if own.is_empty() {
+        own.insert(Key::new("", MESH_GATEWAY));
+    }
+    let http = service.http.iter().map(|rule| rule.matches.iter().map(|m| &m.gateways).collect());
+    let tls = service.tls.iter().map(|rule| rule.matches.iter().map(|m| &m.gateways).collect());
+    let tcp = service.tcp.iter().map(|rule| rule.matches.iter().map(|m| &m.gateways).collect());
+    let parts: [(&str, Vec<Vec<&Vec<String>>>); 3] =
+        [("http", http.collect()), ("tls", tls.collect()), ("tcp", tcp.collect())];
+    for (part, rules) in parts {
+        for (i, matches) in rules.into_iter().enumerate() {
+            for (m, gateways) in matches.into_iter().enumerate() {
+                for name in gateways.iter().filter(|name| !own.contains(&resolved(name))) {
+                    report.unsupported(format!(
+                        "spec.{part}[{i}].match[{m}].gateways ({name}, which spec.gateways does not name)"
+                    ));
+                }
+            }
+        }
+    }
 }
 
 fn of_mesh(gateways: &[String]) -> bool {
@@ -117,10 +168,27 @@ impl Scope<'_> {
             hostname: hostname.clone(),
             port: 0,
         });
+        wire::Route {
+            origin: Some(origin(Kind::VirtualService, &service.meta)),
+            parents: parents.collect(),
+            http: self.http_rules(service, At::Mesh, report),
+            tcp: {
+                let mut tcp = self.tls(service, hosts, report);
+                tcp.extend(self.tcp_rules(service, At::Mesh, report));
+                name_rules(&mut tcp, |rule| &mut rule.name);
+                tcp
+            },
+            exported_to: exported(&service.export_to, &service.meta.namespace, report),
+            ..wire::Route::default()
+        }
+    }
+
+    /// `http`, as far as it counts somewhere.
+    fn http_rules(&self, service: &VirtualService, at: At<'_>, report: &mut Report) -> Vec<wire::HttpRule> {
         let mut http = Vec::new();
         for (i, rule) in service.http.iter().enumerate() {
             let field = format!("spec.http[{i}]");
-            let place = Place { namespace: &service.meta.namespace, field: &field };
+            let place = Place { namespace: &service.meta.namespace, field: &field, at };
             let own = self.http(rule, &place, report);
             match &rule.delegate {
                 None => http.extend(own),
@@ -130,21 +198,19 @@ impl Scope<'_> {
             }
         }
         name_rules(&mut http, |rule| &mut rule.name);
-        let mut tcp = self.tls(service, hosts, report);
+        http
+    }
+
+    /// `tcp`, as far as it counts somewhere.
+    fn tcp_rules(&self, service: &VirtualService, at: At<'_>, report: &mut Report) -> Vec<wire::TcpRule> {
+        let mut tcp = Vec::new();
         for (i, rule) in service.tcp.iter().enumerate() {
             let field = format!("spec.tcp[{i}]");
-            let place = Place { namespace: &service.meta.namespace, field: &field };
+            let place = Place { namespace: &service.meta.namespace, field: &field, at };
             tcp.extend(self.tcp(rule, &place, report));
         }
         name_rules(&mut tcp, |rule| &mut rule.name);
-        wire::Route {
-            origin: Some(origin(Kind::VirtualService, &service.meta)),
-            parents: parents.collect(),
-            http,
-            tcp,
-            exported_to: exported(&service.export_to, &service.meta.namespace, report),
-            ..wire::Route::default()
-        }
+        tcp
     }
 
     /// A rule with names completed; none when it can never hold.
@@ -186,7 +252,7 @@ impl Scope<'_> {
         &self,
         own: &wire::HttpRule,
         key: &Key,
-        Place { namespace, field }: &Place<'_>,
+        Place { namespace, field, at }: &Place<'_>,
         report: &mut Report,
     ) -> Vec<wire::HttpRule> {
         let Some(other) = self.context.objects.virtual_services.get(key).filter(|v| v.hosts.is_empty())
@@ -204,10 +270,8 @@ impl Scope<'_> {
         let mut out = Vec::new();
         for (i, rule) in other.http.iter().enumerate() {
             let place = format!("{key} spec.http[{i}]");
-            let Some(inner) = self.http(rule, &Place { namespace: &key.namespace, field: &place }, report)
-            else {
-                continue;
-            };
+            let inside = Place { namespace: &key.namespace, field: &place, at: *at };
+            let Some(inner) = self.http(rule, &inside, report) else { continue };
             match merge(own, inner) {
                 Some(rule) => out.push(rule),
                 None => report.overruled(format!(
@@ -246,7 +310,7 @@ impl Scope<'_> {
                 continue;
             }
             let field = format!("spec.tls[{i}]");
-            let place = Place { namespace: &service.meta.namespace, field: &field };
+            let place = Place { namespace: &service.meta.namespace, field: &field, at: At::Mesh };
             out.extend(self.tcp(&kept, &place, report));
         }
         out
@@ -289,25 +353,74 @@ impl Scope<'_> {
     }
 }
 
-/// Where a rule stands, and whose names it uses.
+/// Where a rule stands, whose names it uses, and where it is to count.
 struct Place<'a> {
     namespace: &'a str,
     field: &'a str,
+    at: At<'a>,
 }
 
-/// The matches that a waypoint can ever see; none when there were some and none of them is left.
-fn matches<T: Clone>(given: &[VirtualMatch<T>], place: &Place<'_>, report: &mut Report) -> Option<Vec<T>> {
+/// Where a rule is to count.
+#[derive(Clone, Copy)]
+enum At<'a> {
+    Mesh,
+    Server(&'a Bound),
+}
+
+/// What a match says of where a request or connection has come to, and from where.
+trait Conditions: Clone {
+    /// Port, namespace and labels of the source.
+    fn conditions(&mut self) -> (&mut u32, &mut String, &mut BTreeMap<String, String>);
+}
+
+impl Conditions for wire::HttpMatch {
+    fn conditions(&mut self) -> (&mut u32, &mut String, &mut BTreeMap<String, String>) {
+        (&mut self.port, &mut self.source_namespace, &mut self.source_labels)
+    }
+}
+
+impl Conditions for wire::TcpMatch {
+    fn conditions(&mut self) -> (&mut u32, &mut String, &mut BTreeMap<String, String>) {
+        (&mut self.port, &mut self.source_namespace, &mut self.source_labels)
+    }
+}
+
+/// The matches that can ever hold where a rule is to count; none when there were some and none of them is left.
+fn matches<T: Conditions>(
+    given: &[VirtualMatch<T>],
+    place: &Place<'_>,
+    report: &mut Report,
+) -> Option<Vec<T>> {
     let mut out = Vec::new();
     for (i, entry) in given.iter().enumerate() {
         let field = format!("{}.match[{i}]", place.field);
-        for gateway in entry.gateways.iter().filter(|g| *g != MESH_GATEWAY) {
-            report.unsupported(format!("{field}.gateways ({gateway}, which is not served)"));
-        }
-        match &entry.never {
-            _ if !of_mesh(&entry.gateways) => {}
-            Some(why) => report.unsupported(format!("{field} ({why}, so that it never holds)")),
-            None => out.push(entry.wire.clone()),
+        match (place.at, &entry.never) {
+            (At::Mesh, _) if !of_mesh(&entry.gateways) => {}
+            (At::Mesh, Some(why)) => report.unsupported(format!("{field} ({why}, so that it never holds)")),
+            (At::Mesh, None) => out.push(entry.wire.clone()),
+            (At::Server(bound), _) => out.extend(at_server(entry, bound, place.namespace)),
         }
     }
     (given.is_empty() || !out.is_empty()).then_some(out)
+}
+
+/// A match at a server. Its conditions on the source are about the gateway itself, as in Istio, and those and the port are
+/// decided here.
+fn at_server<T: Conditions>(entry: &VirtualMatch<T>, bound: &Bound, namespace: &str) -> Option<T> {
+    let names_it = |name: &String| gateway_key(name, namespace) == bound.gateway;
+    if !entry.gateways.is_empty() && !entry.gateways.iter().any(names_it) {
+        return None;
+    }
+    let mut wire = entry.wire.clone();
+    let (port, source_namespace, source_labels) = wire.conditions();
+    let is_port = *port == 0 || *port == u32::from(bound.port);
+    let is_namespace = source_namespace.is_empty() || *source_namespace == bound.proxies.namespace;
+    let is_labelled = source_labels.is_empty() || bound.labels.iter().any(|own| selects(source_labels, own));
+    if !(is_port && is_namespace && is_labelled) {
+        return None;
+    }
+    *port = 0;
+    source_namespace.clear();
+    source_labels.clear();
+    Some(wire)
 }

@@ -1,3 +1,5 @@
+use mesh_core::xds::proto::l7;
+use mesh_core::xds::proto::l7::gateway::Inside;
 use mesh_core::xds::proto::l7::listener_tls::Mode;
 
 use crate::convert::{ListenerState, Resources};
@@ -120,19 +122,32 @@ fn listeners_that_cannot_share_a_port_and_what_is_not_served_say_so() {
     let all = gateway(&format!(
         "{{name: a, port: 443, protocol: HTTPS, {tls}}}, {{name: b, port: 443, protocol: HTTPS, {tls}}}, \
          {{name: c, port: 443, protocol: HTTP}}, {{name: d, port: 443, protocol: TLS, hostname: d.example, tls: {{mode: Passthrough}}}}, \
-         {{name: e, port: 8443, protocol: TLS, {tls}}}"
+         {{name: e, port: 8443, protocol: TLS, {tls}}}, {{name: f, port: 9000, protocol: TCP}}, \
+         {{name: g, port: 9000, protocol: TCP}}, {{name: h, port: 443, protocol: TCP}}, {{name: i, port: 53, protocol: UDP}}"
     ));
     let resources = resources(&[all, secret("edge", "cert", &certificate("a.example"))].concat());
     let refusals: Vec<_> =
         states(&resources).iter().map(|s| s.refusal.as_ref().map(|(reason, _)| *reason)).collect();
+    let (host, protocol) = (Some("HostnameConflict"), Some("ProtocolConflict"));
     assert_eq!(
         refusals,
-        [None, Some("HostnameConflict"), Some("ProtocolConflict"), None, Some("UnsupportedProtocol")]
+        [None, host, protocol, None, None, None, host, protocol, Some("UnsupportedProtocol")]
     );
     assert_eq!(states(&resources)[3].kinds, [Kind::TLSRoute]);
+    assert_eq!(states(&resources)[4].kinds, [Kind::TLSRoute, Kind::TCPRoute]);
+    assert_eq!(states(&resources)[5].kinds, [Kind::TCPRoute]);
     let told = &resources.l7.gateways["Gateway/edge/in"].listeners;
-    let modes: Vec<_> = told.iter().map(|l| (l.name.as_str(), l.tls.as_ref().unwrap().mode())).collect();
-    assert_eq!(modes, [("a", Mode::Terminate), ("d", Mode::Passthrough)]);
+    let modes: Vec<_> = told
+        .iter()
+        .map(|l| (l.name.as_str(), l.tls.as_ref().map(l7::ListenerTls::mode), l.inside()))
+        .collect();
+    let expected = [
+        ("a", Some(Mode::Terminate), Inside::Http),
+        ("d", Some(Mode::Passthrough), Inside::Stream),
+        ("e", Some(Mode::Terminate), Inside::Stream),
+        ("f", None, Inside::Stream),
+    ];
+    assert_eq!(modes, expected);
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(super) const MANAGED: [&str; 2] = [MANAGED_WAYPOINT, MANAGED_GATEWAY];
 /// The type of the Service.
 const SERVICE_TYPE: &str = "networking.istio.io/service-type";
 /// Protocols that a gateway serves, and what its Service's ports are called.
-const SERVED: [(&str, &str); 3] = [("HTTP", "http"), ("HTTPS", "https"), ("TLS", "tls")];
+const SERVED: [(&str, &str); 4] = [("HTTP", "http"), ("HTTPS", "https"), ("TLS", "tls"), ("TCP", "tcp")];
 const HBONE: u16 = 15008;
 const READINESS: u16 = 15021;
 

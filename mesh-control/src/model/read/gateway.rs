@@ -195,8 +195,8 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
 
 /// Of the kinds of routes, where none is written.
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-/// Protocols of listeners that have hosts and take routes.
-const ROUTED: [&str; 3] = ["HTTP", "HTTPS", "TLS"];
+/// Protocols of listeners that take routes.
+const ROUTED: [&str; 4] = ["HTTP", "HTTPS", "TLS", "TCP"];
 
 fn listeners(
     given: Vec<ListenerText>,
@@ -208,7 +208,8 @@ fn listeners(
         let field = format!("spec.listeners[{i}]");
         let routed = ROUTED.contains(&l.protocol.as_str());
         let kinds = l.allowed_routes.as_ref().is_some_and(|a| !a.kinds.is_empty()) && !routed;
-        let hostname = !l.hostname.is_empty() && !routed;
+        // Of bytes nobody says for which host they are.
+        let hostname = !l.hostname.is_empty() && (!routed || l.protocol == "TCP");
         if !l.hostname.is_empty() {
             check
                 .dns_name(&format!("{field}.hostname"), l.hostname.strip_prefix("*.").unwrap_or(&l.hostname));
@@ -246,6 +247,7 @@ fn listener_tls(
     let passthrough = text.mode == ModeText::Passthrough;
     match protocol {
         "HTTP" => check.error(field, "does not go with protocol HTTP; write protocol HTTPS, or take it away"),
+        "TCP" => check.error(field, "does not go with protocol TCP; write protocol TLS, or take it away"),
         "HTTPS" if passthrough => {
             check.error(
                 format!("{field}.mode"),

@@ -41,9 +41,17 @@ pub(super) fn service_account(doc: &Document<'_>) -> Result<Object, Vec<FieldErr
 
 /// The type of Secrets that hold a certificate with its key.
 const TLS: &str = "kubernetes.io/tls";
+/// The type of Secrets of which none is said.
+const OPAQUE: &str = "Opaque";
+/// What a Secret has of a certificate, under one of these names.
+const PARTS: [&str; 4] = ["tls.crt", "cert", "ca.crt", "cacert"];
 
 pub(super) fn secret(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
-    if doc.node.text("type") != Some(TLS) {
+    let given = doc.node.text("type").unwrap_or(OPAQUE);
+    let is_tls = given == TLS;
+    let names_one =
+        |part: &str| doc.node.get(part).is_some_and(|data| PARTS.iter().any(|p| data.get(p).is_some()));
+    if !is_tls && !(given == OPAQUE && (names_one("data") || names_one("stringData"))) {
         // What is in it is nobody's business here.
         return Ok(Object::Ignored(Arc::new(Meta::default())));
     }
@@ -59,7 +67,12 @@ pub(super) fn secret(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
         Ok(pair) => (Some(Arc::new(pair)), None),
         Err(problem) => (None, Some(problem)),
     };
-    check.finish(Object::Credential(Arc::new(Credential { meta, pair, problem })))
+    let text = |names: [&str; 2]| {
+        let found = names.iter().find_map(|name| data.get(*name));
+        found.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    let (roots, revocations) = (text(["ca.crt", "cacert"]), text(["ca.crl", "crl"]));
+    check.finish(Object::Credential(Arc::new(Credential { meta, is_tls, roots, revocations, pair, problem })))
 }
 
 fn pair(data: &BTreeMap<String, Vec<u8>>) -> Result<Pair, String> {
@@ -67,8 +80,11 @@ fn pair(data: &BTreeMap<String, Vec<u8>>) -> Result<Pair, String> {
         let missing = || format!("data has no {name:?}; {what} belongs there, as PEM");
         data.get(name).ok_or_else(missing)
     };
-    let (chain, key) = (part("tls.crt", "the certificate")?, part("tls.key", "its private key")?);
-    server_key(chain, key).map_err(|error| format!("of tls.crt and tls.key, {error}"))?;
+    // The other names are those of Istio's generic Secrets.
+    let other = data.contains_key("cert") && !data.contains_key("tls.crt");
+    let (of_chain, of_key) = if other { ("cert", "key") } else { ("tls.crt", "tls.key") };
+    let (chain, key) = (part(of_chain, "the certificate")?, part(of_key, "its private key")?);
+    server_key(chain, key).map_err(|error| format!("of {of_chain} and {of_key}, {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Pair { chain: text(chain), key: text(key) })
 }

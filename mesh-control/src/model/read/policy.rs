@@ -130,7 +130,7 @@ pub(super) fn authorization_policy(doc: &Document<'_>) -> Result<Object, Vec<Fie
         }
     };
     let mut wanted = Vec::new();
-    for (i, text) in spec.rules.iter().enumerate().filter(|_| !targets.is_empty()) {
+    for (i, text) in spec.rules.iter().enumerate() {
         wanted.push(requests(text, &format!("spec.rules[{i}]"), &meta.namespace, &mut check));
     }
     let rules = spec

@@ -500,9 +500,12 @@ fn tcp_match(
             check.error(format!("{field}.sniHosts[{i}]"), format!("{host:?} is no host name"));
         }
     }
-    // The source's address is that of the tunnel's peer for some clients, so that a subnet would lie.
+    // In the mesh the source's address is that of the tunnel's peer for some clients, so that a subnet would lie.
+    let mut source_subnets = Vec::new();
     if !text.source_subnet.is_empty() {
-        never = Some("sourceSubnet is not evaluated".to_owned());
+        never = Some("sourceSubnet is evaluated at gateways alone".to_owned());
+        let net = check.cidr(&format!("{field}.sourceSubnet"), &text.source_subnet);
+        source_subnets.extend(net.map(|n| n.to_string()));
     }
     let mut subnets = Vec::new();
     for (i, subnet) in text.destination_subnets.iter().enumerate() {
@@ -513,6 +516,7 @@ fn tcp_match(
         port: text.port.map_or(0, |p| check.port(&format!("{field}.port"), p)).into(),
         sni_hosts: text.sni_hosts,
         destination_subnets: subnets,
+        source_subnets,
         source_namespace: text.source_namespace,
         source_labels: text.source_labels,
     };

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash64;
 
 use super::Files;
+use crate::model::credential::SecretTypes;
 use crate::model::read::{Read, read};
 use crate::model::{Object, ObjectRef, Objects};
 use crate::source::{ABSENT, Problem, State, consequence};
@@ -275,7 +276,9 @@ impl Loader {
             objects.insert(good.object.clone());
         }
         let named = objects.named_secrets();
-        objects.credentials.retain(|key, _| named.contains(key));
+        objects.credentials.retain(|key, secret| {
+            named.get(key).is_some_and(|types| *types == SecretTypes::Any || secret.is_tls)
+        });
         State { synced: true, objects: Arc::new(objects), problems: self.problems.clone() }
     }
 }

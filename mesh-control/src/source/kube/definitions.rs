@@ -114,7 +114,7 @@ async fn end(running: Running) {
 fn kind_of(definition: &Node) -> Option<KindInfo> {
     let spec = definition.get("spec")?;
     let (group, kind) = (spec.text("group")?, spec.get("names")?.text("kind")?);
-    kinds().find(|k| !is_built_in(k) && k.group == group && k.kind.to_string() == kind)
+    kinds().find(|k| !is_built_in(k) && k.group == group && k.kind.name() == kind)
 }
 
 /// The version to watch, once the API server serves one that is read.

@@ -98,7 +98,7 @@ pub(crate) fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
 
 /// The same for a kind that is read.
 pub(super) fn resource_of(info: &KindInfo, version: &str) -> ApiResource {
-    resource(info.group, version, &info.kind.to_string())
+    resource(info.group, version, &info.kind.name())
 }
 
 #[cfg(test)]

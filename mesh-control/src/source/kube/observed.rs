@@ -22,6 +22,7 @@ const WITH_STATUS: &[Kind] = &[
     Kind::VirtualService,
     Kind::DestinationRule,
     Kind::Gateway,
+    Kind::IstioGateway,
     Kind::HTTPRoute,
     Kind::GRPCRoute,
     Kind::TCPRoute,

@@ -13,9 +13,10 @@ use tokio_stream::StreamExt;
 use tracing::warn;
 
 use super::item::{Item, resource};
-use super::store::{Change, Named};
+use super::store::{Change, Named, Naming};
 use super::watch::{Pauses, Trouble};
 use super::{KubernetesSource, RENEW};
+use crate::model::credential::SecretTypes;
 use crate::model::read::read_stored;
 use crate::model::{Key, Kind};
 
@@ -23,7 +24,7 @@ const NAME: &str = "Secret";
 
 /// A watch that runs, for one naming of its Secret.
 struct Running {
-    naming: u64,
+    naming: Naming,
     task: JoinHandle<()>,
 }
 
@@ -40,7 +41,7 @@ pub(super) async fn follow(source: KubernetesSource, mut named: Receiver<Named>,
         let now = named.borrow_and_update().clone();
         running.retain(|key, watch| now.get(key) == Some(&watch.naming));
         for (key, naming) in now {
-            let start = || tokio::spawn(secret(source.clone(), key.clone(), out.clone()));
+            let start = || tokio::spawn(secret(source.clone(), key.clone(), naming.types, out.clone()));
             running.entry(key.clone()).or_insert_with(|| Running { naming, task: start() });
         }
         tokio::select! {
@@ -51,10 +52,13 @@ pub(super) async fn follow(source: KubernetesSource, mut named: Receiver<Named>,
 }
 
 /// Follows one Secret.
-async fn secret(source: KubernetesSource, key: Key, out: Sender<Change>) {
+async fn secret(source: KubernetesSource, key: Key, types: SecretTypes, out: Sender<Change>) {
     let api: Api<Item> =
         Api::namespaced_with(source.client.clone(), &key.namespace, &resource("", "v1", NAME));
-    let fields = format!("metadata.name={},type=kubernetes.io/tls", key.name);
+    let fields = match types {
+        SecretTypes::Tls => format!("metadata.name={},type=kubernetes.io/tls", key.name),
+        SecretTypes::Any => format!("metadata.name={}", key.name),
+    };
     let config = watcher::Config::default().timeout(RENEW).fields(&fields);
     let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
     let (mut trouble, mut seen) = (Trouble::default(), false);

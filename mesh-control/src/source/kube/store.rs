@@ -3,12 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::model::credential::SecretTypes;
 use crate::model::read::{FieldError, Read};
 use crate::model::{Key, Kind, Object, ObjectRef, Objects};
 use crate::source::{Problem, State, consequence};
 
-/// Secrets, each with a number that no earlier naming of it had.
-pub(super) type Named = BTreeMap<Key, u64>;
+/// Secrets that are named.
+pub(super) type Named = BTreeMap<Key, Naming>;
+
+/// How a Secret is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Naming {
+    /// A number that no earlier naming of it had.
+    number: u64,
+    /// What it may be.
+    pub(super) types: SecretTypes,
+}
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -88,14 +98,14 @@ impl Store {
     /// The Secrets that gateways name now. What was read of others is let go.
     pub(super) fn named_secrets(&mut self) -> &Named {
         let now = self.objects.named_secrets();
-        if !now.iter().eq(self.named.keys()) {
-            self.objects.credentials.retain(|key, _| now.contains(key));
-            self.problems.retain(|object, _| object.kind != Kind::Secret || now.contains(&object.key));
-            self.looked.retain(|key| now.contains(key));
-            self.named.retain(|key, _| now.contains(key));
+        if !now.iter().eq(self.named.iter().map(|(key, naming)| (key, &naming.types))) {
+            self.objects.credentials.retain(|key, _| now.contains_key(key));
+            self.problems.retain(|object, _| object.kind != Kind::Secret || now.contains_key(&object.key));
+            self.named.retain(|key, naming| now.get(key) == Some(&naming.types));
+            self.looked.retain(|key| self.named.contains_key(key));
             self.namings += 1;
-            for key in now {
-                self.named.entry(key).or_insert(self.namings);
+            for (key, types) in now {
+                self.named.entry(key).or_insert(Naming { number: self.namings, types });
             }
         }
         &self.named

@@ -84,7 +84,7 @@ fn api(source: &KubernetesSource, info: &KindInfo, version: &str) -> (Api<Item>,
 pub(super) async fn kind(source: KubernetesSource, info: KindInfo, version: String, out: Sender<Change>) {
     let (api, config) = api(&source, &info, &version);
     let api_version = resource_of(&info, &version).api_version;
-    let name = info.kind.to_string();
+    let name = info.kind.name();
     let mut trouble = Trouble::default();
     let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
     let mut observed = source.observed.of(info.kind, &api_version);

@@ -519,6 +519,7 @@ fn full_route(cx: &mut Cursor<'_>) -> l7::Route {
     let tcp_match = l7::TcpMatch {
         port: cx.number(),
         sni_hosts: vec![cx.text()],
+        source_subnets: Vec::new(),
         destination_subnets: vec![cx.text()],
         source_namespace: cx.text(),
         source_labels: BTreeMap::from([(cx.text(), cx.text())]),

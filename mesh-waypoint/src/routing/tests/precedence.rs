@@ -231,6 +231,8 @@ fn connections_fall_under_the_first_rule_that_matches() {
         (matching(|m| m.destination_subnets = vec!["10.2.0.0/16".into(), "10.1.0.0/16".into()]), true),
         (matching(|m| m.destination_subnets = vec!["10.1.0.1".into()]), true),
         (matching(|m| m.destination_subnets = vec!["10.2.0.0/16".into()]), false),
+        (matching(|m| m.source_subnets = vec!["192.0.2.0/24".into()]), false),
+        (matching(|m| m.source_subnets = vec!["192.0.2.0/24".into(), "10.0.0.0/8".into()]), true),
         (matching(|m| m.source_namespace = "shop".into()), true),
         (matching(|m| m.source_namespace = "other".into()), false),
         (matching(|m| m.source_labels = [("app".into(), "cart".into())].into()), true),
@@ -272,7 +274,7 @@ fn gateway(routes: impl IntoIterator<Item = l7::Route>, previous: &Routes) -> Ro
         name: name.into(),
         port,
         hostname: hostname.into(),
-        tls: None,
+        ..Default::default()
     };
     let listeners = vec![listener("http", 80, ""), listener("shop", 8080, "*.shop.example")];
     let mut resources = resources(routes);
