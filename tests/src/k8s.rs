@@ -7,6 +7,7 @@ mod bed;
 mod change;
 pub mod conformance;
 mod families;
+mod ingress;
 mod mesh;
 mod node;
 mod plain;
@@ -71,6 +72,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         families::SCENARIOS,
         change::SCENARIOS,
         replicas::SCENARIOS,
+        ingress::SCENARIOS,
         waypoint::SCENARIOS,
         node::SCENARIOS,
     ]
