@@ -17,8 +17,8 @@ use super::waypoint::{Traffic, bind};
 use super::workload::{announced_trust_domain, canonical_name, canonical_revision};
 use super::{Context, Mesh, Resources, ip_bytes};
 use crate::model::{
-    Condition, EndpointAddress, EntryEndpoint, EntryPort, Kind, ObjectRef, Objects, Resolution, ServiceEntry,
-    TargetPort, WorkloadEntry, selects,
+    Condition, EndpointAddress, EntryEndpoint, EntryPort, Key, Kind, ObjectRef, Objects, Resolution,
+    ServiceEntry, TargetPort, WorkloadEntry, selects,
 };
 
 /// One host of a ServiceEntry that is in force.
@@ -165,12 +165,39 @@ pub(super) fn convert(context: &mut Context<'_>, resources: &mut Resources) {
     for entry in context.objects.service_entries.values() {
         let own: Vec<&Host<'_>> = hosts.iter().filter(|h| std::ptr::eq(h.entry, &**entry)).collect();
         inline_endpoints(context, entry, &own, resources);
-        context.unsupported(&ObjectRef::of(Kind::ServiceEntry, &entry.meta), &entry.unsupported);
+        let asked = own.iter().find_map(|host| context.asked.get(&service_name(host)));
+        if let (_, Some(note)) = visibility(entry, asked) {
+            context.unsupported(&ObjectRef::of(Kind::ServiceEntry, &entry.meta), &[note.to_owned()]);
+        }
     }
     context.services.hosts = hosts;
     for entry in context.objects.workload_entries.values() {
         workload_entry(context, entry, resources);
     }
+}
+
+/// Name of the resource of an entry's host.
+fn service_name(host: &Host<'_>) -> String {
+    format!("{}/{}", host.entry.meta.namespace, host.host)
+}
+
+/// Who sees an entry's services, and what of `exportTo` cannot be told: the workload API has everybody, or the entry's own
+/// namespace. A waypoint of another namespace has to see what it stands before.
+fn visibility(entry: &ServiceEntry, asked: Option<&Key>) -> (Visibility, Option<&'static str>) {
+    let own = entry.meta.namespace.as_str();
+    if entry.export_to.is_empty() || entry.export_to.iter().any(|to| to == "*") {
+        return (Visibility::Public, None);
+    }
+    if entry.export_to.iter().any(|to| ![".", "~", own].contains(&to.as_str())) {
+        let note = "spec.exportTo (of other namespaces none is told from another: every one sees it)";
+        return (Visibility::Public, Some(note));
+    }
+    if asked.is_some_and(|waypoint| waypoint.namespace != own) {
+        let note = "spec.exportTo (its waypoint is of another namespace: every one sees it)";
+        return (Visibility::Public, Some(note));
+    }
+    let nobody = entry.export_to.iter().all(|to| to == "~");
+    (Visibility::Namespace, nobody.then_some("spec.exportTo[~] (to nobody: its own namespace sees it)"))
 }
 
 fn entry_service(context: &mut Context<'_>, host: &Host<'_>, resources: &mut Resources) {
@@ -227,9 +254,9 @@ fn entry_service(context: &mut Context<'_>, host: &Host<'_>, resources: &mut Res
         canonical: host.canonical,
         ingress_use_waypoint: ingress_use_waypoint(context.objects, &entry.meta),
         weighted_waypoints: binding.weighted,
-        visibility: Visibility::Public.into(),
+        visibility: visibility(entry, binding.asked.as_ref()).0.into(),
     };
-    let name = format!("{}/{}", entry.meta.namespace, host.host);
+    let name = service_name(host);
     context.asked.extend(binding.asked.map(|gateway| (name.clone(), gateway)));
     resources.add(name, address::Type::Service(wire), aliases);
 }

@@ -303,6 +303,11 @@ pub(super) const SHOWN: &[(Kind, &str, &str)] = &[
         "spec.rules[].when",
         "keys_of_source_and_destination_mean_what_the_fields_mean",
     ),
+    (
+        Kind::ServiceEntry,
+        "spec.exportTo",
+        "a_service_entry_is_seen_where_it_is_exported_to_as_far_as_that_can_be_told",
+    ),
     (Kind::ServiceEntry, "spec", "a ServiceEntry leads to a server outside the mesh, by address and by name"),
     (
         Kind::ServiceEntry,

@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_allowed_with_a_warning() {
         let allowed = review(
-            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [x.example], ports: [{number: 80, name: http}], exportTo: [\".\"]}\n",
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [x.example], ports: [{number: 80, name: http}], exportTo: [b]}\n",
         );
         assert_eq!(allowed["allowed"], true);
         assert!(allowed["warnings"][0].as_str().unwrap().contains("spec.exportTo"), "{allowed}");

@@ -171,8 +171,8 @@ pub struct ServiceEntry {
     pub subject_alt_names: Vec<String>,
     /// `status.addresses`: host (empty for all) and address.
     pub assigned: Vec<(String, IpAddr)>,
-    /// Fields that are valid and have no effect here.
-    pub unsupported: Vec<String>,
+    /// `exportTo`; empty means everywhere.
+    pub export_to: Vec<String>,
 }
 
 /// A port of a ServiceEntry.

@@ -1,5 +1,7 @@
 use mesh_core::xds::proto::workload::load_balancing::{HealthPolicy, Mode, Scope};
-use mesh_core::xds::proto::workload::{AppProtocol, IpFamilies, NetworkMode, Port, WorkloadStatus};
+use mesh_core::xds::proto::workload::{
+    AppProtocol, IpFamilies, NetworkMode, Port, Visibility, WorkloadStatus,
+};
 
 use crate::testing::resources;
 
@@ -175,7 +177,37 @@ fn a_service_entry_has_one_service_per_host_and_workloads_for_its_endpoints() {
     assert_eq!(w.services["shop/a.example.com"].ports, [port(80, 9090)]);
     assert!(w.native_tunnel);
     assert_eq!(w.service_account, "ext");
-    assert!(resources.condition("ServiceEntry shop/ext", "Accepted").message.contains("exportTo"));
+}
+
+#[test]
+fn a_service_entry_is_seen_where_it_is_exported_to_as_far_as_that_can_be_told() {
+    let made = |export: &str, more: &str| {
+        let label = if more.is_empty() {
+            ""
+        } else {
+            ", labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: other}"
+        };
+        let entry = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: ext, namespace: shop{label}}}\nspec: {{hosts: [a.example], ports: [{{number: 80, name: http}}], resolution: NONE, exportTo: [{export}]}}\n"
+        );
+        let resources = resources(&(entry + more));
+        let said = resources.conditions.iter().find(|c| c.kind == "Accepted").map(|c| c.message.clone());
+        (resources.service("shop/a.example").visibility(), said.unwrap_or_default())
+    };
+    let waypoint = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: wp, namespace: other}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]}\nstatus: {addresses: [{type: Hostname, value: wp.other.svc.cluster.local}]}\n";
+    for (export, more, expected, note) in [
+        ("", "", Visibility::Public, ""),
+        ("'*', other", "", Visibility::Public, ""),
+        ("'.'", "", Visibility::Namespace, ""),
+        ("shop", "", Visibility::Namespace, ""),
+        ("'~'", "", Visibility::Namespace, "to nobody"),
+        ("'.', other", "", Visibility::Public, "of other namespaces none is told from another"),
+        ("'.'", waypoint, Visibility::Public, "its waypoint is of another namespace"),
+    ] {
+        let (seen, said) = made(export, more);
+        assert_eq!(seen, expected, "{export}");
+        assert!(said.contains(note) && (said.is_empty() || !note.is_empty()), "{export}: {said}");
+    }
 }
 
 #[test]

@@ -340,7 +340,6 @@ pub(super) fn service_entry(doc: &Document<'_>) -> Result<Object, Vec<FieldError
         let ip = check.ip(&format!("status.addresses[{i}].value"), &a.value);
         assigned.extend(ip.map(|ip| (a.host, ip)));
     }
-    let unsupported = if spec.export_to.is_empty() { vec![] } else { vec!["spec.exportTo".to_owned()] };
     let resolution = match spec.resolution {
         ResolutionText::None => Resolution::None,
         ResolutionText::Static => Resolution::Static,
@@ -359,6 +358,6 @@ pub(super) fn service_entry(doc: &Document<'_>) -> Result<Object, Vec<FieldError
         selector,
         subject_alt_names: spec.subject_alt_names,
         assigned,
-        unsupported,
+        export_to: spec.export_to,
     })))
 }
