@@ -30,6 +30,11 @@ pub struct InvalidSpiffeId {
 }
 
 impl SpiffeId {
+    /// Whether somebody else holds the very same.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Builds an identity; empty trust domain and service account take Istio's defaults.
     #[must_use]
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Self {

@@ -14,6 +14,7 @@ mod mesh;
 pub(crate) mod samples;
 mod service;
 mod settings;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod workload;

@@ -8,7 +8,6 @@
 
 use std::error::Error;
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -149,7 +148,7 @@ fn with(mut request: Request, headers: &[(&'static str, usize)]) -> Request {
 
 /// One route object for each rule, all of one service.
 fn resources(count: usize, route_of: impl Fn(usize) -> l7::Route) -> Resources {
-    let named = |n| (format!("VirtualService/shop/v{n:05}"), Arc::new(route_of(n)));
+    let named = |n| (format!("VirtualService/shop/v{n:05}"), route_of(n).into());
     Resources { routes: (0..count).map(named).collect(), ..Resources::default() }
 }
 
@@ -293,7 +292,7 @@ fn one_more(mesh: &MeshState, before: Resources, route: l7::Route) -> Result<Dur
     let mut after = before.clone();
     let name =
         route.origin.as_ref().map_or_else(String::new, |o| format!("{}/{}/{}", o.kind, o.namespace, o.name));
-    after.routes.insert(name, Arc::new(route));
+    after.routes.insert(name, route.into());
     time(mesh, &before, &after)
 }
 

@@ -8,7 +8,7 @@ use mesh_core::xds::proto::l7;
 
 use crate::observe::Observation;
 use crate::ports::{Credentials, Ports};
-use crate::routing::Routes;
+use crate::routing::{RouteSource, Routes};
 use crate::security::Policies;
 use crate::security::jwks::KeyStore;
 use crate::upstream::Destinations;
@@ -68,7 +68,7 @@ impl Role {
 #[derive(Debug, Clone, Default)]
 pub struct Resources {
     /// Routes of both API families.
-    pub routes: BTreeMap<String, Arc<l7::Route>>,
+    pub routes: BTreeMap<String, RouteSource>,
     /// Destination rules.
     pub destinations: BTreeMap<String, Arc<l7::Destination>>,
     /// Policies with targets.

@@ -122,7 +122,9 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
         let (resources, changed) = (&mut self.resources, &mut self.changed);
         match type_url {
             l7::ROUTE_TYPE => {
-                changed.routes |= put(&mut resources.routes, name, payload)?;
+                let route: wire::Route = decode(payload)?;
+                resources.routes.insert(name.to_owned(), route.into());
+                changed.routes = true;
             }
             l7::DESTINATION_TYPE => {
                 changed.destinations |= put(&mut resources.destinations, name, payload)?;
@@ -196,6 +198,9 @@ impl<F: FnMut(Arc<Snapshot>)> Handler for Feed<F> {
         let changed = std::mem::take(&mut self.changed);
         let last = self.last.as_deref();
         let snapshot = Snapshot::compile(&self.own, mesh, &self.resources, changed, last, &self.keys);
+        if changed.routes {
+            snapshot.routes.settle(&mut self.resources.routes);
+        }
         let snapshot = Arc::new(snapshot);
         report(&snapshot, changed);
         self.last = Some(Arc::clone(&snapshot));

@@ -17,14 +17,14 @@
 //! | `problem` | what is wrong with an object's rules |
 //! | `quick` | hash maps for what the configuration says |
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use mesh_core::state::{MeshState, Service, Str};
 use mesh_core::xds::proto::l7;
 
 use crate::config::{Own, Resources};
-use crate::request::{Addressed, Head, Source};
+use crate::request::{self, Addressed, Head};
 
 mod compiled;
 mod cors;
@@ -69,6 +69,22 @@ pub struct Routes {
     hosts: Arc<Hosts>,
     ground: Ground,
     patterns: pattern::Patterns,
+}
+
+/// A route object: as it was told until it is compiled, from then on what was made of it.
+#[derive(Debug, Clone)]
+pub struct RouteSource(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    Told(Arc<l7::Route>),
+    Compiled(Arc<CompiledRoute>),
+}
+
+impl From<l7::Route> for RouteSource {
+    fn from(route: l7::Route) -> Self {
+        Self(Source::Told(Arc::new(route)))
+    }
 }
 
 /// What decides, beside the objects, which of them count for which service.
@@ -145,6 +161,18 @@ impl Routes {
         Self { objects: all.into(), services, hosts, ground, patterns }
     }
 
+    /// Lets go of objects as they were told, of which these rules have been compiled.
+    pub fn settle(&self, sources: &mut BTreeMap<String, RouteSource>) {
+        // Both are in the order of names.
+        let mut objects = self.objects.iter().peekable();
+        for (name, source) in sources {
+            while objects.next_if(|object| *object.resource < **name).is_some() {}
+            if let Some(object) = objects.next_if(|object| *object.resource == **name) {
+                source.0 = Source::Compiled(object.clone());
+            }
+        }
+    }
+
     /// The rule of a request.
     #[must_use]
     pub fn http(&self, head: &Head<'_>) -> Routed<'_> {
@@ -170,7 +198,7 @@ impl Routes {
         &self,
         addressed: &Addressed,
         name: &str,
-        source: &Source,
+        source: &request::Source,
         destination: std::net::IpAddr,
     ) -> Option<&Arc<TcpRule>> {
         let (key, port) = match addressed {
@@ -230,7 +258,10 @@ impl Objects {
                 gone.push(removed.clone());
             }
             let known = previous.next_if(|object| *object.resource == **name);
-            let object = CompiledRoute::compile(name, route, patterns, known);
+            let object = match &route.0 {
+                Source::Compiled(object) => object.clone(),
+                Source::Told(route) => CompiledRoute::compile(name, route, patterns, known),
+            };
             if known.is_none_or(|known| !Arc::ptr_eq(known, &object)) {
                 gone.extend(known.cloned());
                 come.push(object.clone());

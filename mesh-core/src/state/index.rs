@@ -15,6 +15,7 @@ use rpds::HashTrieMapSync;
 use super::address::NetworkCidr;
 use super::mesh::{MeshOptions, MeshState, NetworkIndex, lower_case, name_key};
 use super::service::{Endpoint, Service, ServiceEndpoints};
+use super::shared::Shared;
 use super::workload::Workload;
 use super::{DecodeError, Problem, Str};
 use crate::policy::{Policy, Scope};
@@ -23,6 +24,9 @@ use crate::xds::proto::{security, workload as wire};
 
 /// Removed policy keys that are remembered before those that no workload lists are forgotten.
 const REMOVED_POLICIES_KEPT: usize = 1024;
+
+/// Up to so many endpoints no room is kept for more.
+const FEW_ENDPOINTS: usize = 3;
 
 /// Endpoints by workload uid.
 type Endpoints = IndexMap<Str, Endpoint>;
@@ -33,6 +37,7 @@ pub struct StateIndex {
     state: MeshState,
     /// Endpoints of services that are not known, by service key.
     staged: HashMap<Str, Endpoints>,
+    shared: Shared,
     changed: bool,
 }
 
@@ -47,6 +52,7 @@ impl StateIndex {
     pub fn snapshot(&mut self) -> Arc<MeshState> {
         if std::mem::take(&mut self.changed) {
             self.state.version += 1;
+            self.shared.sweep();
         }
         Arc::new(self.state.clone())
     }
@@ -100,7 +106,8 @@ impl StateIndex {
     }
 
     /// Adds or entirely replaces a workload.
-    pub fn insert_workload(&mut self, workload: Workload) {
+    pub fn insert_workload(&mut self, mut workload: Workload) {
+        self.shared.workload(&mut workload);
         let workload = Arc::new(workload);
         let previous = self.state.workloads.get(&workload.uid).cloned();
         if previous.as_deref() == Some(&*workload) {
@@ -136,7 +143,8 @@ impl StateIndex {
     }
 
     /// Adds a service, or replaces it and keeps its endpoints.
-    pub fn insert_service(&mut self, service: Service) {
+    pub fn insert_service(&mut self, mut service: Service) {
+        self.shared.service(&mut service);
         let key = service.host.key().clone();
         let previous = self.state.services.get(&key).cloned();
         if previous.as_ref().is_some_and(|previous| *previous.service == service) {
@@ -242,10 +250,15 @@ impl StateIndex {
 
     fn attach(&mut self, key: &Str, endpoint: Endpoint) {
         let uid = endpoint.workload.uid.clone();
-        match self.state.services.get_mut(key) {
-            Some(service) => Arc::make_mut(&mut service.endpoints).insert(uid, endpoint),
-            None => self.staged.entry(key.clone()).or_default().insert(uid, endpoint),
+        let endpoints = match self.state.services.get_mut(key) {
+            Some(service) => Arc::make_mut(&mut service.endpoints),
+            None => self.staged.entry(key.clone()).or_default(),
         };
+        endpoints.insert(uid, endpoint);
+        // Most services have few endpoints, and there are many of them.
+        if endpoints.len() <= FEW_ENDPOINTS {
+            endpoints.shrink_to_fit();
+        }
     }
 
     fn detach(&mut self, key: &Str, uid: &str) {

@@ -25,7 +25,7 @@ pub struct Service {
     /// Virtual addresses that are prefixes.
     pub cidr_vips: Vec<NetworkCidr>,
     /// Ports by service port.
-    pub ports: BTreeMap<u16, ServicePort>,
+    pub ports: Arc<BTreeMap<u16, ServicePort>>,
     /// Identities, besides the endpoint's own, that may answer for the service.
     pub subject_alt_names: Vec<SpiffeId>,
     /// Waypoint for traffic that was addressed to the service.
@@ -47,7 +47,7 @@ pub struct Service {
 }
 
 /// One port of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Absent for a named target port: each endpoint's own mapping decides.
     pub target: Option<u16>,
@@ -223,7 +223,7 @@ impl Service {
             host: NamespacedHostname::new(&msg.namespace, &msg.hostname),
             vips,
             cidr_vips,
-            ports: decode_ports(cx, &msg.ports)?,
+            ports: Arc::new(decode_ports(cx, &msg.ports)?),
             subject_alt_names: decode_sans(&key, &msg.subject_alt_names),
             waypoint: msg.waypoint.as_ref().map(|w| GatewayAddress::decode(cx, "waypoint", w)).transpose()?,
             weighted_waypoints: decode_weighted(cx, &msg.weighted_waypoints)?,

@@ -74,7 +74,7 @@ pub struct Workload {
 pub type Extensions = Vec<(Str, Bytes)>;
 
 /// Service port to target port of one endpoint. Short lists: a slice is smaller and faster than a map.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PortMap(Arc<[(u16, u16)]>);
 
 impl PortMap {
@@ -82,6 +82,11 @@ impl PortMap {
     #[must_use]
     pub fn new(pairs: impl IntoIterator<Item = (u16, u16)>) -> Self {
         Self(pairs.into_iter().collect())
+    }
+
+    /// Whether somebody else holds the very same.
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     /// This endpoint's own target port for a service port.

@@ -6,9 +6,13 @@ use mesh_core::xds::proto::l7;
 
 use super::problem::Invalid;
 
-/// What is done to the headers of a request or a response, in this order: remove, set, add.
+/// What is done to the headers of a request or a response, in this order: remove, set, add. Most rules do nothing, and there
+/// are many rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HeaderEdits {
+pub struct HeaderEdits(Option<Box<Edits>>);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Edits {
     remove: Box<[HeaderName]>,
     set: Box<[(HeaderName, HeaderValue)]>,
     add: Box<[(HeaderName, HeaderValue)]>,
@@ -57,18 +61,20 @@ impl HeaderEdits {
                 remove.push(name(&lower, at)?);
             }
         }
-        Ok(Self { remove: remove.into(), set, add, authority })
+        let edits = Edits { remove: remove.into(), set, add, authority };
+        Ok(Self((edits != Edits::default()).then(|| Box::new(edits))))
     }
 
     /// Applies the edits to headers; see [`Self::authority`] for the host.
     pub fn apply(&self, headers: &mut HeaderMap) {
-        for name in &self.remove {
+        let Some(edits) = &self.0 else { return };
+        for name in &edits.remove {
             headers.remove(name);
         }
-        for (name, value) in &self.set {
+        for (name, value) in &edits.set {
             headers.insert(name, value.clone());
         }
-        for (name, value) in &self.add {
+        for (name, value) in &edits.add {
             headers.append(name, value.clone());
         }
     }
@@ -76,13 +82,13 @@ impl HeaderEdits {
     /// What setting the `Host` header of a request makes its authority.
     #[must_use]
     pub fn authority(&self) -> Option<&Authority> {
-        self.authority.as_deref()
+        self.0.as_ref()?.authority.as_deref()
     }
 
     /// Whether nothing is done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty() && self.authority.is_none()
+        self.0.is_none()
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) struct Condition {
 pub(super) struct Match {
     pub(super) name: Box<str>,
     pub(super) path: PathTest,
-    pub(super) conditions: Vec<Condition>,
+    pub(super) conditions: Box<[Condition]>,
     /// 0 is every port.
     pub(super) port: u16,
 }
@@ -153,7 +153,7 @@ impl Match {
             invalid.push(Invalid::new("port", format!("{} is no port (0 to 65535)", msg.port)));
             0
         });
-        Self { name: msg.name.as_str().into(), path, conditions, port }
+        Self { name: msg.name.as_str().into(), path, conditions: conditions.into(), port }
     }
 
     /// What of the path is matched, if all of it holds.

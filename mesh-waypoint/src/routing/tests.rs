@@ -56,7 +56,7 @@ fn own() -> Own {
 fn resources(routes: impl IntoIterator<Item = l7::Route>) -> Resources {
     let named = |route: l7::Route| {
         let origin = route.origin.clone().unwrap_or_default();
-        (format!("{}/{}/{}", origin.kind, origin.namespace, origin.name), Arc::new(route))
+        (format!("{}/{}/{}", origin.kind, origin.namespace, origin.name), route.into())
     };
     Resources { routes: routes.into_iter().map(named).collect(), ..Resources::default() }
 }

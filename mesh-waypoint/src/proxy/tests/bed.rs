@@ -124,6 +124,8 @@ pub(super) fn text(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>>
 pub(super) struct Bed {
     pub(super) ca: TestCa,
     pub(super) resources: Resources,
+    /// What they say of `web.shop`.
+    route: Option<l7::Route>,
     apps: Vec<App>,
     /// Further services `<name>.shop`, of one application each.
     beside: Vec<(App, wire::AppProtocol)>,
@@ -149,6 +151,7 @@ impl Bed {
         Self {
             ca: TestCa::new(),
             resources: Resources::default(),
+            route: None,
             apps: apps.to_vec(),
             beside: Vec::new(),
             protocol: wire::AppProtocol::Http11,
@@ -182,10 +185,13 @@ impl Bed {
             created: 1,
         };
         let parent = l7::ServiceRef { namespace: "shop".into(), hostname: WEB.into(), port: 0 };
-        let route = self.resources.routes.entry("VirtualService/shop/web".into()).or_insert_with(|| {
-            Arc::new(l7::Route { origin: Some(origin), parents: vec![parent], ..l7::Route::default() })
+        let route = self.route.get_or_insert_with(|| l7::Route {
+            origin: Some(origin),
+            parents: vec![parent],
+            ..l7::Route::default()
         });
-        Arc::make_mut(route).http.push(rule);
+        route.http.push(rule);
+        self.resources.routes.insert("VirtualService/shop/web".into(), route.clone().into());
         self
     }
 

@@ -84,7 +84,7 @@ fn a_backend_is_found_by_its_key_or_as_the_waypoint_sees_its_name() {
 fn a_backend_without_port_has_the_only_one_or_that_of_the_request() {
     let two = service("shop", REVIEWS);
     let mut one = two.clone();
-    one.ports.remove(&80);
+    Arc::make_mut(&mut one.ports).remove(&80);
     let port = |port, service: &Service, addressed| {
         let rule = forward_of(vec![l7::WeightedBackend {
             backend: Some(l7::Backend { service: Some(parent("shop", REVIEWS, port)), ..Default::default() }),

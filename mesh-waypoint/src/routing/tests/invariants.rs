@@ -179,11 +179,14 @@ proptest! {
         let mut routes = Routes::default();
         for ((name, route), at) in steps {
             match route {
-                Some(route) => resources.routes.insert(name, Arc::new(route)),
+                Some(route) => resources.routes.insert(name, route.into()),
                 None => resources.routes.remove(&name),
             };
             routes = Routes::build(&resources, &meshes[at], &own(), &routes);
             let at_once = Routes::build(&resources, &meshes[at], &own(), &Routes::default());
+            if at == 1 {
+                routes.settle(&mut resources.routes);
+            }
             for host in hosts {
                 let listed = |routes: &Routes, port| -> Vec<_> {
                     let key = format!("shop/{host}");

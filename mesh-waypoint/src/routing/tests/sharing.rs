@@ -12,11 +12,11 @@ fn objects_that_did_not_change_are_not_compiled_again() {
     let mut resources = resources([vs("a", "=/a"), vs("b", "=/b")]);
     let mesh = mesh();
     let before = Routes::build(&resources, &mesh, &own(), &Routes::default());
-    resources.routes.insert("VirtualService/shop/c".into(), Arc::new(vs("c", "=/c")));
+    resources.routes.insert("VirtualService/shop/c".into(), vs("c", "=/c").into());
     let after = Routes::build(&resources, &mesh, &own(), &before);
     assert_eq!(routed(&after, &get("/c")), "c");
     assert!(Arc::ptr_eq(&rule_of(&before, "/a"), &rule_of(&after, "/a")));
-    resources.routes.insert("VirtualService/shop/a".into(), Arc::new(vs("a", "=/d")));
+    resources.routes.insert("VirtualService/shop/a".into(), vs("a", "=/d").into());
     resources.routes.remove("VirtualService/shop/b");
     let last = Routes::build(&resources, &mesh, &own(), &after);
     assert_eq!(routed(&last, &get("/d")), "a");
@@ -24,6 +24,27 @@ fn objects_that_did_not_change_are_not_compiled_again() {
     assert_eq!(routed(&last, &get("/b")), "404");
     // What is in use stays as it was.
     assert_eq!(routed(&before, &get("/b")), "b");
+}
+
+#[test]
+fn what_was_compiled_stays_in_force_without_what_it_was_compiled_from() {
+    let vs = |name: &str, at: &str| route("VirtualService", name, [rule(name, [path(at)])]);
+    let mut resources = resources([vs("a", "=/a"), vs("b", "=/b")]);
+    let before = Routes::build(&resources, &mesh(), &own(), &Routes::default());
+    before.settle(&mut resources.routes);
+    resources.routes.insert("VirtualService/shop/c".into(), vs("c", "=/c").into());
+    let after = Routes::build(&resources, &mesh(), &own(), &before);
+    for name in ["a", "b", "c"] {
+        assert_eq!(routed(&after, &get(&format!("/{name}"))), name);
+    }
+    assert!(Arc::ptr_eq(&rule_of(&before, "/a"), &rule_of(&after, "/a")));
+    // Also where nothing is known of before.
+    after.settle(&mut resources.routes);
+    assert_eq!(routed(&Routes::build(&resources, &mesh(), &own(), &Routes::default()), &get("/c")), "c");
+    // The same rule told anew is the same.
+    resources.routes.insert("VirtualService/shop/a".into(), vs("a", "=/a").into());
+    let again = Routes::build(&resources, &mesh(), &own(), &after);
+    assert!(Arc::ptr_eq(&rule_of(&after, "/a"), &rule_of(&again, "/a")));
 }
 
 #[test]
@@ -63,7 +84,7 @@ fn services_that_no_change_touches_keep_their_index() {
     let mut resources = resources([reviews, other]);
     let mesh = mesh();
     let before = Routes::build(&resources, &mesh, &own(), &Routes::default());
-    resources.routes.insert("VirtualService/shop/r".into(), Arc::new(route("VirtualService", "r", [])));
+    resources.routes.insert("VirtualService/shop/r".into(), route("VirtualService", "r", []).into());
     let after = Routes::build(&resources, &mesh, &own(), &before);
     let of = |routes: &Routes, hostname: &str| routes.services[&*format!("shop/{hostname}")].clone();
     assert!(Arc::ptr_eq(&of(&before, details), &of(&after, details)));
@@ -76,7 +97,7 @@ fn a_change_of_the_objects_kind_is_seen() {
     let mesh = mesh();
     let build = |kind, previous: &Routes| {
         let resources = Resources {
-            routes: [("one".to_owned(), Arc::new(route(kind, "one", rules())))].into(),
+            routes: [("one".to_owned(), route(kind, "one", rules()).into())].into(),
             ..Resources::default()
         };
         Routes::build(&resources, &mesh, &own(), previous)
