@@ -96,7 +96,8 @@ async fn handle(local: &Rc<Local>, stream: TcpStream, from: SocketAddr, port: u1
         }
         Some(Port::Stream) => {
             let io = Prefixed::new(Bytes::new(), ClientStream::Plain(stream));
-            tcp::serve(&client.downstream(false, None), io).await;
+            // Boxed, as TLS below: what serves requests needs no room for it.
+            Box::pin(client.stream(io, None)).await;
         }
         Some(secure @ Port::Secure(_)) => Box::pin(client.tls(stream, &secure)).await,
         // The port closes.
@@ -139,7 +140,7 @@ impl Client<'_> {
                         let io = Prefixed::new(Bytes::new(), ClientStream::Tls(Box::new(tls)));
                         match inside {
                             Inside::Http => self.http(io, secured).await,
-                            Inside::Stream => tcp::serve(&self.downstream(false, secured), io).await,
+                            Inside::Stream => self.stream(io, secured).await,
                         }
                     }
                     Ok(Err(error)) => self.refused(&error),
@@ -147,14 +148,18 @@ impl Client<'_> {
                 }
             }
             Way::Pass => {
-                let downstream = self.downstream(false, secured(listener, None));
-                tcp::serve(&downstream, Prefixed::new(said, ClientStream::Plain(stream))).await;
+                let io = Prefixed::new(said, ClientStream::Plain(stream));
+                self.stream(io, secured(listener, None)).await;
             }
             Way::Nowhere(why) => {
                 hello::refuse(&mut stream).await;
                 self.refused(&format_args!("listener {listener}: {why}"));
             }
         }
+    }
+
+    async fn stream(&self, io: ClientIo, secured: Option<Secured>) {
+        tcp::serve(&self.downstream(false, secured), io).await;
     }
 
     fn refused(&self, error: &dyn std::fmt::Display) {
