@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::l7::Reference;
-use super::{Gateway, Key, Meta, Objects};
+use super::{ClientMode, Gateway, Key, ListenerTls, Meta, Objects};
 
 /// API group of Gateways and routes.
 const GATEWAYS: &str = "gateway.networking.k8s.io";
@@ -95,6 +95,13 @@ impl Objects {
             })
         });
         let mut named: NamedSecrets = named.map(|key| (key, SecretTypes::Tls)).collect();
+        for gateway in self.gateways.values().filter(|gateway| gateway.gateway_controller().is_some()) {
+            let asking = gateway.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+            let beside = asking.flat_map(|tls| self.root_secrets(tls, gateway));
+            for key in beside {
+                named.entry(key).or_insert(SecretTypes::Any);
+            }
+        }
         if self.istio_gateways.is_empty() {
             return named;
         }
@@ -104,13 +111,25 @@ impl Objects {
             let of = of.flat_map(|tls| tls.credentials.iter().cloned().chain(tls.root_secrets()));
             let of: Vec<String> = of.collect();
             // As Istio has it: of the proxies' namespace, whoever wrote the Gateway.
-            let selected = proxies.iter().filter(|(_, proxies)| proxies.are_selected(&gateway.selector));
+            let selected = proxies.iter().filter(|(key, proxies)| self.selects(gateway, key, proxies));
             for (key, _) in selected {
                 let keys = of.iter().map(|name| Key::new(&key.namespace, name));
                 named.extend(keys.map(|key| (key, SecretTypes::Any)));
             }
         }
         named
+    }
+
+    /// The Secrets that may have the roots of the certificates that clients of a listener have to show, those that its Gateway
+    /// may name: one with `-cacert` behind the name of the certificate's, or that one itself.
+    #[must_use]
+    pub fn root_secrets(&self, tls: &ListenerTls, gateway: &Gateway) -> Vec<Key> {
+        if !matches!(tls.clients, ClientMode::Required | ClientMode::Optional) {
+            return Vec::new();
+        }
+        let own = tls.certificates.iter().filter_map(|reference| secret_of(reference, gateway).ok());
+        let both = own.flat_map(|key| [Key::new(&key.namespace, format!("{}-cacert", key.name)), key]);
+        both.filter(|key| self.may_name("Gateway", &gateway.meta.namespace, "Secret", key)).collect()
     }
 
     /// Whether objects of a kind of the Gateway API and a namespace may name an object of a core kind: one of their own

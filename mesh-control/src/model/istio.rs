@@ -345,6 +345,22 @@ pub struct ListenerTls {
     pub passthrough: bool,
     /// `certificateRefs`.
     pub certificates: Vec<Reference>,
+    /// Option `gateway.istio.io/tls-terminate-mode`.
+    pub clients: ClientMode,
+}
+
+/// Which certificates clients have to show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClientMode {
+    /// None (SIMPLE).
+    #[default]
+    None,
+    /// One of an authority that a Secret names (MUTUAL).
+    Required,
+    /// One of those, or none (`OPTIONAL_MUTUAL`).
+    Optional,
+    /// One of the mesh (`ISTIO_MUTUAL`): not served.
+    Mesh,
 }
 
 /// `allowedRoutes.namespaces`.

@@ -144,6 +144,13 @@ impl Objects {
         all
     }
 
+    /// Whether a Gateway is for the proxies of a gateway.
+    #[must_use]
+    pub fn selects(&self, gateway: &IstioGateway, key: &Key, proxies: &Proxies<'_>) -> bool {
+        let scoped = self.settings.as_ref().is_some_and(|s| s.undermesh.scope_gateway_to_namespace);
+        (!scoped || key.namespace == gateway.meta.namespace) && proxies.are_selected(&gateway.selector)
+    }
+
     /// Ports at which proxies listen for what is sent to a port of theirs: a Service of theirs that has the port says to
     /// which of the pods' it goes; without one it is the port itself.
     #[must_use]

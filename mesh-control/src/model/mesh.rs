@@ -48,6 +48,10 @@ pub struct Undermesh {
     /// Port 53 goes to the node's DNS proxy (true, the default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_capture: Option<bool>,
+    /// Istio's Gateways select proxies of their own namespace only (false, the default: of every one). Istio's
+    /// `PILOT_SCOPE_GATEWAY_TO_NAMESPACE`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scope_gateway_to_namespace: bool,
 }
 
 /// The path between two pods of one node.

@@ -102,18 +102,14 @@ pub(super) fn any(
 ///
 /// # Errors
 /// None says it.
-pub(super) fn roots(
-    context: &Context<'_>,
-    namespace: &str,
-    names: &[String],
-) -> Result<(String, String), String> {
-    let secrets = names.iter().filter_map(|name| context.objects.credentials.get(&Key::new(namespace, name)));
+pub(super) fn roots(context: &Context<'_>, keys: &[Key]) -> Result<(String, String), String> {
+    let secrets = keys.iter().filter_map(|key| context.objects.credentials.get(key));
     let mut with = secrets.filter_map(|secret| Some((secret.roots.clone()?, &secret.revocations)));
     match with.next() {
         Some((roots, revocations)) => Ok((roots, revocations.clone().unwrap_or_default())),
         None => Err(format!(
-            "no Secret {} of namespace {namespace} has ca.crt, by which clients' certificates are told",
-            names.join(" or ")
+            "no Secret {} has ca.crt, by which clients' certificates are told",
+            keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
         )),
     }
 }

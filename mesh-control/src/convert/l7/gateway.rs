@@ -14,7 +14,7 @@ use super::report::Report;
 use super::{Confidential, L7, credentials, origin, resource_name};
 use crate::convert::attachments::{ListenerState, Refusal};
 use crate::model::l7::Reference;
-use crate::model::{AllowedNamespaces, Condition, Gateway, Key, Kind, Listener, ObjectRef};
+use crate::model::{AllowedNamespaces, ClientMode, Condition, Gateway, Key, Kind, Listener, ObjectRef};
 
 const ROUTES: &str = "gateway.networking.k8s.io";
 
@@ -48,6 +48,10 @@ impl Speaks {
             "HTTPS" | "TLS" if gateway.validates_clients => {
                 let why = "spec.tls.frontend asks for certificates of clients, which are not checked yet; a listener \
                            that let everybody in would not be what is asked for";
+                Err(("UnsupportedValue", why.to_owned()))
+            }
+            "HTTPS" | "TLS" if listener.tls.as_ref().is_some_and(|tls| tls.clients == ClientMode::Mesh) => {
+                let why = "tls.options asks for ISTIO_MUTUAL, which is not served; SIMPLE, MUTUAL and OPTIONAL_MUTUAL are";
                 Err(("UnsupportedValue", why.to_owned()))
             }
             "HTTPS" => Ok(Self::Https),
@@ -140,12 +144,37 @@ fn describe(
                     .into_iter()
                     .map(|(name, credential)| (name, Confidential { account: account.clone(), credential })),
             );
-            let mode = Mode::Terminate.into();
-            Some(wire::ListenerTls { mode, credentials, ..wire::ListenerTls::default() })
+            let mut told = wire::ListenerTls { mode: Mode::Terminate.into(), ..wire::ListenerTls::default() };
+            match clients(context, gateway, listener) {
+                Ok(clients) => (told.credentials, told.clients) = (credentials, clients),
+                // Who asks for certificates that nobody can check serves nobody.
+                Err(why) => {
+                    serves = false;
+                    unresolved = Some(unresolved.unwrap_or(("InvalidCertificateRef", why)));
+                }
+            }
+            Some(told)
         }
     };
     let name = listener.name.clone();
     (ListenerState { name, kinds, attached: 0, refusal: None, unresolved, serves }, tls)
+}
+
+/// Which certificates clients of a listener have to show.
+///
+/// # Errors
+/// Why they cannot be checked.
+fn clients(
+    context: &Context<'_>,
+    gateway: &Gateway,
+    listener: &Listener,
+) -> Result<Option<wire::ClientCertificates>, String> {
+    let Some(tls) = listener.tls.as_ref().filter(|tls| tls.clients != ClientMode::None) else {
+        return Ok(None);
+    };
+    let (roots, revocations) = credentials::roots(context, &context.objects.root_secrets(tls, gateway))?;
+    let optional = tls.clients == ClientMode::Optional;
+    Ok(Some(wire::ClientCertificates { roots, revocations, subject_alt_names: Vec::new(), optional }))
 }
 
 /// What is spoken at a listener.

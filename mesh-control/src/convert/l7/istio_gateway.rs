@@ -179,8 +179,9 @@ impl Scope<'_> {
         let object = ObjectRef::of(Kind::IstioGateway, &self.gateway.meta);
         let mut report = Report::new(object, &self.gateway.unsupported);
         let selector = &self.gateway.selector;
-        let selected: Vec<_> =
-            self.proxies.iter().filter(|(_, proxies)| proxies.are_selected(selector)).collect();
+        let is_for =
+            |(key, proxies): &(&Key, &Proxies<'_>)| self.context.objects.selects(self.gateway, key, proxies);
+        let selected: Vec<_> = self.proxies.iter().filter(is_for).collect();
         if selected.is_empty() {
             let wanted: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
             let why = format!(
@@ -344,7 +345,8 @@ impl Scope<'_> {
         };
         let clients = match tls.mode {
             ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
-                match credentials::roots(self.context, &at.key.namespace, &tls.root_secrets()) {
+                let secrets = tls.root_secrets().into_iter().map(|name| Key::new(&at.key.namespace, name));
+                match credentials::roots(self.context, &secrets.collect::<Vec<_>>()) {
                     Ok((roots, revocations)) => Some(wire::ClientCertificates {
                         roots,
                         revocations,

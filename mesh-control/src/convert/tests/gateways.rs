@@ -217,3 +217,42 @@ fn parameters_of_a_class_of_ours_have_no_effect_and_say_so() {
     assert!(message.starts_with("no effect: spec.parametersRef; write "), "{message}");
     assert_eq!(resources(&class("example.com/other")).conditions, []);
 }
+
+#[test]
+fn a_listener_asks_clients_for_certificates_where_istios_option_says_so() {
+    let pair = certificate("a.example");
+    let at = |mode: &str, secrets: &str| {
+        let own = gateway(&format!(
+            "{{name: https, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: cert}}], options: {{gateway.istio.io/tls-terminate-mode: {mode}}}}}}}"
+        ));
+        let resources = resources(&[&own, secrets].concat());
+        let state = states(&resources)[0].clone();
+        let told =
+            resources.l7.gateways.get("Gateway/edge/in").map(|told| told.listeners[0].tls.clone().unwrap());
+        (told, state)
+    };
+    let own = secret("edge", "cert", &pair).replace("tls.key:", "ca.crt: own, tls.key:");
+    let beside = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: cert-cacert, namespace: edge}\nstringData: {ca.crt: beside}\n";
+    let clients = |mode: &str, secrets: &str| {
+        let (told, state) = at(mode, secrets);
+        assert!(state.serves, "{state:?}");
+        told.unwrap().clients.map(|clients| (clients.roots, clients.optional))
+    };
+    assert_eq!(clients("MUTUAL", &own), Some(("own".into(), false)));
+    assert_eq!(clients("OPTIONAL_MUTUAL", &(own.clone() + beside)), Some(("beside".into(), true)));
+    assert_eq!(clients("SIMPLE", &own), None);
+    let (told, state) = at("MUTUAL", &secret("edge", "cert", &pair));
+    let told = told.unwrap();
+    assert_eq!((told.clients, told.credentials.len(), state.serves), (None, 0, false));
+    let why = state.unresolved.unwrap().1;
+    assert_eq!(
+        why,
+        "no Secret edge/cert-cacert or edge/cert has ca.crt, by which clients' certificates are told"
+    );
+    let (told, state) = at("ISTIO_MUTUAL", &own);
+    assert_eq!((told, state.refusal.unwrap().0), (None, "UnsupportedValue"));
+    let wrong = super::virtual_services::problems(&gateway(
+        "{name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}], options: {gateway.istio.io/tls-terminate-mode: NONE}}}",
+    ));
+    assert!(wrong[0].contains("\"NONE\" is no mode; write SIMPLE, MUTUAL or OPTIONAL_MUTUAL"), "{wrong:?}");
+}

@@ -87,6 +87,19 @@ spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, p
 }
 
 #[test]
+fn gateways_of_other_namespaces_select_nothing_where_the_settings_say_so() {
+    let scoped = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {undermesh: 'scopeGatewayToNamespace: true'}\n";
+    let tls = https("a", "a.example", "mode: SIMPLE, credentialName: site");
+    let site = secret("edge", "site", &certificate("a.example"));
+    let foreign = [PROXY, scoped, &gateway(&tls), &site].concat();
+    let resources = crate::testing::resources(&foreign);
+    assert!(resources.l7.gateways.is_empty() && resources.l7.credentials.is_empty());
+    assert!(crate::testing::objects(&foreign).credentials.is_empty(), "its Secrets are not read either");
+    let own = foreign.replace("{name: public, namespace: shop}", "{name: public, namespace: edge}");
+    assert_eq!(crate::testing::resources(&own).l7.credentials.len(), 1);
+}
+
+#[test]
 fn a_virtual_service_is_bound_where_host_and_namespace_are_right() {
     let hosts = |host: &str, namespace: &str, own: &str| {
         let server = format!("{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ['{host}']}}");
@@ -271,7 +284,7 @@ fn clients_certificates_are_checked_by_the_roots_of_one_of_the_secrets_or_nobody
     // Who asks for certificates that nobody can check serves nobody.
     let (clients, served, why) = told(&server, &own);
     assert_eq!((clients, served), (None, 0));
-    assert!(why.contains("no Secret roots of namespace edge has ca.crt"), "{why}");
+    assert!(why.contains("no Secret edge/roots has ca.crt"), "{why}");
     assert_eq!(told(&tls("SIMPLE", ""), &own).0, None);
 }
 

@@ -9,8 +9,8 @@ use serde::de::IgnoredAny;
 
 use super::super::l7::Reference;
 use super::super::{
-    AllowedNamespaces, Gateway, GatewayClass, GatewayHost, LabelSelector, Listener, ListenerTls, Object,
-    SelectorOperator, controller_of,
+    AllowedNamespaces, ClientMode, Gateway, GatewayClass, GatewayHost, LabelSelector, Listener, ListenerTls,
+    Object, SelectorOperator, controller_of,
 };
 use super::istio::Resource;
 use super::{Check, Document, FieldError, meta, shape};
@@ -195,6 +195,8 @@ pub(super) fn gateway(doc: &Document<'_>) -> Result<Object, Vec<FieldError>> {
 
 /// Of the kinds of routes, where none is written.
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// The option of a listener that says which certificates clients have to show.
+const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// Protocols of listeners that take routes.
 const ROUTED: [&str; 4] = ["HTTP", "HTTPS", "TLS", "TCP"];
 
@@ -256,9 +258,7 @@ fn listener_tls(
         }
         _ => {}
     }
-    if !text.options.is_empty() {
-        unsupported.push(format!("{field}.options"));
-    }
+    let clients = options(&text.options, field, unsupported, check);
     let mut certificates = Vec::new();
     for (i, reference) in text.certificate_refs.into_iter().enumerate() {
         if reference.name.is_empty() {
@@ -276,7 +276,37 @@ fn listener_tls(
         unsupported
             .push(format!("{field}.certificateRefs (with mode Passthrough nothing is decrypted here)"));
     }
-    ListenerTls { passthrough, certificates }
+    ListenerTls { passthrough, certificates, clients }
+}
+
+/// `tls.options`, of which Istio's for certificates of clients counts.
+fn options(
+    given: &BTreeMap<String, String>,
+    field: &str,
+    unsupported: &mut Vec<String>,
+    check: &mut Check<'_>,
+) -> ClientMode {
+    let mut clients = ClientMode::None;
+    for (name, value) in given {
+        if name != TERMINATE_MODE {
+            unsupported.push(format!("{field}.options[{name}]"));
+            continue;
+        }
+        clients = match value.as_str() {
+            "SIMPLE" => ClientMode::None,
+            "MUTUAL" => ClientMode::Required,
+            "OPTIONAL_MUTUAL" => ClientMode::Optional,
+            "ISTIO_MUTUAL" => ClientMode::Mesh,
+            other => {
+                check.error(
+                    format!("{field}.options.{TERMINATE_MODE}"),
+                    format!("{other:?} is no mode; write SIMPLE, MUTUAL or OPTIONAL_MUTUAL"),
+                );
+                continue;
+            }
+        };
+    }
+    clients
 }
 
 fn allowed(namespaces: RouteNamespacesText, field: &str, check: &mut Check<'_>) -> AllowedNamespaces {

@@ -17,6 +17,7 @@ use crate::tree::{Node, Value, documents, nearest, typed};
 struct UndermeshText {
     same_node: Option<SameNode>,
     fail_open: bool,
+    scope_gateway_to_namespace: bool,
     #[serde(rename = "excludedCIDRs")]
     excluded_cidrs: Vec<String>,
     excluded_ports: Vec<i64>,
@@ -127,6 +128,7 @@ fn undermesh(node: &Node, settings: &mut Undermesh, errors: &mut Vec<(String, St
     *settings = Undermesh {
         same_node: text.same_node,
         fail_open: text.fail_open,
+        scope_gateway_to_namespace: text.scope_gateway_to_namespace,
         capture_outside: text.capture_outside,
         dns_capture: text.dns_capture,
         ..Undermesh::default()
