@@ -93,7 +93,7 @@ static KEYS: LazyLock<KeyStore> = LazyLock::new(|| KeyStore::new(Roots::Given(Ve
 fn honoured(resources: &Resources, node: &StateIndex) {
     let l7 = &resources.l7;
     let told = config::Resources {
-        routes: shared(&l7.routes),
+        routes: l7.routes.iter().map(|(name, route)| (name.clone(), route.clone().into())).collect(),
         destinations: shared(&l7.destinations),
         authorizations: shared(&l7.authorizations),
         authentications: shared(&l7.authentications),
