@@ -199,8 +199,9 @@ impl ClientCertVerifier for Named {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-        ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+        DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+        RevokedCertParams, SanType, SerialNumber,
     };
 
     use super::{
@@ -210,6 +211,7 @@ mod tests {
     fn authority() -> CertifiedIssuer<'static, KeyPair> {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
@@ -219,6 +221,7 @@ mod tests {
         params.distinguished_name.push(DnType::OrganizationName, "Shop, Inc.");
         params.distinguished_name.push(DnType::CommonName, "buyer");
         params.subject_alt_names = names;
+        params.serial_number = Some(SerialNumber::from(7));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.signed_by(&KeyPair::generate().unwrap(), of).unwrap().der().clone()
     }
@@ -257,6 +260,34 @@ mod tests {
         assert!(accepts(&["a.example"], &leaf(&other, dns("a.example"))).is_err(), "of a stranger");
         let optional = client_verifier(&own.pem(), "", Vec::new(), true).unwrap();
         assert!(!optional.client_auth_mandatory() && optional.offer_client_auth());
+    }
+
+    #[test]
+    fn a_client_whose_certificate_is_revoked_is_not_accepted() {
+        let own = authority();
+        let leaf = leaf(&own, Vec::new());
+        let now = std::time::SystemTime::now();
+        let accepts = |serial: u64| {
+            let revoked = RevokedCertParams {
+                serial_number: SerialNumber::from(serial),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            };
+            let list = CertificateRevocationListParams {
+                this_update: now.into(),
+                next_update: (now + std::time::Duration::from_secs(3600)).into(),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: vec![revoked],
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            let list = list.signed_by(&own).unwrap().pem().unwrap();
+            let verifier = client_verifier(&own.pem(), &list, Vec::new(), false).unwrap();
+            verifier.verify_client_cert(&leaf, &[], UnixTime::now()).map(drop)
+        };
+        assert!(accepts(8).is_ok());
+        assert_eq!(accepts(7).unwrap_err(), CertificateError::Revoked.into());
     }
 
     #[test]

@@ -19,18 +19,23 @@ pub(super) fn header(leaf: &CertificateDer<'_>) -> Option<HeaderValue> {
         let _ = write!(text, "{byte:02x}");
     }
     let _ = write!(text, ";Cert=\"{}\"", escaped(&pem(leaf)));
-    let _ = write!(text, ";Subject=\"{}\"", names.subject.replace('\\', "\\\\").replace('"', "\\\""));
+    let _ = write!(text, ";Subject={}", quoted(&names.subject));
     // Elements are told apart by `;` and whole values by `,`: what has one of them is put in quotes.
     for (key, values) in [("URI", &names.uris), ("DNS", &names.dns)] {
         for value in values {
-            if value.contains([';', ',', '=', '"']) {
-                let _ = write!(text, ";{key}=\"{}\"", value.replace('"', "\\\""));
+            if value.contains([';', ',', '=', '"', '\\']) {
+                let _ = write!(text, ";{key}={}", quoted(value));
             } else {
                 let _ = write!(text, ";{key}={value}");
             }
         }
     }
     HeaderValue::try_from(text).ok()
+}
+
+/// In quotes, out of which nothing inside leads.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 fn pem(leaf: &CertificateDer<'_>) -> String {
@@ -63,6 +68,17 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_with_quotes_stays_one_element() {
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        let name = r#"x:a\";URI=spiffe://b"#;
+        params.subject_alt_names = vec![rcgen::SanType::URI(name.try_into().unwrap())];
+        let made = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let value = header(made.der()).unwrap();
+        let text = value.to_str().unwrap();
+        assert!(text.ends_with(r#";URI="x:a\\\";URI=spiffe://b""#), "{text}");
+    }
 
     #[test]
     fn a_certificate_is_told_by_its_hash_itself_and_its_names() {
