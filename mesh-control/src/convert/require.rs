@@ -12,10 +12,10 @@ use mesh_core::xds::proto::workload::Workload;
 
 use super::waypoint::Binding;
 use super::{Context, peer};
+use crate::model::istio_gateway::GATEWAY_NAME;
 use crate::model::{Condition, Key, Kind, Meta, ObjectRef, Pod};
 
 const REQUIRE: &str = "undermesh.io/require-waypoint";
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Nobody has it: it is no name of a service account.
 const NOBODY: &str = "-/ns/-/sa/-";
 

@@ -162,7 +162,7 @@ impl Waypoints {
     pub(super) fn is_part_of_one(&self, meta: &Meta) -> bool {
         meta.label("gateway.istio.io/managed").is_some()
             || meta
-                .label("gateway.networking.k8s.io/gateway-name")
+                .label(crate::model::istio_gateway::GATEWAY_NAME)
                 .is_some_and(|name| self.by_key.contains_key(&Key::new(&meta.namespace, name)))
     }
 }

@@ -8,7 +8,7 @@ use crate::convert::Mesh;
 use crate::model::{Gateway, GatewayHost, Key};
 
 /// Names the Gateway on everything that is deployed for it.
-pub(super) const NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
+pub(super) use crate::model::istio_gateway::GATEWAY_NAME as NAME_LABEL;
 /// Says that a controller deployed it.
 pub(super) const MANAGED_LABEL: &str = "gateway.istio.io/managed";
 /// Its value for waypoints.

@@ -3,7 +3,7 @@
 use mesh_core::xds::proto::l7 as wire;
 
 use super::super::istio_gateway::{Bound, Takes};
-use super::super::{exported_to, name_rules, origin};
+use super::super::{exported_to, origin};
 use super::{At, Place, Report, Scope};
 use crate::model::l7::MESH_GATEWAY;
 use crate::model::{Key, Kind, VirtualService};
@@ -120,13 +120,14 @@ impl Scope<'_> {
                 let mut one = rule.clone();
                 one.matches = vec![given.clone()];
                 one.matches[0].wire.sni_hosts.clear();
-                let converted = self.tcp(&one, &place, report);
-                rules.extend(converted.filter(|_| !names.is_empty()).map(|rule| (names, rule)));
+                let Some(mut converted) = self.tcp(&one, &place, report).filter(|_| !names.is_empty()) else {
+                    continue;
+                };
+                converted.name = format!("rule-{i}");
+                rules.push((names, converted));
             }
         }
-        let mut named: Vec<wire::TcpRule> = rules.iter().map(|(_, rule)| rule.clone()).collect();
-        name_rules(&mut named, |rule| &mut rule.name);
-        rules.into_iter().zip(named).map(|((names, _), rule)| (names, rule)).collect()
+        rules
     }
 }
 
