@@ -87,6 +87,17 @@ impl Bed {
             .ok_or_else(|| skip("only the cluster of this machine can be looked at from outside"))
     }
 
+    /// What curl gets of an address for a host and a path, and the status, as a client outside the cluster.
+    ///
+    /// # Errors
+    /// It is somebody else's cluster (skipped), or there is no answer.
+    pub fn ask_from_outside(&self, address: &str, host: &str, path: &str) -> Result<String> {
+        let outside = format!("--net={}", Path::new(netns::DIR).join(self.layout()?.prefix()).display());
+        let (host, url) = (format!("host: {host}"), format!("http://{address}{path}"));
+        let argv = ["curl", "--silent", "--max-time", "5", "-w", " %{http_code}", "-H", &host, &url];
+        netns::command("nsenter", [outside.as_str()].into_iter().chain(argv))
+    }
+
     /// The operator's command, for this cluster.
     ///
     /// # Errors

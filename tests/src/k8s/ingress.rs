@@ -2,12 +2,10 @@
 
 use super::pods;
 use super::{Bed, SYSTEM, Scenario, Space, scenario};
-use crate::bed::netns;
 use crate::bed::wait;
 use crate::cluster::balancer::Balancer;
 use crate::cluster::kubectl::has_condition;
 use anyhow::{Context, Result, ensure};
-use std::path::Path;
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
@@ -61,7 +59,6 @@ fn classic(bed: &Bed) -> Result<()> {
 }
 
 fn through(bed: &Bed, space: &Space<'_>) -> Result<()> {
-    let layout = bed.layout()?;
     space.apply(&[OBJECTS, &pods::web("far", &bed.nodes[1]), &pods::service("far")].concat())?;
     space.wait_ready(&["far"])?;
     let service = ["--namespace", SYSTEM, "get", "service", "istio-ingressgateway"];
@@ -69,12 +66,7 @@ fn through(bed: &Bed, space: &Space<'_>) -> Result<()> {
         let ingress = &bed.kubectl.json(&service)?["status"]["loadBalancer"]["ingress"][0]["ip"];
         Ok(ingress.as_str().map(str::to_owned))
     })?;
-    let outside = format!("--net={}", Path::new(netns::DIR).join(layout.prefix()).display());
-    let ask = |host: &str, path: &str| {
-        let (host, url) = (format!("host: {host}"), format!("http://{address}{path}"));
-        let argv = ["curl", "--silent", "--max-time", "5", "-w", " %{http_code}", "-H", &host, &url];
-        netns::command("nsenter", [outside.as_str()].into_iter().chain(argv))
-    };
+    let ask = |host: &str, path: &str| bed.ask_from_outside(&address, host, path);
     wait::until_true("answer through the gateway", PATIENCE, || {
         Ok(ask("shop.example", "/old/shoes").is_ok_and(|answer| answer.ends_with(" 200")))
     })?;

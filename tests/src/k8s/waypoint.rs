@@ -2,13 +2,11 @@
 
 use super::pods;
 use super::{Bed, Scenario, scenario};
-use crate::bed::netns;
 use crate::bed::wait;
 use crate::cluster::balancer::Balancer;
 use crate::cluster::kubectl::has_condition;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::path::Path;
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -197,12 +195,7 @@ fn ingress(bed: &Bed) -> Result<()> {
     ensure!(deployment["metadata"]["labels"]["team"] == "edge", "{}", deployment["metadata"]);
 
     // As a client outside the cluster, which knows the address and nothing else.
-    let outside = format!("--net={}", Path::new(netns::DIR).join(layout.prefix()).display());
-    let ask = |host: &str, path: &str| {
-        let (host, url) = (format!("host: {host}"), format!("http://{address}{path}"));
-        let argv = ["curl", "--silent", "--max-time", "5", "-w", " %{http_code}", "-H", &host, &url];
-        netns::command("nsenter", [outside.as_str()].into_iter().chain(argv))
-    };
+    let ask = |host: &str, path: &str| bed.ask_from_outside(&address, host, path);
     wait::until_true("answer through the gateway", PATIENCE, || {
         Ok(ask("shop.example", "/old/shoes").is_ok_and(|answer| answer.ends_with(" 200")))
     })?;

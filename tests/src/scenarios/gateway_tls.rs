@@ -7,7 +7,7 @@ use super::waypoint::{SOON, server};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Issued, Leaf, Pki};
-use crate::bed::process::{self, Finished};
+use crate::bed::process::Finished;
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
@@ -126,8 +126,7 @@ impl Shop {
 
     /// A program of the client outside the mesh.
     fn run(&self, argv: &[&str]) -> Result<Finished> {
-        let place = &self.bed.pod("outside/visitor")?.place;
-        process::finish(place, argv.iter().copied(), Duration::from_secs(60))
+        self.bed.pod("outside/visitor")?.run(argv.iter().copied())
     }
 
     /// GET of a host by curl, which trusts the public authority only.

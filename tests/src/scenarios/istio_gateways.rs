@@ -7,11 +7,10 @@ use super::waypoint::{SOON, server};
 use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Issued, Leaf, Pki};
-use crate::bed::process::{self, Finished};
+use crate::bed::process::Finished;
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("an Istio Gateway serves HTTP, HTTPS, TLS and TCP at the proxies that it selects", 150, serves),
@@ -222,8 +221,7 @@ impl Edge {
 
     /// A program of the client outside the mesh.
     fn run(&self, argv: &[&str]) -> Result<Finished> {
-        let place = &self.bed.pod("outside/visitor")?.place;
-        process::finish(place, argv.iter().copied(), Duration::from_secs(60))
+        self.bed.pod("outside/visitor")?.run(argv.iter().copied())
     }
 
     /// GET by curl, which finds every host at the gateway and trusts the public authority only.
