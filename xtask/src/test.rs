@@ -45,6 +45,8 @@ struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// What failed: the lists that test programs close with, line by line.
+    failures: Vec<String>,
     /// A reason to fail that is not a counted test: a crash, a build error.
     broken: Option<String>,
     /// Why a whole group was skipped.
@@ -57,6 +59,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures.extend(other.failures);
         self.broken = self.broken.take().or(other.broken);
         self.unable = self.unable.take().or(other.unable);
     }
@@ -80,6 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut close = |name: &str, tally: Tally| {
         failed |= tally.failed > 0 || tally.broken.is_some();
         lines.push(format!("{name}: {tally}"));
+        lines.extend_from_slice(&tally.failures);
         println!("{name}: {tally}");
     };
     if wanted(Group::Pure) {
@@ -242,11 +246,13 @@ fn counted(command: &mut Command) -> Result<Tally> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
     let mut tally = Tally::default();
+    let mut listing = false;
     if let Some(stdout) = child.stdout.take() {
         for text in BufReader::new(stdout).lines() {
             let text = text.context("the tests' output is not text")?;
             println!("{text}");
             add(&mut tally, &text);
+            listing = failures(&mut tally, listing, &text);
         }
     }
     let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
@@ -272,6 +278,20 @@ fn add(tally: &mut Tally, line: &str) {
     }
 }
 
+/// Collects the list of failures that ends a test program's output, which goes from its head to an empty line; whether
+/// the next line is part of one.
+fn failures(tally: &mut Tally, listing: bool, line: &str) -> bool {
+    if line == "failures:" || line == "failed:" {
+        // cargo's tests have two such lists: first what they printed, then their names.
+        return true;
+    }
+    let part = listing && line.starts_with(' ');
+    if part {
+        tally.failures.push(line.to_owned());
+    }
+    part
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,5 +306,18 @@ mod tests {
         add(&mut tally, "test result: FAILED. 2 passed; 3 failed; 0 skipped");
         add(&mut tally, "test result_of_something ... ok");
         assert_eq!((tally.passed, tally.failed, tally.skipped), (14, 3, 1));
+    }
+
+    #[test]
+    fn what_failed_is_named_again_at_the_end() {
+        let mut tally = Tally::default();
+        let cargo =
+            "failures:\n\n---- a::b stdout ----\n  left: 1\n\nfailures:\n    a::b\n\ntest result: FAILED.";
+        let ours = "failed:\n  a pod is gone\n    no pod within 60s\n\nskipped:\n  another\n";
+        let mut listing = false;
+        for line in cargo.lines().chain(ours.lines()) {
+            listing = failures(&mut tally, listing, line);
+        }
+        assert_eq!(tally.failures, ["    a::b", "  a pod is gone", "    no pod within 60s"]);
     }
 }

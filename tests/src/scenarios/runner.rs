@@ -16,6 +16,17 @@ pub(crate) struct Case<'a> {
     pub(crate) test: Box<dyn Fn() -> Result<()> + 'a>,
 }
 
+/// Longest reason that the closing list repeats, in bytes.
+const REASON: usize = 600;
+
+/// A failure as the closing list has it: the reasons stand beside the names, for whoever has only the end of a long log.
+fn closing(name: &str, error: &anyhow::Error) -> String {
+    let reason = format!("{error:#}");
+    let end = reason.floor_char_boundary(REASON);
+    let more = if end < reason.len() { " …" } else { "" };
+    format!("{name}\n    {}{more}", reason[..end].replace('\n', "\n    "))
+}
+
 fn indent(text: &str) -> String {
     text.lines().map(|line| format!("  | {line}\n")).collect()
 }
@@ -45,12 +56,12 @@ pub(crate) fn run(cases: &[Case<'_>], fail_fast: bool) -> Result<bool> {
             Err(error) => match error.downcast_ref::<Skip>() {
                 Some(reason) => {
                     println!("test {} ... skipped: {reason}", case.name);
-                    skipped.push(case.name);
+                    skipped.push(case.name.to_owned());
                 }
                 None => {
                     println!("test {} ... FAILED ({took:.1} s)\n  {error:#}", case.name);
                     println!("{}", indent(&this_run::last_logs()));
-                    failures.push(case.name);
+                    failures.push(closing(case.name, &error));
                     if fail_fast {
                         break;
                     }
