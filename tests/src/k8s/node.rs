@@ -1,5 +1,6 @@
 //! What the mesh has on nodes: the CNI plugin, which holds pods of the mesh and no others, and nothing once it is gone.
 
+use super::mesh::STRICT;
 use super::pods;
 use super::{Bed, SYSTEM, Scenario, Space, scenario};
 use crate::bed::wait;
@@ -10,6 +11,11 @@ use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("with no agent pods of the mesh wait to start, and all others start", 240, no_agent),
+    scenario(
+        "a node that reboots while the API server is away comes back with its pods in the mesh",
+        240,
+        reboot,
+    ),
     scenario("a CNI that writes its configuration again does not lose the plugin", 120, foreign_cni),
     scenario("uninstalling leaves nothing on nodes, and pods go on in plain text", 300, uninstall),
 ];
@@ -75,6 +81,43 @@ fn starts_without_agent(bed: &Bed, inside: &Space<'_>) -> Result<()> {
     ensure!(reason.contains("agent does not answer"), "the pod waits for another reason: {reason}");
     let phase = inside.get("pod", "waits")?["status"]["phase"].clone();
     ensure!(phase == "Pending", "a pod of the mesh started without an agent: {phase}");
+    Ok(())
+}
+
+/// The plugin's configuration is on the node's disk when no agent runs yet: it must not hold what the agent itself needs.
+fn reboot(bed: &Bed) -> Result<()> {
+    let layout = bed.layout()?;
+    bed.mesh()?;
+    let (here, there) = (&bed.nodes[0], bed.nodes[1].clone());
+    let (inside, outside) = (bed.space(&[(MODE, "ambient")])?, bed.space(&[])?);
+    inside.apply(&[STRICT, &pods::client("client", here), &pods::web("server", &there)].concat())?;
+    outside.apply(&(pods::client("client", here) + &pods::web("server", &there)))?;
+    for space in [&inside, &outside] {
+        space.wait_ready(&["client", "server"])?;
+    }
+    inside.wait_captured(&["client", "server"], true)?;
+    let kubelet = || -> Result<bool> {
+        let out = node::inside(layout, &there)?.args(["pidof", "kubelet"]).output()?;
+        Ok(out.status.success())
+    };
+    crate::cluster::life::without_api(layout, || {
+        node::kill(layout, &there)?;
+        node::boot(layout, &there)?;
+        wait::until_true("kubelet of the node that came back", PATIENCE, kubelet)
+    })?;
+    for (space, what) in [(&outside, "outside the mesh"), (&inside, "of the mesh")] {
+        wait::until_true(&format!("pod {what}, started again"), PATIENCE, || {
+            let status = &space.get("pod", "server")?["status"]["containerStatuses"][0];
+            Ok(status["restartCount"].as_u64() > Some(0) && status["ready"] == true)
+        })?;
+        wait::until_true(&format!("answer of the pod {what}"), PATIENCE, || {
+            let url = format!("http://{}:8080/", space.address("server")?);
+            Ok(space.curl("client", &url).is_ok())
+        })?;
+    }
+    inside.wait_captured(&["server"], true)?;
+    let url = format!("http://{}:8080/", inside.address("server")?);
+    ensure!(outside.curl("client", &url).is_err(), "the pod takes plain text, which STRICT forbids");
     Ok(())
 }
 
