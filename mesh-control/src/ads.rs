@@ -120,10 +120,42 @@ impl ClientStatus {
 pub struct Programmed {
     /// Clients that have acknowledged everything up to it.
     pub current: usize,
-    /// Ids of those that have not.
-    pub waiting: Vec<String>,
+    /// How many have not.
+    pub waiting: usize,
+    /// Ids of the first [`NAMED`] of those.
+    pub names: Vec<String>,
     /// What one of those said when it rejected something.
     pub rejected: Option<String>,
+}
+
+/// So many clients that wait are named.
+const NAMED: usize = 3;
+
+impl Programmed {
+    /// Counts those of another replica as well.
+    pub fn join(&mut self, other: &Self) {
+        self.current += other.current;
+        self.waiting += other.waiting;
+        let room = NAMED.saturating_sub(self.names.len());
+        self.names.extend(other.names.iter().take(room).cloned());
+        self.rejected = self.rejected.take().or_else(|| other.rejected.clone());
+    }
+
+    /// A client that has not.
+    fn wait(&mut self, id: String) {
+        self.waiting += 1;
+        if self.names.len() < NAMED {
+            self.names.push(id);
+        }
+    }
+
+    /// Nobody has it.
+    #[must_use]
+    pub fn nobody(clients: &Clients) -> Self {
+        let mut out = Self::default();
+        clients.list().into_iter().for_each(|client| out.wait(client.id));
+        out
+    }
 }
 
 impl Clients {
@@ -139,7 +171,7 @@ impl Clients {
             }
             let rejection = late.map(|t| t.last_reject.clone()).filter(|r| !r.is_empty());
             out.rejected = out.rejected.or(rejection);
-            out.waiting.push(client.id);
+            out.wait(client.id);
         }
         out
     }
@@ -170,6 +202,14 @@ impl Clients {
         let status = Arc::new(Mutex::new(status));
         self.connected.lock().unwrap_or_else(PoisonError::into_inner).insert(id, status.clone());
         (id, status)
+    }
+
+    /// A client that has everything up to a snapshot.
+    #[cfg(test)]
+    pub(crate) fn having(&self, id: &str, checked: u64) {
+        let (cluster, node, peer) = (String::new(), String::new(), String::new());
+        let (connected_at, types) = (0, BTreeMap::new());
+        self.add(ClientStatus { id: id.to_owned(), cluster, node, peer, connected_at, checked, types });
     }
 
     fn remove(&self, id: u64) {

@@ -38,6 +38,7 @@ use crate::convert::Mesh;
 use crate::enrol::Enrolments;
 use crate::hub::Hub;
 use crate::model::Key;
+use crate::relay::questions::Agents;
 use crate::replicas;
 use crate::source::kube::observed::Observed;
 use crate::source::kube::{KubernetesSource, connect};
@@ -81,6 +82,8 @@ pub struct Shared {
     pub clients: Arc<Clients>,
     /// What agents say.
     pub enrolments: Arc<Enrolments>,
+    /// Who answers questions: agents, and other replicas.
+    pub agents: Arc<Agents>,
     /// The certificate authority.
     pub store: Arc<CaStore>,
 }
@@ -151,7 +154,7 @@ impl Cluster {
     pub fn spawn(
         &self,
         tasks: &mut JoinSet<()>,
-        Shared { hub, clients, enrolments, store }: &Shared,
+        Shared { hub, clients, enrolments, agents, store }: &Shared,
         states: &watch::Receiver<Arc<State>>,
         stop: &watch::Receiver<bool>,
     ) {
@@ -177,6 +180,7 @@ impl Cluster {
             hub: hub.clone(),
             observed: self.observed.clone(),
             clients: clients.clone(),
+            agents: agents.clone(),
         };
         tasks.spawn(writer.run(leads));
     }

@@ -6,6 +6,7 @@
 //! before it tells anybody anything.
 
 mod client;
+mod progress;
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use crate::relay::questions::Agents;
 use crate::source::State;
 
 pub use client::Remote;
+pub use progress::{Elsewhere, Proxies, programmed};
 pub use server::ReplicaServer;
 
 /// Where a cluster keeps the token that replicas show each other.
@@ -34,6 +36,8 @@ pub const TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 /// The Service of the control plane, and the name of its port for TLS.
 const SERVICE: &str = "istiod";
 const PORT: &str = "https-dns";
+/// What a replica tells first, the reports of all nodes, and the versions that it is asked about, are within this.
+pub const LARGEST_MESSAGE: usize = 64 << 20;
 /// Other replicas answer within this, or they are not waited for.
 const FIRST: Duration = Duration::from_secs(3);
 /// Agents that have lost their control plane try it again within 5 s, and report at once when they reach it. They keep what

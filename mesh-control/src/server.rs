@@ -40,7 +40,7 @@ use crate::relay::gate::Gate;
 use crate::relay::questions::Agents;
 use crate::relay::web::{WAITING, Web};
 use crate::relay::{Limits, Relay, listen};
-use crate::replicas::{ReplicaServer, Replicas, Told};
+use crate::replicas::{self, Proxies, ReplicaServer, Replicas, Told};
 use crate::source::dir::DirectorySource;
 use crate::source::{Source, SourceError, State};
 
@@ -187,6 +187,7 @@ impl Parts {
             hub: self.hub.clone(),
             clients: self.clients.clone(),
             enrolments: self.enrolments.clone(),
+            agents: self.agents.clone(),
             store: self.store.clone(),
         }
     }
@@ -406,8 +407,14 @@ fn router(parts: &Parts, access: Access, with_token_services: bool) -> Router {
 fn secured(parts: &Parts, access: Access, options: &Options) -> Router {
     let router = router(parts, access.clone(), true);
     let SourceOption::Kubernetes(cluster) = &options.source else { return router };
-    let server = ReplicaServer { told: parts.told(), access, account: cluster.replica_account.clone() };
-    router.add_service(ReplicaServiceServer::new(server))
+    let server = ReplicaServer {
+        told: parts.told(),
+        proxies: Arc::new(Proxies::new(parts.hub.clone(), parts.clients.clone())),
+        access,
+        account: cluster.replica_account.clone(),
+    };
+    let server = ReplicaServiceServer::new(server);
+    router.add_service(server.max_decoding_message_size(replicas::LARGEST_MESSAGE))
 }
 
 async fn serve<S>(

@@ -23,6 +23,8 @@ use super::MANAGER;
 use crate::ads::Clients;
 use crate::hub::{Hub, Published};
 use crate::model::{Condition, Kind, ObjectRef};
+use crate::relay::questions::Agents;
+use crate::replicas::{self, Elsewhere};
 use crate::source::kube::observed::{Observed, Stored};
 use crate::source::kube::resource;
 
@@ -45,6 +47,8 @@ pub struct StatusWriter {
     pub observed: Arc<Observed>,
     /// Who has acknowledged what.
     pub clients: Arc<Clients>,
+    /// Other replicas, whose proxies count as well.
+    pub agents: Arc<Agents>,
 }
 
 impl std::fmt::Debug for StatusWriter {
@@ -87,8 +91,9 @@ impl StatusWriter {
             if published.is_converted() {
                 let all = self.observed.all();
                 written.retain(|object, _| all.contains_key(object));
-                progress.begin(&all);
-                let (outdated, pause) = outdated(&published, &all, &mut progress, &self.clients);
+                let open = progress.look(&published, &all, Instant::now());
+                let elsewhere = replicas::programmed(&self.agents, open).await;
+                let (outdated, pause) = outdated(&published, &all, &mut progress, &self.clients, &elsewhere);
                 again = again.min(pause);
                 for (object, stored, status) in outdated {
                     let last = written.get(&object).filter(|w| w.uid == stored.uid);
@@ -147,6 +152,7 @@ fn outdated(
     all: &BTreeMap<ObjectRef, Arc<Stored>>,
     progress: &mut Progress,
     clients: &Clients,
+    elsewhere: &Elsewhere,
 ) -> (Vec<Outdated>, Duration) {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let problems: Vec<Condition> = published.source.problems.iter().filter_map(invalid).collect();
@@ -166,7 +172,7 @@ fn outdated(
         let mut said = render::merge(by_object.get(object).into_iter().flatten().copied());
         // Of an object that is not in force there is nothing to be programmed.
         if !said.is_empty() && current && progress::has(object.kind) {
-            match progress.of(object, stored, published.snapshot, clients, Instant::now()) {
+            match progress.of(object, clients, elsewhere, Instant::now()) {
                 Ok(programmed) => drop(said.insert(render::PROGRAMMED.to_owned(), programmed)),
                 // It is written once with what the proxies say.
                 Err(pause) => {
@@ -264,7 +270,7 @@ spec: {rules: [{}]}
         let clients = Clients::default();
         let look = |generation| {
             let mut progress = Progress::patient(&object, generation);
-            outdated(&published, &all(generation), &mut progress, &clients).0
+            outdated(&published, &all(generation), &mut progress, &clients, &Elsewhere::default()).0
         };
         let now = look(2);
         assert_eq!(now.len(), 1);

@@ -340,8 +340,8 @@ impl Facts {
                 let of = counted.entry(*since).or_insert_with(|| self.clients.programmed(*since));
                 Programmed {
                     acked: of.current,
-                    of: of.current + of.waiting.len(),
-                    waiting: of.waiting.iter().take(3).cloned().collect(),
+                    of: of.current + of.waiting,
+                    waiting: of.names.clone(),
                     rejected: of.rejected.clone(),
                 }
             });

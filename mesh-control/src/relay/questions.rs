@@ -115,6 +115,13 @@ impl Agents {
         self.lock().elsewhere.insert(replica.to_owned(), Elsewhere { nodes, ask });
     }
 
+    /// Other replicas that can be asked, by name.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<(String, Remote)> {
+        let known = self.lock();
+        known.elsewhere.iter().map(|(name, replica)| (name.clone(), replica.ask.clone())).collect()
+    }
+
     /// Another replica is away.
     pub fn forget(&self, replica: &str) {
         self.lock().elsewhere.remove(replica);

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use mesh_core::xds::channel::{ChannelError, ControlPlane};
 use mesh_core::xds::proto::node::replica_service_client::ReplicaServiceClient;
-use mesh_core::xds::proto::node::{ReplicaHello, ReplicaNews, ReplicaQuestion};
+use mesh_core::xds::proto::node::{
+    ObjectProgress, ObjectVersion, ReplicaHello, ReplicaNews, ReplicaObjects, ReplicaQuestion,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::{Settings, Told};
+use super::{LARGEST_MESSAGE, Settings, Told};
 use crate::enrol::Report;
 use crate::relay::questions::{Answer, LARGEST};
 
 /// From one attempt to the next, up to [`LONGEST`].
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(5);
-/// The first message has the reports of all nodes.
-const LARGEST_MESSAGE: usize = 64 << 20;
 
 /// Why a replica cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +72,21 @@ impl Remote {
             }
         }
         None
+    }
+}
+
+impl Remote {
+    /// How many of its proxies have versions of objects, in their order.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn progress(&self, objects: Vec<ObjectVersion>) -> Result<Vec<ObjectProgress>, Status> {
+        let mut request = Request::new(ReplicaObjects { objects });
+        let unable = |error: ChannelError| Status::unauthenticated(error.to_string());
+        self.server.authorize(request.metadata_mut()).map_err(unable)?;
+        let client = ReplicaServiceClient::new(self.channel.clone());
+        let answer = client.max_decoding_message_size(LARGEST_MESSAGE).progress(request).await?;
+        Ok(answer.into_inner().objects)
     }
 }
 

@@ -1,10 +1,12 @@
 //! What this replica tells the others.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mesh_core::xds::proto::node::replica_service_server::ReplicaService;
 use mesh_core::xds::proto::node::{
-    AnsweringNodes, EnrolmentReport, NodeAnswer, ReplicaHello, ReplicaNews, ReplicaQuestion, ReplicaReport,
+    AnsweringNodes, EnrolmentReport, NodeAnswer, ReplicaHello, ReplicaNews, ReplicaObjects, ReplicaProgress,
+    ReplicaQuestion, ReplicaReport,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -12,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use super::Told;
+use super::{Proxies, Told};
 use crate::auth::Access;
 use crate::model::Key;
 
@@ -26,6 +28,8 @@ const PIECE: usize = 64 << 10;
 pub struct ReplicaServer {
     /// What it tells.
     pub told: Told,
+    /// What the proxies that are connected here have.
+    pub proxies: Arc<Proxies>,
     /// Who asks.
     pub access: Access,
     /// The service account of all replicas.
@@ -85,6 +89,12 @@ impl ReplicaService for ReplicaServer {
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn progress(&self, request: Request<ReplicaObjects>) -> Result<Response<ReplicaProgress>, Status> {
+        self.replica(&request).await?;
+        let objects = self.proxies.have(&request.into_inner().objects);
+        Ok(Response::new(ReplicaProgress { objects }))
     }
 }
 

@@ -4,20 +4,23 @@ use std::time::{Duration, SystemTime};
 use mesh_core::flows::Flow;
 use mesh_core::xds::channel::ControlPlane;
 use mesh_core::xds::proto::node::replica_service_server::ReplicaServiceServer;
-use mesh_core::xds::proto::node::{EnrolledPod, EnrolmentReport, FlowReport};
+use mesh_core::xds::proto::node::{EnrolledPod, EnrolmentReport, FlowReport, ObjectVersion};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use super::client::{Client, FollowError};
 use super::*;
+use crate::ads::{Clients, Programmed};
 use crate::auth::{Access, Caller, TokenKey};
+use crate::convert::Mesh;
 use crate::enrol::Report;
+use crate::hub::{Debounce, Hub};
 use crate::metrics::Metrics;
-use crate::model::Key;
+use crate::model::{Key, Kind, ObjectRef};
 use crate::relay::Limits;
 use crate::relay::questions::NoAnswer;
-use crate::testing::objects;
+use crate::testing::{load, objects};
 
 fn told() -> Told {
     let relay = Relay::new(Limits::default(), Arc::new(Metrics::new()));
@@ -44,6 +47,9 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A replica that listens; what connects to it as an account.
 struct Bed {
     told: Told,
+    hub: Arc<Hub>,
+    clients: Arc<Clients>,
+    objects: watch::Sender<Arc<State>>,
     dir: tempfile::TempDir,
     address: SocketAddr,
     key: Arc<TokenKey>,
@@ -54,12 +60,20 @@ impl Bed {
         let (told, dir) = (told(), tempfile::tempdir().unwrap());
         let key = Arc::new(TokenKey::open(dir.path()).unwrap());
         let account = Key::new("istio-system", "istiod");
-        let server = ReplicaServer { told: told.clone(), access: Access::Token(key.clone()), account };
+        let (hub, clients) = (Arc::new(Hub::new(Mesh::default())), Arc::new(Clients::default()));
+        let (objects, states) = watch::channel(Arc::default());
+        let (of, of_hub) = (Replicas::new(None, told.clone()), hub.clone());
+        tokio::spawn(async move {
+            of_hub.run(states, of, Debounce::default(), Arc::new(Metrics::new())).await;
+        });
+        let proxies = Arc::new(Proxies::new(hub.clone(), clients.clone()));
+        let server =
+            ReplicaServer { told: told.clone(), proxies, access: Access::Token(key.clone()), account };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = tonic::transport::Server::builder().add_service(ReplicaServiceServer::new(server));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { told, dir, address, key }
+        Self { told, hub, clients, objects, dir, address, key }
     }
 
     fn client(&self, account: &str, told: &Told) -> Client {
@@ -106,6 +120,49 @@ async fn what_agents_tell_one_replica_the_others_know_and_they_ask_through_it() 
     assert_eq!(answer.body, "/status?x=y".repeat(100_000).as_bytes(), "in many pieces");
     let unknown = other.agents.ask("n2", "/status").await.unwrap_err();
     assert!(matches!(&unknown, NoAnswer::Unknown { connected, .. } if connected == "n1"), "{unknown}");
+    following.abort();
+}
+
+#[tokio::test]
+async fn proxies_of_every_replica_count_and_a_replica_that_does_not_answer_is_waited_for() {
+    const POLICY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop, uid: u, generation: 2}
+spec: {rules: [{}]}
+";
+    let bed = Bed::start().await;
+    let here = told();
+    let following = tokio::spawn(bed.client("istiod", &here).run());
+    until("the other replica is known", || !here.agents.replicas().is_empty()).await;
+    bed.clients.having("old", 0);
+    let asked = |generation| ObjectVersion {
+        kind: "AuthorizationPolicy".into(),
+        namespace: "shop".into(),
+        name: "p".into(),
+        uid: "u".into(),
+        generation,
+    };
+    let object = ObjectRef { kind: Kind::AuthorizationPolicy, key: Key::new("shop", "p") };
+    let ask =
+        async |generation| programmed(&here.agents, vec![asked(generation)]).await.said[&object].clone();
+    let names = vec!["old".to_owned()];
+    let nobody = Programmed { waiting: 1, names, ..Programmed::default() };
+    assert_eq!(ask(2).await, nobody, "it has not read anything");
+
+    bed.objects.send_replace(Arc::new(State { synced: true, ..load(POLICY) }));
+    until("it has read the policy", || bed.hub.ready()).await;
+    bed.clients.having("new", bed.hub.snapshot().number);
+    assert_eq!(ask(2).await, Programmed { current: 1, ..nobody.clone() });
+    let first = bed.hub.snapshot().number;
+    let more = format!("{POLICY}---{}", POLICY.replace("name: p", "name: q"));
+    bed.objects.send_replace(Arc::new(State { synced: true, ..load(&more) }));
+    until("it has read more", || bed.hub.snapshot().number > first).await;
+    assert_eq!(ask(2).await.current, 1, "what came later has no part in it");
+    assert_eq!(ask(3).await.current, 0, "a version that it has not read");
+
+    std::fs::remove_file(bed.dir.path().join("istiod")).unwrap();
+    assert_eq!(programmed(&here.agents, vec![asked(2)]).await.silent, ["a"], "it refuses");
     following.abort();
 }
 

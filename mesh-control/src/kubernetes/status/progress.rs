@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::xds::proto::node::ObjectVersion;
 use tokio::time::Instant;
 
 use super::render::Said;
 use crate::ads::{Clients, Programmed};
+use crate::hub::Published;
 use crate::model::{Kind, ObjectRef};
+use crate::replicas::Elsewhere;
 use crate::source::kube::observed::Stored;
 
 /// Proxies that have not acknowledged within this are named.
@@ -51,32 +54,55 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Another look at all objects begins.
-    pub(super) fn begin(&mut self, all: &BTreeMap<ObjectRef, Arc<Stored>>) {
+    /// Another look at all objects begins: which versions are there, and are not settled.
+    pub(super) fn look(
+        &mut self,
+        published: &Published,
+        all: &BTreeMap<ObjectRef, Arc<Stored>>,
+        now: Instant,
+    ) -> Vec<ObjectVersion> {
         self.versions.retain(|object, _| all.contains_key(object));
         self.counted.clear();
+        for (object, stored) in all.iter().filter(|(object, _)| has(object.kind)) {
+            let is_in_force =
+                published.objects().meta(object).is_some_and(|meta| meta.generation == stored.generation);
+            let known = self.versions.get(object);
+            let is_known = known.is_some_and(|v| (v.generation, &v.uid) == (stored.generation, &stored.uid));
+            if is_in_force && !is_known {
+                let version = Version::new(&stored.uid, stored.generation, published.snapshot, now);
+                self.versions.insert(object.clone(), version);
+            }
+        }
+        let open = self.versions.iter().filter(|(_, version)| version.settled.is_none());
+        open.map(|(object, version)| ObjectVersion {
+            kind: object.kind.to_string(),
+            namespace: object.key.namespace.clone(),
+            name: object.key.name.clone(),
+            uid: version.uid.clone(),
+            generation: version.generation,
+        })
+        .collect()
     }
 
-    /// What there is to say, or after which time there will be something.
+    /// What there is to say of an object that is in force, or after which time there will be something.
     pub(super) fn of(
         &mut self,
         object: &ObjectRef,
-        stored: &Stored,
-        snapshot: u64,
         clients: &Clients,
+        elsewhere: &Elsewhere,
         now: Instant,
     ) -> Result<Said, Duration> {
-        let new = || Version::new(&stored.uid, stored.generation, snapshot, now);
-        let version = self.versions.entry(object.clone()).or_insert_with(new);
-        if (version.generation, &version.uid) != (stored.generation, &stored.uid) {
-            *version = new();
-        }
+        let Some(version) = self.versions.get_mut(object) else { return Err(LOOK) };
         if let Some(said) = &version.settled {
             return Ok(said.clone());
         }
         let counted =
             self.counted.entry(version.snapshot).or_insert_with(|| clients.programmed(version.snapshot));
-        let (said, settled) = say(counted);
+        let mut counted = counted.clone();
+        if let Some(others) = elsewhere.said.get(object) {
+            counted.join(others);
+        }
+        let (said, settled) = say(&counted, &elsewhere.silent);
         if settled {
             version.settled = Some(said.clone());
             return Ok(said);
@@ -106,19 +132,22 @@ impl Progress {
 }
 
 /// The condition, and whether it stays as it is for this version.
-fn say(found: &Programmed) -> (Said, bool) {
-    let connected = found.current + found.waiting.len();
+fn say(found: &Programmed, silent: &[String]) -> (Said, bool) {
+    let connected = found.current + found.waiting;
     let so_far = format!("acknowledged by {} of {connected} proxies", found.current);
+    if found.waiting == 0 && !silent.is_empty() {
+        let message = format!("{so_far}; waiting for what {} says of its own", silent.join(", "));
+        return (Said { status: false, reason: "Pending".into(), message }, false);
+    }
     if connected == 0 {
-        let message = "no proxy is connected to the control plane that writes this".to_owned();
+        let message = "no proxy is connected to the control plane".to_owned();
         return (Said { status: false, reason: "NoProxies".into(), message }, false);
     }
-    if found.waiting.is_empty() {
+    if found.waiting == 0 {
         return (Said { status: true, reason: "Programmed".into(), message: so_far }, true);
     }
-    let names: Vec<&str> = found.waiting.iter().take(3).map(String::as_str).collect();
-    let more = if found.waiting.len() > names.len() { ", …" } else { "" };
-    let waiting = format!("{so_far}; waiting for {}{more}", names.join(", "));
+    let more = if found.waiting > found.names.len() { ", …" } else { "" };
+    let waiting = format!("{so_far}; waiting for {}{more}", found.names.join(", "));
     match &found.rejected {
         None => (Said { status: false, reason: "Pending".into(), message: waiting }, false),
         Some(why) => {
@@ -136,19 +165,28 @@ mod tests {
     fn it_says_how_many_have_it_and_which_have_not() {
         let found = |current, waiting: &[&str]| Programmed {
             current,
-            waiting: waiting.iter().map(|w| (*w).to_owned()).collect(),
+            waiting: waiting.len(),
+            names: waiting.iter().take(3).map(|w| (*w).to_owned()).collect(),
             rejected: None,
         };
-        let (all, settled) = say(&found(3, &[]));
+        let (all, settled) = say(&found(3, &[]), &[]);
         assert_eq!(
             (all.status, all.message.as_str(), settled),
             (true, "acknowledged by 3 of 3 proxies", true)
         );
-        let (some, settled) = say(&found(1, &["a", "b", "c", "d"]));
+        let mut both = found(1, &["a", "b"]);
+        both.join(&found(0, &["c", "d"]));
+        let (some, settled) = say(&both, &[]);
         assert_eq!(some.message, "acknowledged by 1 of 5 proxies; waiting for a, b, c, …");
         assert!(!some.status && !settled);
         let refused = Programmed { rejected: Some("bad ip".into()), ..found(1, &["a"]) };
-        assert_eq!(say(&refused).0.reason, "Rejected");
-        assert_eq!(say(&found(0, &[])).0.reason, "NoProxies");
+        assert_eq!(say(&refused, &[]).0.reason, "Rejected");
+        assert_eq!(say(&found(0, &[]), &[]).0.reason, "NoProxies");
+        let (unknown, settled) = say(&found(3, &[]), &["istiod-b".to_owned()]);
+        assert_eq!(
+            (unknown.reason.as_str(), settled),
+            ("Pending", false),
+            "another replica has not answered"
+        );
     }
 }
