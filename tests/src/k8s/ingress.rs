@@ -54,7 +54,8 @@ fn classic(bed: &Bed) -> Result<()> {
     };
     let space = bed.space(&[("istio.io/dataplane-mode", "ambient")])?;
     let served = upgrade(&["--set", "ingressGateway.enabled=true"]).and_then(|_| through(bed, &space));
-    upgrade(&[])?;
+    // An upgrade keeps the values that were given before.
+    upgrade(&["--set", "ingressGateway.enabled=false"])?;
     served
 }
 

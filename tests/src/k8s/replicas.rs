@@ -49,6 +49,27 @@ fn settled(bed: &Bed, space: &Space<'_>, replicas: usize) -> Result<BTreeSet<Str
     })
 }
 
+const ANYBODY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: anybody}
+spec: {rules: [{}]}
+";
+
+/// Whichever replica they are connected to, the agents of all nodes are counted.
+fn counted(bed: &Bed, space: &Space<'_>) -> Result<()> {
+    space.apply(ANYBODY)?;
+    wait::until_true("policy that every agent has acknowledged", PATIENCE, || {
+        let policy = space.get("authorizationpolicy", "anybody")?;
+        let conditions = policy["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let programmed = conditions.iter().find(|condition| condition["type"] == "undermesh.io/Programmed");
+        let message = programmed.and_then(|condition| condition["message"].as_str()).unwrap_or_default();
+        let count = |word: usize| message.split(' ').nth(word)?.parse::<usize>().ok();
+        ensure!(message.starts_with("acknowledged by "), "its status says {message:?}");
+        Ok(count(2) == count(4) && count(2) >= Some(bed.nodes.len()))
+    })
+}
+
 fn replaced(bed: &Bed) -> Result<()> {
     bed.layout()?;
     bed.mesh()?;
@@ -69,6 +90,7 @@ fn replace(bed: &Bed, space: &Space<'_>) -> Result<()> {
     bed.kubectl.run(&restart)?;
     let others = settled(bed, space, 2)?;
     ensure!(two.is_disjoint(&others), "a replica was not replaced: {two:?}, {others:?}");
+    counted(bed, space)?;
     bed.kubectl.run(&["--namespace", SYSTEM, "scale", DEPLOYMENT, "--replicas=1"])?;
     let one = settled(bed, space, 1)?;
     bed.kubectl.run(&restart)?;
