@@ -10,6 +10,8 @@ use crate::bed::pki::{Issued, Leaf, Pki};
 use crate::bed::process::Finished;
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -17,6 +19,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a gateway's keys are told to its own proxies and shown to nobody", 120, secrecy),
     scenario("a certificate that is renewed under load fails no request", 120, rotation),
     scenario("a gateway passes TLS on to the service that the asked name decides on", 120, passthrough),
+    scenario("a gateway passes on streams, as they come and out of TLS that ends at it", 120, streams),
+    scenario(
+        "a gateway lets in clients with a certificate only, where its listener asks for one",
+        120,
+        mutual,
+    ),
 ];
 
 const GATEWAY: &str = "shop/in";
@@ -392,5 +400,93 @@ spec: {{parentRefs: [{{name: in}}], hostnames: [pass.example], rules: [{{backend
     })?;
     // On the same port TLS ends at the gateway for other names.
     ensure!(shop.get("a.example", &[])?.ok()?.starts_with("v1 "), "a.example is not served");
+    Ok(())
+}
+
+fn listen(shop: &mut Shop, listener: &Value) -> Result<()> {
+    shop.bed.edit("Gateway", "in", |gateway| {
+        if let Some(listeners) = gateway["spec"]["listeners"].as_array_mut() {
+            listeners.push(listener.clone());
+        }
+    })
+}
+
+fn streams() -> Result<()> {
+    let mut shop = Shop::open(|_, _| Ok(String::new()))?;
+    let certificate = json!([{"name": "exact"}]);
+    let tls = json!({"mode": "Terminate", "certificateRefs": certificate});
+    listen(&mut shop, &json!({"name": "stream", "port": 9000, "protocol": "TCP"}))?;
+    listen(
+        &mut shop,
+        &json!({"name": "ended", "port": 9443, "protocol": "TLS", "hostname": "a.example", "tls": tls}),
+    )?;
+    shop.bed.apply(
+        "streams",
+        "
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: stream, namespace: shop}
+spec:
+  parentRefs: [{name: in, sectionName: stream}, {name: in, sectionName: ended}]
+  rules: [{backendRefs: [{name: backend, port: 80}]}]
+",
+    )?;
+    let (gateway, words) = (shop.bed.pod(GATEWAY)?.v4, "as they come");
+    wait::until_true("echo through the gateway", SOON, || {
+        let visitor = shop.bed.pod("outside/visitor")?;
+        let outcome = visitor.call(&format!("{gateway}:9000"), &["--send", words, "--half-close"])?;
+        Ok(outcome.ok && outcome.received == words)
+    })?;
+    // The client waits for the end of what the server says, which waits for that of the client's.
+    let script = format!(
+        "(echo {words}; sleep 2) | timeout 5 openssl s_client -quiet -connect {gateway}:9443 -servername a.example \
+         -verify_return_error -CAfile {} || true",
+        shop.pki.root().display()
+    );
+    let done = shop.run(&["sh", "-c", &script])?;
+    ensure!(done.out.trim() == words, "the echo inside TLS was {:?}: {}", done.out, done.err);
+    Ok(())
+}
+
+fn mutual() -> Result<()> {
+    let mut shop = Shop::open(|_, pki| {
+        let root = std::fs::read_to_string(pki.root()).context("cannot read the root")?;
+        Ok(format!(
+            "
+apiVersion: v1
+kind: Secret
+metadata: {{name: exact-cacert, namespace: shop}}
+stringData: {{ca.crt: {root:?}}}
+---"
+        ))
+    })?;
+    let options = json!({"gateway.istio.io/tls-terminate-mode": "MUTUAL"});
+    let tls = json!({"certificateRefs": [{"name": "exact"}], "options": options});
+    listen(
+        &mut shop,
+        &json!({"name": "mutual", "port": 10443, "protocol": "HTTPS", "hostname": "a.example", "tls": tls}),
+    )?;
+    let get = |certificate: Option<&Issued>| -> Result<Finished> {
+        let (to, root) = (format!("a.example:10443:{}", shop.bed.pod(GATEWAY)?.v4), shop.pki.root());
+        let (root, text) = (root.to_string_lossy(), |path: &Path| path.to_string_lossy().into_owned());
+        let mut argv = vec!["curl", "-sS", "--max-time", "20", "--cacert", &root, "--resolve", &to];
+        let shown = certificate.map(|issued| (text(&issued.chain), text(&issued.key)));
+        if let Some((chain, key)) = &shown {
+            argv.extend(["--cert", chain, "--key", key]);
+        }
+        argv.push("https://a.example:10443/");
+        shop.run(&argv)
+    };
+    let buyer = shop.pki.issue("buyer", Leaf::of("DNS:buyer.example"))?;
+    wait::until_true("answer to a client with a certificate", SOON, || {
+        Ok(get(Some(&buyer))?.out.starts_with("v1 "))
+    })?;
+    let foreign = Pki::create(&shop.bed.dir.join("foreign"), "foreign")?;
+    let stranger = foreign.issue("buyer", Leaf::of("DNS:buyer.example"))?;
+    for (who, done) in [("nobody", get(None)?), ("a stranger", get(Some(&stranger))?)] {
+        ensure!(!done.status.success() && done.out.is_empty(), "{who} was let in: {:?}", done.out);
+    }
+    // The other listeners ask for none.
+    ensure!(shop.get("a.example", &[])?.ok()?.starts_with("v1 "), "port 443 does not serve");
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::{Scenario, scenario};
 use crate::bed::mesh::MeshOptions;
 use crate::bed::pki::{Issued, Leaf, Pki};
 use crate::bed::process::Finished;
+use crate::bed::tokens::Tokens;
 use crate::bed::{Testbed, Topology, wait};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
@@ -20,6 +21,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         mutual,
     ),
     scenario("policies that select a gateway's pods hold at it", 120, policies),
+    scenario("a gateway checks tokens, by what RequestAuthentications that select it say", 120, tokens),
+    scenario(
+        "where the mesh says so, an Istio Gateway is for proxies of its own namespace only",
+        120,
+        scoped,
+    ),
 ];
 
 const GATEWAY: &str = "edge/istio-ingressgateway";
@@ -366,4 +373,87 @@ spec:
         ensure!(said == "200" || said == "405", "{url} {args:?} was answered {said}");
     }
     Ok(())
+}
+
+fn tokens() -> Result<()> {
+    let mut edge = Edge::open()?;
+    let tokens = Tokens::issue(&edge.bed.dir)?;
+    let url = "http://plain.example:8080/productpage";
+    let with =
+        |edge: &Edge, token: &str| edge.status(url, &["-H", &format!("authorization: Bearer {token}")]);
+    edge.bed.apply(
+        "issuer",
+        &format!(
+            "
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{name: issuer, namespace: edge}}
+spec:
+  selector: {{matchLabels: {{istio: ingressgateway}}}}
+  jwtRules: [{{issuer: 'https://issuer.example', jwks: '{}'}}]
+",
+            tokens.keys
+        ),
+    )?;
+    wait::until_true("refusal of a token of another key", SOON, || {
+        Ok(with(&edge, &tokens.foreign)? == "401")
+    })?;
+    ensure!(with(&edge, &tokens.expired)? == "401", "a token that has expired holds");
+    ensure!(with(&edge, &tokens.good)? == "200", "a token of the issuer does not hold");
+    ensure!(edge.status(url, &[])? == "200", "nothing demands a token yet");
+    edge.bed.apply(
+        "demand",
+        "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: demand, namespace: edge}
+spec:
+  selector: {matchLabels: {istio: ingressgateway}}
+  action: DENY
+  rules: [{from: [{source: {notRequestPrincipals: ['*']}}]}]
+",
+    )?;
+    wait::until_true("demand for a token", SOON, || Ok(edge.status(url, &[])? == "403"))?;
+    ensure!(with(&edge, &tokens.good)? == "200", "who has a token is refused");
+    Ok(())
+}
+
+fn scoped() -> Result<()> {
+    let mut edge = Edge::open()?;
+    let url = "http://plain.example:8080/productpage";
+    edge.bed.apply(
+        "settings",
+        "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {undermesh: 'scopeGatewayToNamespace: true'}
+",
+    )?;
+    // Nobody listens any more.
+    wait::until_true("end of the other namespace's gateway", SOON, || {
+        Ok(edge.get(url, &[])?.status.code() == Some(7))
+    })?;
+    let conditions = edge.bed.control_get("/debug/conditions")?;
+    ensure!(conditions.contains("spec.selector selects no gateway"), "{conditions}");
+    edge.bed.apply(
+        "own",
+        "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: own, namespace: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [plain.example]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: own, namespace: edge}
+spec:
+  hosts: [plain.example]
+  gateways: [own]
+  http: [{route: [{destination: {host: web.shop.svc.cluster.local, port: {number: 80}}}]}]
+",
+    )?;
+    wait::until_true("answer by the proxies' own namespace", SOON, || Ok(edge.status(url, &[])? == "200"))
 }

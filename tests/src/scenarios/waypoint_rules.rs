@@ -1,6 +1,7 @@
 //! What routes and policies do at the product's own waypoint, as curl and wrk see it.
 
 use super::programs::need;
+use super::shop::enrolled;
 use super::waypoint::{SOON, SUBSETS, both, curl, in_force, open, server, url};
 use super::{Scenario, scenario};
 use crate::bed::tokens::Tokens;
@@ -17,6 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         access,
     ),
     scenario("a thousand changes of routes under load fail no request", 120, changes),
+    scenario("rules and hosts are there for the namespaces that they are exported to", 90, exported),
 ];
 
 /// The status that curl gets.
@@ -257,4 +259,61 @@ spec:
     ensure!(ended.success() && log.contains("Requests/sec"), "{log}");
     ensure!(!log.contains("Non-2xx") && !log.contains("Socket errors"), "{log}");
     Ok(())
+}
+
+/// A client of another namespace of the mesh.
+const TEAM: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: team, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: team}
+spec: {nodeName: a, containers: [{name: main, image: none}]}
+";
+
+fn exported() -> Result<()> {
+    let mut bed = open(|bed| Ok(vec![server(bed, "v1", "a", false)?]))?;
+    bed.apply("team", TEAM)?;
+    enrolled(&bed, &["team/client"])?;
+    let site = bed.pod("outside/site")?.v4;
+    let objects = |to: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: web, namespace: shop}}
+spec:
+  hosts: [web]
+  exportTo: ['{to}']
+  http: [{{headers: {{response: {{set: {{x-rule: seen}}}}}}, route: [{{destination: {{host: web}}}}]}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: site, namespace: shop}}
+spec:
+  hosts: [site.example]
+  exportTo: ['{to}']
+  addresses: [240.240.7.7]
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  resolution: STATIC
+  endpoints: [{{address: {site}, ports: {{http: 8081}}}}]
+"
+        )
+    };
+    let host = |bed: &Testbed, from: &str| -> Result<bool> {
+        let said = bed.pod(from)?.run(["dig", "+short", "+tries=1", "+time=3", "site.example"])?;
+        Ok(said.out.trim() == "240.240.7.7")
+    };
+    bed.apply("exported", &objects("."))?;
+    in_force(&bed, &["-i"], |answer| answer.contains("x-rule: seen"))?;
+    wait::until_true("host of the own namespace", SOON, || host(&bed, "shop/frontend"))?;
+    ensure!(!host(&bed, "team/client")?, "a host of another namespace only is known to a client");
+    // A rule is for proxies, and the waypoint is one of its own namespace.
+    bed.apply("exported", &objects("team"))?;
+    in_force(&bed, &["-i"], |answer| answer.contains("v1 ") && !answer.contains("x-rule: seen"))?;
+    bed.apply("exported", &objects("*"))?;
+    in_force(&bed, &["-i"], |answer| answer.contains("x-rule: seen"))?;
+    wait::until_true("host that is for everybody", SOON, || host(&bed, "team/client"))
 }
