@@ -2,7 +2,7 @@
 //! for that version once every connected proxy has acknowledged it. A proxy that comes later gets everything at once, and
 //! changes nothing that is written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Another look at all objects begins: which versions are there, and are not settled.
+    /// Another look at all objects begins: which versions of those that there is something to say about are not settled.
     pub(super) fn look(
         &mut self,
         published: &Published,
@@ -63,7 +63,11 @@ impl Progress {
     ) -> Vec<ObjectVersion> {
         self.versions.retain(|object, _| all.contains_key(object));
         self.counted.clear();
-        for (object, stored) in all.iter().filter(|(object, _)| has(object.kind)) {
+        // Of routes to other gateways, say, there may be thousands that are none of ours.
+        let said = published.conditions.iter().map(|condition| &condition.object);
+        let wrong = published.source.problems.iter().filter_map(|problem| problem.object.as_ref());
+        let ours: HashSet<&ObjectRef> = said.chain(wrong).collect();
+        for (object, stored) in all.iter().filter(|(object, _)| has(object.kind) && ours.contains(object)) {
             let is_in_force =
                 published.objects().meta(object).is_some_and(|meta| meta.generation == stored.generation);
             let known = self.versions.get(object);
