@@ -60,40 +60,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 24] = [
-        Self::Namespace,
-        Self::Node,
-        Self::ServiceAccount,
-        Self::Pod,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::ConfigMap,
-        Self::Secret,
-        Self::PeerAuthentication,
-        Self::AuthorizationPolicy,
-        Self::ServiceEntry,
-        Self::WorkloadEntry,
-        Self::GatewayClass,
-        Self::Gateway,
-        Self::IstioGateway,
-        Self::VirtualService,
-        Self::DestinationRule,
-        Self::HTTPRoute,
-        Self::GRPCRoute,
-        Self::TCPRoute,
-        Self::TLSRoute,
-        Self::ReferenceGrant,
-        Self::RequestAuthentication,
-        Self::Telemetry,
-    ];
-
-    /// The kind that is displayed so.
-    #[must_use]
-    pub fn displayed(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.to_string() == text)
-    }
-
     /// As an API server calls it, which two groups may do.
     #[must_use]
     pub fn name(self) -> String {

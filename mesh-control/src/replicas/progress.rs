@@ -12,7 +12,8 @@ use tracing::debug;
 
 use crate::ads::{Clients, Programmed};
 use crate::hub::Hub;
-use crate::model::{Key, Kind, ObjectRef};
+use crate::model::read::kinds;
+use crate::model::{Key, ObjectRef};
 use crate::relay::questions::Agents;
 
 /// A replica that has not answered within this is silent.
@@ -56,7 +57,7 @@ impl Proxies {
 }
 
 fn object(version: &ObjectVersion) -> Option<ObjectRef> {
-    let kind = Kind::displayed(&version.kind)?;
+    let kind = kinds().map(|info| info.kind).find(|kind| kind.to_string() == version.kind)?;
     Some(ObjectRef { kind, key: Key::new(&version.namespace, &version.name) })
 }
 
