@@ -100,9 +100,23 @@ pub(super) fn add_node(layout: &Layout, nodes: &[String], node: &str) -> Result<
     )
 }
 
-/// Removes a node's namespace.
+/// Removes a node's namespace and its place on the bridge.
 pub(super) fn remove_node(layout: &Layout, node: &str) -> Result<()> {
-    delete(&layout.node_netns(node))
+    let name = layout.node_netns(node);
+    if !there(&name) {
+        return Ok(());
+    }
+    // The kernel takes a namespace apart some time after its name is gone: until then its end of the link, and with it
+    // the bridge's, would be in the way of a node that comes back. Deleted by itself, it is gone at once. It is not
+    // there where making the node failed halfway.
+    if netns::command("ip", ["-n", &name, "link", "show", "eth0"]).is_ok() {
+        netns::command("ip", ["-n", &name, "link", "del", "eth0"])?;
+    }
+    delete(&name)
+}
+
+fn there(name: &str) -> bool {
+    std::path::Path::new(netns::DIR).join(name).exists()
 }
 
 /// Removes the namespaces of a cluster and the machine's veth, those that are there.
@@ -118,7 +132,7 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
 }
 
 fn delete(name: &str) -> Result<()> {
-    if !std::path::Path::new(netns::DIR).join(name).exists() {
+    if !there(name) {
         return Ok(());
     }
     netns::command("ip", ["netns", "del", name]).map(drop)
