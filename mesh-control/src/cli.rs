@@ -93,7 +93,7 @@ struct RunArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15010")]
     listen_plain: String,
     /// xDS and CA over TLS, with tokens.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15012")]
     listen_tls: SocketAddr,
     /// Metrics and debug.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15014")]

@@ -246,7 +246,7 @@ pub async fn run(
     let replicas = Replicas::new(cluster.as_ref().map(|c| c.replicas(&options.state_dir)), parts.told());
     let viewers = relay_clients(&options)?;
     let tls = Arc::new(Settings::new(&store, &options.names, viewers)?);
-    let (listeners, addresses) = Listeners::open(&options).await?;
+    let (listeners, addresses) = Listeners::open(&options)?;
     bound(addresses);
 
     let (state, states) = watch::channel(Arc::default());
@@ -341,20 +341,18 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn open(options: &Options) -> Result<(Self, Bound), RunError> {
-        let optional = async |address: Option<SocketAddr>, flag| match address {
-            Some(address) => listen(address, flag).await.map(Some),
-            None => Ok(None),
-        };
-        let plain = optional(options.listen_plain, "--listen-plain").await?;
+    fn open(options: &Options) -> Result<(Self, Bound), RunError> {
+        let optional =
+            |address: Option<SocketAddr>, flag| address.map(|address| listen(address, flag)).transpose();
+        let plain = optional(options.listen_plain, "--listen-plain")?;
         let webhook = match &options.source {
             SourceOption::Kubernetes(cluster) => cluster.listen_webhook,
             SourceOption::Directory(_) => None,
         };
-        let webhook = optional(webhook, "--listen-webhook").await?;
-        let relay = optional(options.listen_relay, "--listen-relay").await?;
-        let tls = listen(options.listen_tls, "--listen-tls").await?;
-        let debug = listen(options.listen_debug, "--listen-debug").await?;
+        let webhook = optional(webhook, "--listen-webhook")?;
+        let relay = optional(options.listen_relay, "--listen-relay")?;
+        let tls = listen(options.listen_tls, "--listen-tls")?;
+        let debug = listen(options.listen_debug, "--listen-debug")?;
         let local = |l: &TcpListener, fallback| l.local_addr().unwrap_or(fallback);
         let addresses = Bound {
             plain: plain.as_ref().and_then(|l| l.local_addr().ok()),
@@ -371,8 +369,17 @@ impl Listeners {
     }
 }
 
-async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|cause| RunError::Listen { address, flag, cause })
+/// As many as the standard library lets wait.
+const BACKLOG: i32 = 1024;
+
+fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError> {
+    let bound = || {
+        // Or what a control plane that was killed has in TIME_WAIT keeps the next one out.
+        let socket = mesh_core::listen::bound(address, |socket| socket.set_reuse_address(true))?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    bound().map_err(|cause| RunError::Listen { address, flag, cause })
 }
 
 fn router(parts: &Parts, access: Access, with_token_services: bool) -> Router {

@@ -8,6 +8,7 @@
 //! | [`flows`] | events of connections: their JSON, filters, Hubble's shape |
 //! | [`hbone`] | the tunnel: CONNECT over HTTP/2, both sides, and the copy loop |
 //! | [`identity`] | SPIFFE identities and trust domains |
+//! | [`listen`] | sockets that listen on every address, whatever families the kernel has |
 //! | [`policy`] | L4 authorization: policies and their pure evaluation |
 //! | [`route`] | where a connection goes: pure decisions over the model |
 //! | [`signals`] | SIGTERM and SIGINT |
@@ -25,6 +26,7 @@ pub mod expression;
 pub mod flows;
 pub mod hbone;
 pub mod identity;
+pub mod listen;
 pub mod policy;
 pub mod route;
 pub mod signals;

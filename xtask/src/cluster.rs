@@ -14,6 +14,9 @@ pub(crate) enum Action {
         /// How many nodes
         #[arg(long, default_value_t = 2)]
         nodes: u8,
+        /// Families of the addresses of nodes, pods and services: both, ipv4, ipv6
+        #[arg(long, default_value = "both")]
+        families: String,
         #[command(flatten)]
         what: What,
     },
@@ -73,7 +76,7 @@ impl What {
 /// Does it.
 pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
-        Action::Up { nodes, what } => {
+        Action::Up { nodes, families, what } => {
             setup::run()?;
             setup::cluster()?;
             // The longest first: it needs nothing of ours.
@@ -81,7 +84,8 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             let built = what.build()?;
             let images = images::build(&built, what.dist)?;
             let parts = Parts { built, kubernetes, images };
-            run::check(parts.command(&["cluster", "up"])?.args(["--nodes", &nodes.to_string()]))
+            let mut command = parts.command(&["cluster", "up", "--families", families])?;
+            run::check(command.args(["--nodes", &nodes.to_string()]))
         }
         Action::LoadImages { what } => {
             let built = what.build()?;

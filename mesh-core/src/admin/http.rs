@@ -125,14 +125,10 @@ pub type Handler = Rc<dyn Fn(Ask) -> LocalBoxFuture<'static, Reply>>;
 /// # Errors
 /// The address cannot be bound.
 pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
-    socket.set_reuse_port(true)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    let socket = crate::listen::bound(address, |socket| {
+        socket.set_reuse_port(true)?;
+        socket.set_reuse_address(true)
+    })?;
     socket.listen(128)?;
     TcpListener::from_std(socket.into())
 }

@@ -14,7 +14,7 @@ use mesh_core::state::Str;
 use mesh_core::telemetry::{HandleCache, RequestCache};
 use mesh_core::xds::proto::l7;
 use rustls::ClientConfig;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::TcpKeepalive;
 use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio_util::sync::CancellationToken;
@@ -186,17 +186,13 @@ impl Local {
 }
 
 pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_port(true)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    // Accepted sockets inherit both.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&KEEPALIVE)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    let socket = mesh_core::listen::bound(address, |socket| {
+        socket.set_reuse_port(true)?;
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit both.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&KEEPALIVE)
+    })?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

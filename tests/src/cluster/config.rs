@@ -1,6 +1,6 @@
 //! The configuration files of a node's daemons. Plain text, no more than what differs from their defaults.
 
-use super::layout::{self, Layout};
+use super::layout::{self, Families, Layout};
 
 /// Where programs of the container network interface are on a node.
 pub(super) const CNI_BIN: &str = "/opt/cni/bin";
@@ -41,7 +41,10 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 }
 
 /// The pod network: each pod behind its own routed veth.
-pub(super) fn cni(index: u8) -> String {
+pub(super) fn cni(families: Families, index: u8) -> String {
+    let range = |subnet: String| format!(r#"[{{"subnet": "{subnet}"}}]"#);
+    let ranges = families.list(range(layout::pod_cidr(index)), range(layout::pod_cidr6(index)));
+    let routes = families.list(r#"{"dst": "0.0.0.0/0"}"#, r#"{"dst": "::/0"}"#);
     format!(
         r#"{{
   "cniVersion": "0.4.0",
@@ -52,25 +55,25 @@ pub(super) fn cni(index: u8) -> String {
       "ipMasq": false,
       "ipam": {{
         "type": "host-local",
-        "ranges": [[{{"subnet": "{}"}}], [{{"subnet": "{}"}}]],
-        "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "::/0"}}]
+        "ranges": [{ranges}],
+        "routes": [{routes}]
       }}
     }},
     {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
   ]
 }}
-"#,
-        layout::pod_cidr(index),
-        layout::pod_cidr6(index)
+"#
     )
 }
 
 /// The kubelet's configuration. It keeps its hands off disks and memory that are not its own, since the node shares
 /// them with everything else on the machine.
-pub(super) fn kubelet(layout: &Layout) -> String {
+pub(super) fn kubelet(layout: &Layout, families: Families) -> String {
+    let any = if families == Families::Ipv4 { "0.0.0.0" } else { "::" };
     format!(
         r#"apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
+address: "{any}"
 authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {pki}/ca.crt}}}}
 authorization: {{mode: Webhook}}
 containerRuntimeEndpoint: unix://{CONTAINERD}
@@ -79,7 +82,7 @@ cgroupRoot: /
 enforceNodeAllocatable: []
 failSwapOn: false
 failCgroupV1: false
-clusterDNS: [{dns}]
+clusterDNS: ["{dns}"]
 clusterDomain: cluster.local
 resolvConf: {resolv}
 volumePluginDir: /var/lib/kubelet/volume-plugins
@@ -94,18 +97,18 @@ eventRecordQPS: 0
 serializeImagePulls: false
 "#,
         pki = layout.path("pki").display(),
-        dns = layout::DNS,
+        dns = families.dns(),
         resolv = layout.path("resolv.conf").display(),
     )
 }
 
 /// kube-proxy's configuration: no limits on connection tracking, which belong to the whole machine.
-pub(super) fn proxy(layout: &Layout, node: &str) -> String {
+pub(super) fn proxy(layout: &Layout, families: Families, node: &str) -> String {
     format!(
         r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 clientConnection: {{kubeconfig: {kubeconfig}}}
-clusterCIDR: "{pods},{pods6}"
+clusterCIDR: "{pods}"
 hostnameOverride: {node}
 mode: iptables
 iptables: {{minSyncPeriod: 0s, syncPeriod: 30s}}
@@ -114,13 +117,12 @@ healthzBindAddress: 127.0.0.1:10256
 metricsBindAddress: 127.0.0.1:10249
 "#,
         kubeconfig = layout.path("proxy.kubeconfig").display(),
-        pods = layout::PODS,
-        pods6 = layout::PODS6,
+        pods = families.list(layout::PODS, layout::PODS6),
     )
 }
 
 /// What the cluster holds from the start: its DNS, which answers for the cluster and for nothing else.
-pub(super) fn bootstrap() -> String {
+pub(super) fn bootstrap(families: Families) -> String {
     format!(
         r#"
 apiVersion: v1
@@ -179,11 +181,11 @@ apiVersion: v1
 kind: Service
 metadata: {{name: kube-dns, namespace: kube-system, labels: {{k8s-app: kube-dns}}}}
 spec:
-  clusterIP: {dns}
+  clusterIP: "{dns}"
   selector: {{k8s-app: kube-dns}}
   ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53}}]
 "#,
-        dns = layout::DNS
+        dns = families.dns()
     )
 }
 

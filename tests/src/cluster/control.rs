@@ -1,7 +1,7 @@
 //! The control plane's processes: etcd, API server, controllers, scheduler, in the cluster's own network namespace.
 
 use super::cgroups;
-use super::layout::{self, Layout, State};
+use super::layout::{self, Families, Layout, State};
 use crate::bed::{cgroup, netns, wait};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -26,10 +26,11 @@ pub(super) fn start_apiserver(layout: &Layout, state: &State) -> Result<()> {
     let pki = layout.path("pki");
     let pki = pki.display();
     let certificates = layout.path("apiserver");
-    let api = layout::API;
+    // The one address that listens on both families.
+    let any = if state.families == Families::Ipv4 { "0.0.0.0" } else { "::" };
     let arguments = format!(
-        "--etcd-servers=http://127.0.0.1:2379 --bind-address=0.0.0.0 --advertise-address={api} --secure-port={port} \
-         --service-cluster-ip-range={services},{services6} --client-ca-file={pki}/ca.crt --tls-cert-file={pki}/apiserver.crt \
+        "--etcd-servers=http://127.0.0.1:2379 --bind-address={any} --advertise-address={api} --secure-port={port} \
+         --service-cluster-ip-range={services} --client-ca-file={pki}/ca.crt --tls-cert-file={pki}/apiserver.crt \
          --tls-private-key-file={pki}/apiserver.key --cert-dir={certificates} \
          --service-account-key-file={pki}/sa.pub --service-account-signing-key-file={pki}/sa.key \
          --service-account-issuer=https://kubernetes.default.svc \
@@ -37,8 +38,8 @@ pub(super) fn start_apiserver(layout: &Layout, state: &State) -> Result<()> {
          --kubelet-preferred-address-types=InternalIP --authorization-mode=Node,RBAC \
          --enable-admission-plugins=NodeRestriction --allow-privileged=true --enable-aggregator-routing=true --v=1",
         port = layout::API_PORT,
-        services = layout::SERVICES,
-        services6 = layout::SERVICES6,
+        api = state.families.api(),
+        services = state.families.list(layout::SERVICES, layout::SERVICES6),
         certificates = certificates.display(),
     );
     start(layout, "kube-apiserver", &state.binaries.join("kube-apiserver"), &arguments)
@@ -60,11 +61,10 @@ pub(super) fn start_controllers(layout: &Layout, state: &State) -> Result<()> {
     let arguments = format!(
         "{} --service-account-private-key-file={pki}/sa.key --root-ca-file={pki}/ca.crt \
          --cluster-signing-cert-file={pki}/ca.crt --cluster-signing-key-file={pki}/ca.key \
-         --use-service-account-credentials=true --cluster-cidr={},{} --allocate-node-cidrs=false \
+         --use-service-account-credentials=true --cluster-cidr={} --allocate-node-cidrs=false \
          --node-monitor-grace-period=16s",
         common("controllers"),
-        layout::PODS,
-        layout::PODS6
+        state.families.list(layout::PODS, layout::PODS6)
     );
     let program = state.binaries.join("kube-controller-manager");
     start(layout, "kube-controller-manager", &program, &arguments)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Parent of every cluster's directory.
@@ -38,8 +38,11 @@ pub const PODS: &str = "10.124.0.0/16";
 /// The same over IPv6.
 pub const PODS6: &str = "fd10:124::/48";
 
-/// The service of the cluster's DNS.
-pub const DNS: &str = "10.125.0.10";
+/// The first address of services over IPv6.
+pub const FIRST_SERVICE6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x125, 0, 0, 0, 0, 0, 1);
+
+/// Last parts of the address of the cluster's DNS service.
+const DNS: u8 = 10;
 
 /// What is known of a started cluster, in its directory.
 pub const STATE: &str = "cluster.json";
@@ -56,12 +59,62 @@ pub struct Layout {
 pub struct State {
     /// Node names, in the order of their addresses.
     pub nodes: Vec<String>,
+    /// Families of the addresses of nodes, pods and services.
+    pub families: Families,
     /// Directory of kube-apiserver, kubelet, kubectl and their like.
     pub binaries: PathBuf,
+    /// Directory of the image archives that nodes have.
+    pub images: PathBuf,
     /// The address by which this machine reaches the API server.
     pub host: Ipv4Addr,
     /// The process whose end is the cluster's, if it is not to run until `down`.
     pub owner: Option<u32>,
+}
+
+/// Families of the addresses of nodes, pods and services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Families {
+    /// Both, IPv4 first
+    Both,
+    /// IPv4 alone
+    Ipv4,
+    /// IPv6 alone
+    Ipv6,
+}
+
+impl Families {
+    /// Those of a pair that it has, in order.
+    pub fn of<T>(self, four: T, six: T) -> Vec<T> {
+        match self {
+            Self::Both => vec![four, six],
+            Self::Ipv4 => vec![four],
+            Self::Ipv6 => vec![six],
+        }
+    }
+
+    /// The same as programs take lists.
+    pub fn list(self, four: impl ToString, six: impl ToString) -> String {
+        self.of(four.to_string(), six.to_string()).join(",")
+    }
+
+    /// The first of a pair that it has.
+    fn first(self, four: Ipv4Addr, six: Ipv6Addr) -> IpAddr {
+        if self == Self::Ipv6 { six.into() } else { four.into() }
+    }
+
+    /// The API server's address as nodes and pods see it.
+    pub fn api(self) -> IpAddr {
+        self.first(API, BRIDGE6)
+    }
+
+    /// Address of the service of the cluster's DNS.
+    pub fn dns(self) -> IpAddr {
+        let [a, b, ..] = FIRST_SERVICE.octets();
+        let mut six = FIRST_SERVICE6.octets();
+        six[15] = DNS;
+        self.first(Ipv4Addr::new(a, b, 0, DNS), six.into())
+    }
 }
 
 impl Layout {
@@ -201,6 +254,15 @@ mod tests {
     fn devices_of_the_longest_name_fit_the_kernel() {
         let layout = Layout::of("eightest").unwrap();
         assert!(layout.prefix().len() <= 15 && layout.node_netns(&node_name(MOST_NODES)).len() <= 15);
+    }
+
+    #[test]
+    fn addresses_are_of_the_families_that_a_cluster_has() {
+        assert_eq!(Families::Both.list(PODS, PODS6), "10.124.0.0/16,fd10:124::/48");
+        assert_eq!(Families::Ipv6.list(PODS, PODS6), PODS6);
+        assert_eq!(Families::Both.dns().to_string(), "10.125.0.10");
+        assert_eq!(Families::Ipv6.dns().to_string(), "fd10:125::a");
+        assert_eq!(Families::Ipv4.api(), API);
     }
 
     #[test]

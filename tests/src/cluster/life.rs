@@ -1,7 +1,7 @@
 //! A cluster's start and end, and what it says of itself in between.
 
 use super::kubectl::{self, Kubectl};
-use super::layout::{self, Layout, State};
+use super::layout::{self, Families, Layout, State};
 use super::{cgroups, config, control, images, network, node, pki};
 use crate::bed::wait;
 use anyhow::{Context, Result, bail};
@@ -19,6 +19,9 @@ pub struct UpArgs {
     /// Directory of image archives that every node gets
     #[arg(long, env = "UM_IMAGES")]
     pub images: PathBuf,
+    /// Families of the addresses of nodes, pods and services
+    #[arg(long, value_enum, default_value = "both")]
+    pub families: Families,
     /// How many nodes
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(layout::MOST_NODES)))]
     pub nodes: u8,
@@ -62,7 +65,9 @@ fn start(layout: &Layout, args: &UpArgs) -> Result<()> {
     let nodes: Vec<String> = (1..=args.nodes).map(layout::node_name).collect();
     let mut state = State {
         nodes: nodes.clone(),
+        families: args.families,
         binaries: fs::canonicalize(&args.binaries).context("cannot find the binaries")?,
+        images: fs::canonicalize(&args.images).context("cannot find the images")?,
         host: Ipv4Addr::UNSPECIFIED,
         owner: args.owner,
     };
@@ -75,9 +80,9 @@ fn start(layout: &Layout, args: &UpArgs) -> Result<()> {
     let resolv = layout.path("resolv.conf");
     fs::write(&resolv, "").with_context(|| format!("cannot write {}", resolv.display()))?;
     node::mount_points()?;
-    state.host = network::create(layout, &nodes)?;
+    state.host = network::create(layout, &state)?;
     layout.note(&state)?;
-    pki::create(layout, &nodes, state.host)?;
+    pki::create(layout, &state)?;
     say("network and certificates");
     control::start_api(layout, &state)?;
     let archives = &images::archives(&args.images)?;
@@ -107,7 +112,7 @@ fn start(layout: &Layout, args: &UpArgs) -> Result<()> {
     fs::write(&mark, "").with_context(|| format!("cannot write {}", mark.display()))?;
     control::start_controllers(layout, &state)?;
     let kubectl = self::kubectl(layout)?;
-    kubectl.apply(&config::bootstrap()).context("cannot set up the cluster's DNS")?;
+    kubectl.apply(&config::bootstrap(args.families)).context("cannot set up the cluster's DNS")?;
     wait_nodes(layout, &nodes)?;
     say(&format!("nodes ready: {}", nodes.join(", ")));
     wait::until_true("DNS of the cluster that is ready", Duration::from_secs(60), || {

@@ -1,6 +1,6 @@
 //! The cluster's network: a bridge that joins the control plane and the nodes, one veth to the machine.
 
-use super::layout::{self, Layout};
+use super::layout::{self, Families, Layout, State};
 use crate::bed::netns::{self, Netns};
 use anyhow::{Context, Result, bail};
 use std::net::Ipv4Addr;
@@ -24,20 +24,20 @@ fn free_link() -> Result<Link> {
 
 /// Makes the namespaces of the control plane and the nodes; returns the address by which the machine reaches the
 /// API server. What it makes stays until [`remove`].
-pub(super) fn create(layout: &Layout, nodes: &[String]) -> Result<Ipv4Addr> {
+pub(super) fn create(layout: &Layout, state: &State) -> Result<Ipv4Addr> {
     let link = free_link()?;
     let prefix = layout.prefix();
     let control = Netns::create(&prefix)?.leave();
-    netns::batch(
-        &control,
-        &[
-            "link add br0 type bridge".to_owned(),
-            "link set br0 type bridge mcast_snooping 0 forward_delay 0".to_owned(),
-            format!("addr add {}/24 dev br0", layout::API),
-            format!("addr add {}/64 dev br0 nodad", layout::BRIDGE6),
-            "link set br0 up".to_owned(),
-        ],
-    )?;
+    let mut lines = vec![
+        "link add br0 type bridge".to_owned(),
+        "link set br0 type bridge mcast_snooping 0 forward_delay 0".to_owned(),
+    ];
+    lines.extend(state.families.of(
+        format!("addr add {}/24 dev br0", layout::API),
+        format!("addr add {}/64 dev br0 nodad", layout::BRIDGE6),
+    ));
+    lines.push("link set br0 up".to_owned());
+    netns::batch(&control, &lines)?;
     netns::command(
         "ip",
         ["link", "add", &prefix, "type", "veth", "peer", "name", "machine", "netns", &control],
@@ -48,14 +48,14 @@ pub(super) fn create(layout: &Layout, nodes: &[String]) -> Result<Ipv4Addr> {
         &control,
         &[format!("addr add {}/30 dev machine", link.cluster), "link set machine up".to_owned()],
     )?;
-    for node in nodes {
-        add_node(layout, nodes, node)?;
+    for node in &state.nodes {
+        add_node(layout, state, node)?;
     }
     Ok(link.cluster)
 }
 
 /// Makes a node's namespace, on the bridge, with routes to services and to the pods of the others.
-pub(super) fn add_node(layout: &Layout, nodes: &[String], node: &str) -> Result<()> {
+pub(super) fn add_node(layout: &Layout, state: &State, node: &str) -> Result<()> {
     let Some(index) = layout::node_index(node) else { bail!("`{node}` is no node's name") };
     let control = layout.prefix();
     let (address, address6) = (layout::node_address(index), layout::node_address6(index));
@@ -66,37 +66,39 @@ pub(super) fn add_node(layout: &Layout, nodes: &[String], node: &str) -> Result<
         // Nobody else has these addresses; a probe for one that has would keep each pod waiting.
         ("ipv6/conf/default/accept_dad", "0"),
     ])?;
-    let mut lines = vec![
-        format!("link add eth0 type veth peer name {node} netns {control}"),
-        format!("addr add {address}/24 dev eth0"),
-        format!("addr add {address6}/64 dev eth0 nodad"),
-        "link set eth0 up".to_owned(),
-        // No way out: a test cluster talks to nobody. Services need some route, or their first packet has no source.
-        "route add unreachable default".to_owned(),
-        "route add unreachable ::/0".to_owned(),
+    let families = state.families;
+    let mut lines = vec![format!("link add eth0 type veth peer name {node} netns {control}")];
+    lines.extend(
+        families
+            .of(format!("addr add {address}/24 dev eth0"), format!("addr add {address6}/64 dev eth0 nodad")),
+    );
+    lines.push("link set eth0 up".to_owned());
+    // No way out: a test cluster talks to nobody. Services need some route, or their first packet has no source.
+    lines.extend(
+        families.of("route add unreachable default".to_owned(), "route add unreachable ::/0".to_owned()),
+    );
+    lines.extend(families.of(
         format!("route add {} via {}", layout::SERVICES, layout::API),
         format!("route add {} via {}", layout::SERVICES6, layout::BRIDGE6),
-    ];
-    for other in nodes.iter().filter(|other| other.as_str() != node) {
-        if let Some(index) = layout::node_index(other) {
-            lines.push(format!("route add {} via {}", layout::pod_cidr(index), layout::node_address(index)));
-            lines.push(format!(
-                "route add {} via {}",
-                layout::pod_cidr6(index),
-                layout::node_address6(index)
-            ));
-        }
+    ));
+    for index in
+        state.nodes.iter().filter(|other| *other != node).filter_map(|other| layout::node_index(other))
+    {
+        lines.extend(to_pods(families, "add", index));
     }
     netns.batch(&lines)?;
     netns.leave();
-    netns::batch(
-        &control,
-        &[
-            format!("link set {node} master br0 up"),
-            // The API server calls webhooks in pods.
-            format!("route replace {} via {address}", layout::pod_cidr(index)),
-            format!("route replace {} via {address6}", layout::pod_cidr6(index)),
-        ],
+    let mut lines = vec![format!("link set {node} master br0 up")];
+    // The API server calls webhooks in pods.
+    lines.extend(to_pods(families, "replace", index));
+    netns::batch(&control, &lines)
+}
+
+/// Routes to the pods of a node, by way of it.
+fn to_pods(families: Families, verb: &str, index: u8) -> Vec<String> {
+    families.of(
+        format!("route {verb} {} via {}", layout::pod_cidr(index), layout::node_address(index)),
+        format!("route {verb} {} via {}", layout::pod_cidr6(index), layout::node_address6(index)),
     )
 }
 

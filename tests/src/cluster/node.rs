@@ -97,7 +97,7 @@ pub fn kill(layout: &Layout, node: &str) -> Result<()> {
 /// It was not killed, or its namespace cannot be made.
 pub fn boot(layout: &Layout, node: &str) -> Result<()> {
     let state = layout.state()?;
-    network::add_node(layout, &state.nodes, node)?;
+    network::add_node(layout, &state, node)?;
     start(layout, node)
 }
 
@@ -216,18 +216,19 @@ pub(super) fn init(layout: &Layout, node: &str) -> Result<()> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write(layout.node_path(node, "containerd.toml"), config::containerd())?;
-    write(layout.node_path(node, "kubelet.yaml"), config::kubelet(layout))?;
-    write(layout.node_path(node, "proxy.yaml"), config::proxy(layout, node))?;
+    write(layout.node_path(node, "kubelet.yaml"), config::kubelet(layout, state.families))?;
+    write(layout.node_path(node, "proxy.yaml"), config::proxy(layout, state.families, node))?;
     // What chained itself in before a reboot is still there, as it would be on a disk.
     let conflist = PathBuf::from("/etc/cni/net.d/10-pods.conflist");
     if !conflist.exists() {
-        write(conflist, config::cni(index))?;
+        write(conflist, config::cni(state.families, index))?;
     }
     supervise(layout, daemons(layout, &state, node, index))
 }
 
 fn daemons(layout: &Layout, state: &State, node: &str, index: u8) -> Vec<Daemon> {
     let file = |name: &str| layout.node_path(node, name).display().to_string();
+    let node_ip = state.families.list(layout::node_address(index), layout::node_address6(index));
     let daemon = |name: &'static str, program: PathBuf, arguments: Vec<String>| Daemon {
         name,
         program,
@@ -244,7 +245,7 @@ fn daemons(layout: &Layout, state: &State, node: &str, index: u8) -> Vec<Daemon>
                 format!("--config={}", file("kubelet.yaml")),
                 format!("--kubeconfig={}", layout.path(&format!("{node}.kubeconfig")).display()),
                 format!("--hostname-override={node}"),
-                format!("--node-ip={},{}", layout::node_address(index), layout::node_address6(index)),
+                format!("--node-ip={node_ip}"),
                 "--cert-dir=/var/lib/kubelet/pki".to_owned(),
                 "--v=2".to_owned(),
             ],

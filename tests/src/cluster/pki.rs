@@ -1,9 +1,9 @@
 //! The cluster's certificates, made with openssl, and the kubeconfigs that use them.
 
-use super::layout::{self, Layout};
+use super::layout::{self, Layout, State};
 use crate::bed::netns;
 use anyhow::{Context, Result};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 /// A client by its file name, and its user and groups as a certificate says them.
@@ -13,10 +13,12 @@ const CLIENTS: &[(&str, &str)] = &[
     ("controllers", "/CN=system:kube-controller-manager"),
     ("scheduler", "/CN=system:kube-scheduler"),
     ("proxy", "/CN=system:kube-proxy"),
+    ("policies", "/O=system:masters/CN=network-policies"),
 ];
 
 /// Makes everything below `pki/`, and the kubeconfigs.
-pub(super) fn create(layout: &Layout, nodes: &[String], host: Ipv4Addr) -> Result<()> {
+pub(super) fn create(layout: &Layout, state: &State) -> Result<()> {
+    let State { nodes, host, families, .. } = state;
     let dir = layout.path("pki");
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     openssl(
@@ -27,10 +29,12 @@ pub(super) fn create(layout: &Layout, nodes: &[String], host: Ipv4Addr) -> Resul
     openssl(&dir, "genrsa -out sa.key 2048")?;
     openssl(&dir, "rsa -in sa.key -pubout -out sa.pub")?;
     let names = format!(
-        "subjectAltName=IP:127.0.0.1,IP:{host},IP:{},IP:{},DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,\
-         DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local",
+        "subjectAltName=IP:127.0.0.1,IP:{host},IP:{},IP:{},IP:{},IP:{},DNS:localhost,DNS:kubernetes,\
+         DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local",
         layout::API,
-        layout::FIRST_SERVICE
+        layout::BRIDGE6,
+        layout::FIRST_SERVICE,
+        layout::FIRST_SERVICE6
     );
     issue(&dir, "apiserver", "/CN=kube-apiserver", "serverAuth", Some(&names))?;
     for (name, subject) in CLIENTS {
@@ -39,11 +43,12 @@ pub(super) fn create(layout: &Layout, nodes: &[String], host: Ipv4Addr) -> Resul
     for node in nodes {
         issue(&dir, node, &format!("/O=system:nodes/CN=system:node:{node}"), "clientAuth", None)?;
     }
-    let inside = ["controllers", "scheduler", "proxy"].into_iter().chain(nodes.iter().map(String::as_str));
+    let inside =
+        ["controllers", "scheduler", "proxy", "policies"].into_iter().chain(nodes.iter().map(String::as_str));
     for name in inside {
-        kubeconfig(layout, name, layout::API)?;
+        kubeconfig(layout, name, families.api())?;
     }
-    kubeconfig(layout, "admin", host)
+    kubeconfig(layout, "admin", IpAddr::from(*host))
 }
 
 fn issue(dir: &Path, name: &str, subject: &str, usage: &str, names: Option<&str>) -> Result<()> {
@@ -72,18 +77,18 @@ fn run(dir: &Path, args: &[&str]) -> Result<()> {
     netns::command("env", argv).with_context(|| format!("openssl {}", args.join(" "))).map(drop)
 }
 
-fn kubeconfig(layout: &Layout, name: &str, server: Ipv4Addr) -> Result<()> {
+fn kubeconfig(layout: &Layout, name: &str, server: IpAddr) -> Result<()> {
+    let server = SocketAddr::new(server, layout::API_PORT);
     let pki = layout.path("pki");
     let pki = pki.display();
     let text = format!(
         "apiVersion: v1
 kind: Config
-clusters: [{{name: um, cluster: {{server: \"https://{server}:{}\", certificate-authority: {pki}/ca.crt}}}}]
+clusters: [{{name: um, cluster: {{server: \"https://{server}\", certificate-authority: {pki}/ca.crt}}}}]
 users: [{{name: {name}, user: {{client-certificate: {pki}/{name}.crt, client-key: {pki}/{name}.key}}}}]
 contexts: [{{name: um, context: {{cluster: um, user: {name}}}}}]
 current-context: um
-",
-        layout::API_PORT
+"
     );
     let path = layout.path(&format!("{name}.kubeconfig"));
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

@@ -3,10 +3,12 @@
 use crate::bed::capture::{Capture, Segment};
 use crate::bed::{cgroup, netns, run as this_run, wait};
 use crate::cluster::kubectl::{self, Kubectl};
-use crate::cluster::{Layout, life};
+use crate::cluster::layout::{Families, Layout, State};
+use crate::cluster::life;
 use crate::scenarios::skip;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -46,12 +48,25 @@ impl Bed {
                 );
             };
             let owner = Some(std::process::id());
-            life::up(&layout, &life::UpArgs { binaries, images, nodes: 2, owner })?;
+            life::up(&layout, &life::UpArgs { binaries, images, families: Families::Both, nodes: 2, owner })?;
             owned = true;
         } else if let Some(images) = images {
             crate::cluster::images::load(&layout, &images)?;
         }
         Self::of(life::kubectl(&layout)?, Some(layout), owned)
+    }
+
+    /// A second cluster of this machine, of the same programs and images, which ends with what is returned.
+    ///
+    /// # Errors
+    /// It is somebody else's cluster (skipped), or the second one does not start.
+    pub fn another(&self, name: &str, families: Families) -> Result<Self> {
+        let State { binaries, images, .. } = self.layout()?.state()?;
+        let layout = Layout::of(name)?;
+        life::down(&layout).context("cannot remove what is left of an earlier cluster")?;
+        let owner = Some(std::process::id());
+        life::up(&layout, &life::UpArgs { binaries, images, families, nodes: 2, owner })?;
+        Self::of(life::kubectl(&layout)?, Some(layout), true)
     }
 
     /// The cluster that KUBECONFIG names.
@@ -300,10 +315,19 @@ impl Space<'_> {
     ///
     /// # Errors
     /// It has none yet.
-    pub fn address(&self, pod: &str) -> Result<String> {
+    pub fn address(&self, pod: &str) -> Result<IpAddr> {
         let object = self.get("pod", pod)?;
-        let address = object["status"]["podIP"].as_str();
-        address.map(str::to_owned).with_context(|| format!("pod {pod} has no address"))
+        let address = object["status"]["podIP"].as_str().and_then(|text| text.parse().ok());
+        address.with_context(|| format!("pod {pod} has no address"))
+    }
+
+    /// The address of a pod and its server's port, [`super::pods::PORT`].
+    ///
+    /// # Errors
+    /// It has none yet.
+    pub fn server(&self, pod: &str) -> Result<SocketAddr> {
+        let port = super::pods::PORT.parse().context("no port")?;
+        Ok(SocketAddr::new(self.address(pod)?, port))
     }
 
     /// Runs a program in a pod; its output.

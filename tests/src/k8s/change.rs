@@ -157,7 +157,7 @@ fn jobs(bed: &Bed) -> Result<()> {
     let space = bed.space(&[(MODE, "ambient")])?;
     space.apply(&(STRICT.to_owned() + &pods::web("server", &bed.nodes[1])))?;
     space.wait_ready(&["server"])?;
-    let url = format!("http://{}:{PORT}/", space.address("server")?);
+    let url = format!("http://{}/", space.server("server")?);
     let outside = bed.space(&[])?;
     outside.apply(&pods::client("client", &bed.nodes[0]))?;
     outside.wait_ready(&["client"])?;
@@ -221,7 +221,7 @@ pub(super) fn under_load(bed: &Bed, space: &Space<'_>) -> Result<()> {
     space.apply(&[pods::web("web", b), echo].concat())?;
     space.wait_ready(&["web", "echo"])?;
     space.wait_captured(&["web", "echo"], true)?;
-    let to = |pod: &str| -> Result<String> { Ok(format!("{}:{PORT}", space.address(pod)?)) };
+    let to = |pod: &str| -> Result<String> { Ok(space.server(pod)?.to_string()) };
     let loads = [load("requests", a, &to("web")?, "http", "20"), load("trips", a, &to("echo")?, "pp", "20")];
     space.apply(&loads.concat())?;
     space.wait_ready(&["requests", "trips"])
@@ -332,10 +332,10 @@ fn idle(bed: &Bed) -> Result<()> {
     space.wait_ready(&["redis", "echo"])?;
     space.wait_captured(&["redis", "echo"], true)?;
     // It waits for words and says nothing itself; a connection that breaks is its end.
-    let address = space.address("redis")?;
+    let address = space.address("redis")?.to_string();
     let subscribe = ["redis-cli", "-h", &address, "-p", PORT, "subscribe", "news"];
     let subscriber = pods::pod("subscriber", a, &subscribe) + "  restartPolicy: Never\n";
-    let trips = load("trips", a, &format!("{}:{PORT}", space.address("echo")?), "pp", "250");
+    let trips = load("trips", a, &space.server("echo")?.to_string(), "pp", "250");
     space.apply(&[subscriber, trips].concat())?;
     space.wait_ready(&["subscriber", "trips"])?;
     let ask = |words: &[&str]| space.exec("redis", &[&["redis-cli", "-p", PORT], words].concat());
@@ -378,7 +378,7 @@ fn killed(bed: &Bed) -> Result<()> {
     space.apply(&[pods::client("client", a), pods::web("server", b)].concat())?;
     space.wait_ready(&["client", "server"])?;
     space.wait_captured(&["client", "server"], true)?;
-    let url = format!("http://{}:{PORT}/", space.address("server")?);
+    let url = format!("http://{}/", space.server("server")?);
     space.curl("client", &url)?;
     let agent = agent_of(bed, b)?;
     let script = "kill -9 $(pidof mesh-node)";

@@ -1,20 +1,52 @@
-//! Clusters whose pods and services have addresses of both families.
+//! Clusters whose pods and services have addresses of both families, or of IPv6 alone.
 
-use super::mesh::{MODE, STRICT};
-use super::plain::asked;
-use super::pods;
+use super::mesh::{self, MODE, STRICT};
+use super::plain::{self, asked};
 use super::{Bed, Scenario, Space, scenario};
+use super::{node, pods, waypoint};
 use crate::bed::wait;
+use crate::cluster::layout::Families;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-pub(super) const SCENARIOS: &[Scenario] = &[scenario(
-    "where pods have addresses of both families, each leads through the mesh and is under its policies",
-    180,
-    both,
-)];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "where pods have addresses of both families, each leads through the mesh and is under its policies",
+        180,
+        both,
+    ),
+    scenario(
+        "on a cluster of IPv6 alone the mesh does all of this: it hides, allows, denies, routes and leaves no trace",
+        600,
+        six,
+    ),
+];
+
+/// The same scenarios on a cluster of its own, whose nodes, pods and services have no address but of IPv6.
+fn six(bed: &Bed) -> Result<()> {
+    let bed = bed.another("six", Families::Ipv6)?;
+    let nodes = bed.kubectl.json(&["get", "nodes"])?;
+    for node in nodes["items"].as_array().into_iter().flatten() {
+        let internal = node["status"]["addresses"].as_array().into_iter().flatten();
+        let internal: Vec<&Value> = internal.filter(|address| address["type"] == "InternalIP").collect();
+        let six = |address: &&Value| address["address"].as_str().is_some_and(|text| text.contains(':'));
+        ensure!(!internal.is_empty() && internal.iter().all(six), "a node has other addresses: {internal:?}");
+    }
+    let scenarios: [(&str, fn(&Bed) -> Result<()>); 6] = [
+        ("pods without the mesh", plain::talk),
+        ("installation", mesh::install),
+        ("a label", mesh::label),
+        ("policies and probes", mesh::policy),
+        ("a waypoint", waypoint::gateway),
+        ("uninstallation", node::uninstall),
+    ];
+    for (what, run) in scenarios {
+        run(&bed).context(what)?;
+    }
+    Ok(())
+}
 
 const SOON: Duration = Duration::from_secs(30);
 /// Port of tunnels.

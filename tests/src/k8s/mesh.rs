@@ -6,6 +6,7 @@ use crate::bed::capture::{Segment, carries};
 use crate::bed::wait;
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -27,7 +28,7 @@ const HBONE: u16 = 15008;
 /// Label of namespaces and pods in the mesh.
 pub(super) const MODE: &str = "istio.io/dataplane-mode";
 
-fn install(bed: &Bed) -> Result<()> {
+pub(super) fn install(bed: &Bed) -> Result<()> {
     bed.mesh()?;
     let list = bed.kubectl.json(&["--namespace", SYSTEM, "get", "daemonset", "undermesh-node"])?;
     let ready = list["status"]["numberReady"].as_u64();
@@ -68,8 +69,8 @@ fn host_network(bed: &Bed) -> Result<()> {
         Ok(said.is_some_and(|c| c["status"] == false && c["reason"] == "HostNetwork"))
     })?;
     // A pod of the mesh reaches it as it reaches any other machine.
-    let address = space.address("host")?;
-    space.curl("client", &format!("http://{address}:{HOST_PORT}/"))?;
+    let server = SocketAddr::new(space.address("host")?, HOST_PORT.parse()?);
+    space.curl("client", &format!("http://{server}/"))?;
     let annotations = space.get("pod", "host")?["metadata"]["annotations"].clone();
     ensure!(
         annotations["ambient.istio.io/redirection"].is_null(),
@@ -100,14 +101,12 @@ fn shop(bed: &Bed, space: &Space<'_>) -> Result<()> {
 }
 
 /// Segments between the two addresses of a scenario.
-fn between<'a>(segments: &'a [Segment], a: &str, b: &str) -> Vec<&'a Segment> {
-    let of = |segment: &Segment, from: &str, to: &str| {
-        segment.from.ip().to_string() == from && segment.to.ip().to_string() == to
-    };
+fn between(segments: &[Segment], a: IpAddr, b: IpAddr) -> Vec<&Segment> {
+    let of = |segment: &Segment, from, to| segment.from.ip() == from && segment.to.ip() == to;
     segments.iter().filter(|segment| of(segment, a, b) || of(segment, b, a)).collect()
 }
 
-fn label(bed: &Bed) -> Result<()> {
+pub(super) fn label(bed: &Bed) -> Result<()> {
     bed.layout()?;
     bed.mesh()?;
     let space = bed.space(&[])?;
@@ -117,8 +116,8 @@ fn label(bed: &Bed) -> Result<()> {
         Ok(format!("{} {}", status["containerID"], status["restartCount"]))
     };
     let before = (started("client")?, started("far")?);
-    let (client, far) = (space.address("client")?, space.address("far")?);
-    let url = |word: &str| format!("http://{far}:8080/{word}");
+    let (client, far) = (space.address("client")?, space.server("far")?);
+    let url = |word: &str| format!("http://{far}/{word}");
 
     let capture = bed.capture(&bed.nodes[0])?;
     space.curl("client", &url("open-words"))?;
@@ -149,15 +148,15 @@ fn label(bed: &Bed) -> Result<()> {
     wait::until_true("tunnel between the nodes", Duration::from_secs(30), || {
         space.curl("client", &url("poll"))?;
         let open = space.exec("client", &["ss", "-Htn", "state", "established"])?;
-        Ok(open.contains(&format!("{far}:{HBONE}")))
+        Ok(open.contains(&SocketAddr::new(far.ip(), HBONE).to_string()))
     })?;
     drop(capture);
 
     let capture = bed.capture(&bed.nodes[0])?;
     let answer = space.curl("client", &url("secret-words"))?;
-    ensure!(answer.contains(&client), "the server saw somebody else than {client}: {answer}");
+    ensure!(answer.contains(&client.to_string()), "the server saw somebody else than {client}: {answer}");
     let segments = capture.stop()?;
-    let seen = between(&segments, &client, &far);
+    let seen = between(&segments, client, far.ip());
     ensure!(!seen.is_empty(), "the capture shows no packet between {client} and {far}");
     ensure!(!carries(&segments, b"secret-words"), "what is sent is readable between the nodes");
     let other = seen.iter().find(|segment| segment.from.port() != HBONE && segment.to.port() != HBONE);
@@ -190,7 +189,7 @@ fn first(bed: &Bed) -> Result<()> {
     space.apply(&(STRICT.to_owned() + &pods::web("server", &bed.nodes[1])))?;
     space.wait_ready(&["server"])?;
     space.wait_captured(&["server"], true)?;
-    let url = format!("http://{}:8080/", space.address("server")?);
+    let url = format!("http://{}/", space.server("server")?);
     // Outside the mesh there is no answer; from here on the policy is in force.
     let outside = bed.space(&[])?;
     outside.apply(&pods::client("client", &bed.nodes[0]))?;
@@ -214,7 +213,7 @@ fn first(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn policy(bed: &Bed) -> Result<()> {
+pub(super) fn policy(bed: &Bed) -> Result<()> {
     bed.mesh()?;
     let space = bed.space(&[(MODE, "ambient")])?;
     let allow = format!(
@@ -247,7 +246,7 @@ metadata: {{name: friend}}
     // Ready by its probe, which is no connection of the mesh.
     space.wait_ready(&["friend", "stranger", "server"])?;
     space.wait_captured(&["friend", "stranger", "server"], true)?;
-    let url = format!("http://{}:8080/", space.address("server")?);
+    let url = format!("http://{}/", space.server("server")?);
     wait::until_true("answer for the friend and none for the stranger", Duration::from_secs(30), || {
         Ok(space.curl("friend", &url).is_ok() && space.curl("stranger", &url).is_err())
     })?;

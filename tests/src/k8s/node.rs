@@ -111,12 +111,12 @@ fn reboot(bed: &Bed) -> Result<()> {
             Ok(status["restartCount"].as_u64() > Some(0) && status["ready"] == true)
         })?;
         wait::until_true(&format!("answer of the pod {what}"), PATIENCE, || {
-            let url = format!("http://{}:8080/", space.address("server")?);
+            let url = format!("http://{}/", space.server("server")?);
             Ok(space.curl("client", &url).is_ok())
         })?;
     }
     inside.wait_captured(&["server"], true)?;
-    let url = format!("http://{}:8080/", inside.address("server")?);
+    let url = format!("http://{}/", inside.server("server")?);
     ensure!(outside.curl("client", &url).is_err(), "the pod takes plain text, which STRICT forbids");
     Ok(())
 }
@@ -137,14 +137,14 @@ fn foreign_cni(bed: &Bed) -> Result<()> {
     space.wait_captured(&["server"], true)
 }
 
-fn uninstall(bed: &Bed) -> Result<()> {
+pub(super) fn uninstall(bed: &Bed) -> Result<()> {
     let layout = bed.layout()?;
     bed.mesh()?;
     let space = bed.space(&[(MODE, "ambient")])?;
     space.apply(&(pods::client("client", &bed.nodes[0]) + &pods::web("server", &bed.nodes[1])))?;
     space.wait_ready(&["client", "server"])?;
     space.wait_captured(&["client", "server"], true)?;
-    let url = format!("http://{}:8080/", space.address("server")?);
+    let url = format!("http://{}/", space.server("server")?);
     space.curl("client", &url)?;
     let left = |node: &str| -> Result<Vec<String>> {
         let mut found = Vec::new();

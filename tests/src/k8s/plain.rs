@@ -6,6 +6,7 @@ use crate::bed::wait;
 use crate::cluster::{life, node};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -26,7 +27,7 @@ pub(super) fn asked(answer: &str) -> Result<(String, String)> {
     Ok((text("service"), text("client")))
 }
 
-fn talk(bed: &Bed) -> Result<()> {
+pub(super) fn talk(bed: &Bed) -> Result<()> {
     let space = bed.space(&[])?;
     let (a, b) = (&bed.nodes[0], &bed.nodes[1]);
     let objects = [
@@ -40,17 +41,20 @@ fn talk(bed: &Bed) -> Result<()> {
     space.wait_ready(&["near", "far", "client"])?;
     let own = space.address("client")?;
     for to in ["near", "far"] {
-        let pod = space.address(to)?;
-        let service = space.get("service", to)?["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+        let pod = space.server(to)?;
+        let service = &space.get("service", to)?["spec"]["clusterIP"];
+        let service: IpAddr =
+            service.as_str().unwrap_or_default().parse().context("the service's address")?;
+        let service = SocketAddr::new(service, 80);
         let name = format!("{to}.{}.svc.cluster.local", space.name());
-        for url in [format!("http://{pod}:8080/"), format!("http://{service}/"), format!("http://{name}/")] {
+        for url in [format!("http://{pod}/"), format!("http://{service}/"), format!("http://{name}/")] {
             // A service's rules reach a node a moment after its pod is ready.
             let (service, client) =
                 wait::until(&format!("answer from {url}"), Duration::from_secs(20), || {
                     asked(&space.curl("client", &url)?).map(Some)
                 })?;
             ensure!(service == to, "{url} was answered by {service}");
-            ensure!(client == own, "{to} was asked by {client} instead of {own} through {url}");
+            ensure!(client == own.to_string(), "{to} was asked by {client} instead of {own} through {url}");
         }
     }
     Ok(())
@@ -149,7 +153,7 @@ fn kubelet(bed: &Bed) -> Result<()> {
     let old = pid()?;
     ensure!(!old.is_empty(), "no kubelet runs on {name}");
     node::inside(layout, name)?.args(["kill", "-9", &old]).status().context("cannot run kill")?;
-    let url = format!("http://{}:8080/", space.address("server")?);
+    let url = format!("http://{}/", space.server("server")?);
     space.curl("client", &url).context("without a kubelet")?;
     wait::until_true("another kubelet", Duration::from_secs(20), || {
         let new = pid()?;
@@ -179,7 +183,7 @@ fn power(bed: &Bed) -> Result<()> {
     node::boot(layout, &name)?;
     life::wait_nodes(layout, std::slice::from_ref(&name))?;
     wait::until_true("answer of the pod that came back", Duration::from_secs(60), || {
-        let url = format!("http://{}:8080/", space.address("server")?);
+        let url = format!("http://{}/", space.server("server")?);
         Ok(space.curl("client", &url).is_ok())
     })?;
     let restarts = space.get("pod", "server")?["status"]["containerStatuses"][0]["restartCount"].as_u64();

@@ -70,7 +70,7 @@ metadata: {{name: friend}}
     )
 }
 
-fn gateway(bed: &Bed) -> Result<()> {
+pub(super) fn gateway(bed: &Bed) -> Result<()> {
     bed.mesh()?;
     let space = bed.space(&[("istio.io/dataplane-mode", "ambient")])?;
     let (a, b) = (&bed.nodes[0], &bed.nodes[1]);
