@@ -7,8 +7,9 @@ mod bed;
 mod change;
 pub mod conformance;
 mod families;
-mod ingress;
+mod gateways;
 mod mesh;
+mod network;
 mod node;
 mod plain;
 mod pods;
@@ -70,9 +71,10 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         plain::SCENARIOS,
         mesh::SCENARIOS,
         families::SCENARIOS,
+        network::SCENARIOS,
         change::SCENARIOS,
         replicas::SCENARIOS,
-        ingress::SCENARIOS,
+        gateways::SCENARIOS,
         waypoint::SCENARIOS,
         node::SCENARIOS,
     ]

@@ -65,36 +65,54 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The cluster's DNS, without what a test cluster does not ask of it; its name says its version.
-pub(crate) fn dns() -> Result<PathBuf> {
-    let module = module().join("dns");
-    let path = module.join("go.mod");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let version = pinned(&text, "github.com/coredns/coredns")
-        .with_context(|| format!("{} names no github.com/coredns/coredns", path.display()))?;
-    let out = paths::cache()?.join(format!("kubernetes/coredns-{version}"));
-    if !out.is_file() {
-        needs_go()?;
-        run::step(&format!("CoreDNS {version}: building (some three minutes, once)"));
-        go(&module, ".", "-s -w", &out)?;
+/// A program of another project, in a module of ours that pins it.
+struct Other {
+    /// Its name, for people and, with the version, as a file.
+    name: &'static str,
+    /// Our module, below the root.
+    module: &'static str,
+    /// The module that is pinned there, and the package that becomes the program.
+    pinned: &'static str,
+    package: &'static str,
+    minutes: u8,
+}
+
+impl Other {
+    /// Builds it if it is not there; returns its path.
+    fn build(&self) -> Result<PathBuf> {
+        let module = paths::root().join(self.module);
+        let path = module.join("go.mod");
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let version = pinned(&text, self.pinned)
+            .with_context(|| format!("{} names no {}", path.display(), self.pinned))?;
+        let out = paths::cache()?.join(format!("kubernetes/{}-{version}", self.name));
+        if !out.is_file() {
+            needs_go()?;
+            run::step(&format!("{} {version}: building (some {} minutes, once)", self.name, self.minutes));
+            go(&module, self.package, "-s -w", &out)?;
+        }
+        Ok(out)
     }
-    Ok(out)
+}
+
+/// The cluster's DNS, without what a test cluster does not ask of it.
+pub(crate) fn dns() -> Result<PathBuf> {
+    let pinned = "github.com/coredns/coredns";
+    Other { name: "coredns", module: "tests/k8s/dns", pinned, package: ".", minutes: 3 }.build()
 }
 
 /// Helm, which the chart is compared with.
 pub(crate) fn helm() -> Result<PathBuf> {
-    let module = paths::root().join("tests/helm");
-    let path = module.join("go.mod");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let version = pinned(&text, "helm.sh/helm/v3")
-        .with_context(|| format!("{} names no helm.sh/helm/v3", path.display()))?;
-    let out = paths::cache()?.join(format!("kubernetes/helm-{version}"));
-    if !out.is_file() {
-        needs_go()?;
-        run::step(&format!("Helm {version}: building (some five minutes, once)"));
-        go(&module, "helm.sh/helm/v3/cmd/helm", "-s -w", &out)?;
-    }
-    Ok(out)
+    let (pinned, package) = ("helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm");
+    Other { name: "helm", module: "tests/helm", pinned, package, minutes: 5 }.build()
+}
+
+/// kube-router, which holds network policies on the nodes of scenarios that have some.
+pub(crate) fn network_policies() -> Result<PathBuf> {
+    let pinned = "github.com/cloudnativelabs/kube-router/v2";
+    let package = "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router";
+    Other { name: "kube-router", module: "tests/k8s/netpol", pinned, package, minutes: 2 }.build()
 }
 
 /// Definitions of kinds that others publish, by module, and where they are in it.

@@ -67,6 +67,7 @@ const CLUSTER: &[Need] = &[
     need("containerd", "containerd"),
     need("runc", "runc"),
     need("iptables", "iptables"),
+    need("ipset", "ipset"),
     need("nsenter", "util-linux"),
     need("go", "golang-go"),
 ];

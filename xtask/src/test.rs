@@ -205,7 +205,9 @@ fn on_kubernetes(built: Built, asked: bool, filter: &[String]) -> Result<Tally> 
                 tally.join(api_server(&parts, filter)?);
             }
             if !run::interrupted() {
-                tally.join(counted(parts.command(&["k8s", "run"])?.args(filter))?);
+                let mut command = parts.command(&["k8s", "run"])?;
+                command.env("UM_NETWORK_POLICIES", kubernetes::network_policies()?);
+                tally.join(counted(command.args(filter))?);
             }
             Ok(tally)
         }
