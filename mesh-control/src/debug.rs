@@ -41,7 +41,7 @@ pub struct Debug {
 }
 
 const INDEX: &str = "\
-/ready              200 once the source has been read
+/ready              200 once the source has been read; before that, what is missing and why
 /metrics            Prometheus text
 /version            version
 /debug/syncz        xDS clients and how far each is
@@ -103,13 +103,19 @@ impl Debug {
         self.get(request.uri().path())
     }
 
+    /// Why nobody is served yet.
+    fn unready(&self) -> String {
+        let waiting = &self.hub.published().source.waiting;
+        waiting.iter().fold("the source has not been read yet\n".to_owned(), |text, line| text + line + "\n")
+    }
+
     /// The answer to GET `path`.
     #[must_use]
     pub fn get(&self, path: &str) -> Response<Full<Bytes>> {
         match path {
             "/" | "/debug" | "/debug/" => text(StatusCode::OK, &format!("{INDEX}{}", web::INDEX)),
             "/ready" if self.hub.reachable() => text(StatusCode::OK, "ready\n"),
-            "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "the source has not been read yet\n"),
+            "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, &self.unready()),
             "/metrics" => match self.metrics.text() {
                 Ok(body) => {
                     typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)

@@ -265,6 +265,10 @@ impl Hub {
                 let began = Instant::now();
                 self.rebuild(&mut converter, &defaults, &state, enrolments, &metrics, started);
                 pace.pushed(began, began.elapsed());
+            } else {
+                // Nobody is told anything yet; who asks whether we are ready hears why not.
+                let mesh = defaults.clone();
+                self.published.store(Arc::new(Published { source: state, mesh, ..Published::default() }));
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::model::{Kind, ObjectRef, Objects};
 /// A source of objects.
 pub trait Source: Send + 'static {
     /// Reads everything, publishes it, and goes on publishing whenever something changes, until the receiver is
-    /// gone. The first published state is complete.
+    /// gone. Before the first complete state there may be some that hold no objects and say what is missing.
     ///
     /// # Errors
     /// Only what makes the source useless from the start, for example a directory that does not exist.
@@ -32,6 +32,8 @@ pub struct State {
     pub objects: Arc<Objects>,
     /// What is wrong with the source; the objects named here are in force as they were before, or not at all.
     pub problems: Vec<Problem>,
+    /// Until the source has been read once: what is missing, and why, a line each.
+    pub waiting: Vec<String>,
 }
 
 /// Something in a source that cannot be used.

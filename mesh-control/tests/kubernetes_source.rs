@@ -84,6 +84,24 @@ fn a_cluster_is_read_and_followed_and_kinds_may_come_and_go() {
 }
 
 #[test]
+fn who_may_not_read_a_kind_is_not_ready_and_says_which_and_why() {
+    let Some(cluster) = Cluster::start() else { return };
+    let less = RBAC.replace("endpointslices", "endpointslices-not");
+    assert_ne!(less, RBAC);
+    cluster.server.apply(&less);
+    let control = cluster.control("a");
+    let unready = || control.get("/ready").filter(|(status, _)| *status == 503).map(|(_, body)| body);
+    until("it says what it may not read", || {
+        unready().is_some_and(|body| body.contains("EndpointSlice: ") && body.contains("is forbidden"))
+    });
+    let body = unready().unwrap_or_default();
+    until("it waits for nothing else", || unready().is_some_and(|body| body.lines().count() == 2));
+    assert!(body.contains("undermesh-control"), "whose rights are missing is not said: {body}");
+    cluster.server.apply(RBAC);
+    control.wait_ready();
+}
+
+#[test]
 fn what_is_known_stays_while_the_api_server_and_etcd_are_away() {
     let Some(mut cluster) = Cluster::start() else { return };
     cluster.server.apply(SHOP);

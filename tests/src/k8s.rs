@@ -43,6 +43,9 @@ pub struct Args {
     /// On the cluster that KUBECONFIG names, which has the images (`cargo xtask cluster images`) and at least two nodes
     #[arg(long)]
     external: bool,
+    /// For how many seconds the API server and the control plane are away, where they are
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    away: u64,
     /// Directory of Kubernetes's programs
     #[arg(long, env = "UM_KUBERNETES")]
     binaries: Option<PathBuf>,
@@ -95,15 +98,16 @@ pub fn list() {
 /// There is no cluster and none can be made, or the run was interrupted.
 pub fn run(args: &Args) -> Result<bool> {
     let chosen: Vec<_> = all().filter(|scenario| args.run.wants(scenario.name)).collect();
-    let bed = match args.external {
+    let mut bed = match args.external {
         true => Bed::external(args.binaries.as_deref())?,
         false => Bed::local(args.binaries.clone(), args.images.clone())?,
     };
+    bed.away = Duration::from_secs(args.away);
     let cases: Vec<_> = chosen
         .iter()
         .map(|scenario| Case {
             name: scenario.name,
-            deadline: scenario.deadline,
+            deadline: scenario.deadline + bed.away,
             test: Box::new(|| (scenario.run)(&bed)),
         })
         .collect();

@@ -76,10 +76,15 @@ pub async fn read_cluster(client: Client, root_namespace: &str) -> Result<Arc<St
     let (out, mut states) = watch::channel(Arc::<State>::default());
     let reading = tokio::spawn(source.run(out));
     let read = tokio::time::timeout(PATIENCE, states.wait_for(|state| state.synced)).await;
+    let read = read.map(|state| state.map(|state| Arc::clone(&state)));
     reading.abort();
-    match read {
-        Ok(Ok(state)) => Ok(Arc::clone(&state)),
-        Ok(Err(_)) => Err(SourceError::NotRead("reading ended".to_owned())),
-        Err(_) => Err(SourceError::NotRead(format!("not all was read within {} s", PATIENCE.as_secs()))),
-    }
+    let why = match read {
+        Ok(Ok(state)) => return Ok(state),
+        Ok(Err(_)) => "reading ended".to_owned(),
+        Err(_) => {
+            let missing = states.borrow().waiting.join("; ");
+            format!("not all was read within {} s: {missing}", PATIENCE.as_secs())
+        }
+    };
+    Err(SourceError::NotRead(why))
 }

@@ -31,7 +31,7 @@ use crate::model::Kind;
 use crate::model::read::{KindInfo, kinds};
 pub(crate) use item::resource;
 use observed::Observed;
-use store::{Named, Store};
+use store::{Change, Named, Store};
 pub(crate) use watch::Pauses;
 
 /// Changes that may wait between the watches and the store.
@@ -111,9 +111,17 @@ impl Source for KubernetesSource {
             let pending = store.is_dirty() && store.is_complete();
             tokio::select! {
                 () = out.closed() => return Ok(()),
-                _ = reminder.tick(), if !store.is_complete() => waiting(&store.missing()),
+                _ = reminder.tick(), if !store.is_complete() => {
+                    let missing = store.waiting();
+                    warn!(missing = missing.join("; "), "the API server has not been read yet; nodes keep what they know");
+                    wait_for(&out, missing);
+                }
                 Some(change) = inbox.recv() => {
+                    let trouble = matches!(change, Change::Trouble(..));
                     store.take(change);
+                    if trouble {
+                        wait_for(&out, store.waiting());
+                    }
                     for _ in 0..BATCH {
                         let Ok(change) = inbox.try_recv() else { break };
                         store.take(change);
@@ -144,7 +152,13 @@ impl Source for KubernetesSource {
     }
 }
 
-fn waiting(missing: &[Kind]) {
-    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    warn!(missing = missing.join(", "), "the API server has not been read yet; nodes keep what they know");
+/// Says what the first reading waits for, until there was one.
+fn wait_for(out: &channel::Sender<Arc<State>>, waiting: Vec<String>) {
+    out.send_if_modified(|state| {
+        let news = !state.synced && state.waiting != waiting;
+        if news {
+            *state = Arc::new(State { waiting, ..State::default() });
+        }
+        news
+    });
 }

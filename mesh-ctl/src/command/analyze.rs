@@ -63,7 +63,8 @@ fn merged(cluster: &State, read: &Read) -> State {
     for object in read.objects() {
         objects.insert(object.clone());
     }
-    State { synced: true, objects: Arc::new(objects), problems: read.state.problems.clone() }
+    let problems = read.state.problems.clone();
+    State { synced: true, objects: Arc::new(objects), problems, ..State::default() }
 }
 
 fn report(global: &Global, args: &AnalyzeArgs, mut found: Vec<Finding>) -> Report {

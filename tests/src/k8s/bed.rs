@@ -21,6 +21,8 @@ pub struct Bed {
     pub kubectl: Kubectl,
     /// Its nodes that are ready, in the order of their names.
     pub nodes: Vec<String>,
+    /// How long the API server and the control plane are away, in the scenario that has them away.
+    pub away: Duration,
     local: Option<Layout>,
     owned: bool,
     spaces: AtomicU32,
@@ -85,7 +87,15 @@ impl Bed {
     fn of(kubectl: Kubectl, local: Option<Layout>, owned: bool) -> Result<Self> {
         let mut nodes = kubectl.ready_nodes()?;
         nodes.sort();
-        let bed = Self { kubectl, nodes, local, owned, spaces: AtomicU32::new(0), mesh: Mutex::default() };
+        let bed = Self {
+            kubectl,
+            nodes,
+            away: Duration::ZERO,
+            local,
+            owned,
+            spaces: AtomicU32::new(0),
+            mesh: Mutex::default(),
+        };
         if bed.nodes.len() < 2 {
             bail!("the scenarios need two nodes that are ready, and these are: {}", bed.nodes.join(", "));
         }

@@ -410,7 +410,7 @@ fn away(bed: &Bed) -> Result<()> {
     })?;
     let outcome = crate::cluster::life::without_api(layout, || {
         ensure!(!bed.kubectl.api_ready(), "the API server still answers");
-        this_run::pause(Duration::from_secs(10))
+        this_run::pause(bed.away)
     });
     bed.kubectl.run(&[&istiod[..], &["--replicas=1"]].concat())?;
     bed.kubectl.run(&["--namespace", SYSTEM, "rollout", "status", "deployment/istiod", "--timeout=60s"])?;

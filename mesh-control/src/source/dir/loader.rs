@@ -279,7 +279,12 @@ impl Loader {
         objects.credentials.retain(|key, secret| {
             named.get(key).is_some_and(|types| *types == SecretTypes::Any || secret.is_tls)
         });
-        State { synced: true, objects: Arc::new(objects), problems: self.problems.clone() }
+        State {
+            synced: true,
+            objects: Arc::new(objects),
+            problems: self.problems.clone(),
+            waiting: Vec::new(),
+        }
     }
 }
 

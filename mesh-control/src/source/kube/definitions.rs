@@ -45,13 +45,16 @@ pub(super) async fn follow(source: KubernetesSource, out: Sender<Change>) {
     let config = watcher::Config::default().timeout(RENEW).page_size(50);
     let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
     let mut definitions = Definitions { source, out, running: BTreeMap::new() };
-    let mut trouble = Trouble::default();
+    let mut trouble = Trouble::none(NAME.to_owned());
     let mut seen = BTreeSet::new();
     while let Some(event) = events.next().await {
+        if let Some(told) = trouble.of(&event) {
+            // The queue's end is noticed below.
+            let _ = definitions.out.send(told).await;
+        }
         match event {
             Ok(Event::Init) => seen.clear(),
             Ok(Event::Apply(item) | Event::InitApply(item)) => {
-                trouble.works(NAME);
                 if let Some((info, version)) = served(&item.tree) {
                     seen.insert(info.kind);
                     definitions.start(info, version).await;
@@ -65,12 +68,11 @@ pub(super) async fn follow(source: KubernetesSource, out: Sender<Change>) {
                 }
             }
             Ok(Event::InitDone) => {
-                trouble.works(NAME);
                 for info in kinds().filter(|k| !is_built_in(k) && !seen.contains(&k.kind)) {
                     definitions.stop(info).await;
                 }
             }
-            Err(error) => trouble.failed(NAME, &error),
+            Err(_) => {}
         }
         if definitions.out.is_closed() {
             return;

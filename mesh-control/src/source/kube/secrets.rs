@@ -61,34 +61,34 @@ async fn secret(source: KubernetesSource, key: Key, types: SecretTypes, out: Sen
     };
     let config = watcher::Config::default().timeout(RENEW).fields(&fields);
     let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
-    let (mut trouble, mut seen) = (Trouble::default(), false);
-    let what = format!("{NAME} {key}");
+    let (mut trouble, mut seen) = (Trouble::none(format!("{NAME} {key}")), false);
     while let Some(event) = events.next().await {
+        let forbidden = event.as_ref().is_err_and(is_forbidden);
+        if let Some(told) = (!forbidden).then(|| trouble.of(&event)).flatten()
+            && out.send(told).await.is_err()
+        {
+            return;
+        }
         let changes = match event {
             Ok(Event::Init) => {
                 seen = false;
                 continue;
             }
             Ok(Event::Apply(item) | Event::InitApply(item)) => {
-                trouble.works(&what);
                 seen = true;
                 let tree = item.named("v1", NAME);
                 vec![Change::apply(Kind::Secret, key.clone(), read_stored(&tree, &source.root_namespace))]
             }
             Ok(Event::Delete(_)) => vec![Change::Delete(Kind::Secret, key.clone())],
             Ok(Event::InitDone) => {
-                trouble.works(&what);
                 let gone = (!seen).then(|| Change::Delete(Kind::Secret, key.clone()));
                 gone.into_iter().chain([Change::Looked(key.clone())]).collect()
             }
-            Err(error) if is_forbidden(&error) => {
+            Err(error) if forbidden => {
                 warn!(secret = %key, %error, "may not be read; give get, list and watch of it to the control plane");
                 vec![Change::Looked(key.clone())]
             }
-            Err(error) => {
-                trouble.failed(&what, &error);
-                continue;
-            }
+            Err(_) => continue,
         };
         for change in changes {
             if out.send(change).await.is_err() {

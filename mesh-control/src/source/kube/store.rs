@@ -35,6 +35,8 @@ pub(super) enum Change {
     Absent(Kind),
     /// A Secret that is named has been looked for: it was told before this, or is not there or not to be read.
     Looked(Key),
+    /// Something cannot be read, with the reason, or can be again.
+    Trouble(String, Option<String>),
 }
 
 impl Change {
@@ -62,6 +64,8 @@ pub(super) struct Store {
     named: Named,
     looked: BTreeSet<Key>,
     namings: u64,
+    /// Why something cannot be read, by its name.
+    troubles: BTreeMap<String, String>,
     dirty: bool,
 }
 
@@ -75,6 +79,7 @@ impl Store {
             named: Named::new(),
             looked: BTreeSet::new(),
             namings: 0,
+            troubles: BTreeMap::new(),
             dirty: true,
         }
     }
@@ -89,10 +94,14 @@ impl Store {
         self.named.keys().all(|key| self.looked.contains(key))
     }
 
-    /// Kinds that have not been listed.
-    pub(super) fn missing(&self) -> Vec<Kind> {
+    /// What has not been listed, a line each, with the reason where there is one.
+    pub(super) fn waiting(&self) -> Vec<String> {
         let unlisted = self.progress.iter().filter(|(_, p)| !p.listed).map(|(kind, _)| *kind);
-        unlisted.chain((!self.has_looked()).then_some(Kind::Secret)).collect()
+        let unlisted = unlisted.chain((!self.has_looked()).then_some(Kind::Secret)).map(|kind| kind.name());
+        let troubled: BTreeSet<String> = self.troubles.keys().cloned().collect();
+        let quiet =
+            unlisted.filter(|name| !troubled.contains(name)).map(|name| format!("{name}: not listed yet"));
+        self.troubles.iter().map(|(what, why)| format!("{what}: {why}")).chain(quiet).collect()
     }
 
     /// The Secrets that gateways name now. What was read of others is let go.
@@ -120,7 +129,8 @@ impl Store {
     pub(super) fn state(&mut self) -> State {
         self.dirty = false;
         let problems = self.problems.values().flatten().cloned().collect();
-        State { synced: self.is_complete(), objects: Arc::new(self.objects.clone()), problems }
+        let objects = Arc::new(self.objects.clone());
+        State { synced: self.is_complete(), objects, problems, waiting: Vec::new() }
     }
 
     pub(super) fn take(&mut self, change: Change) {
@@ -138,6 +148,8 @@ impl Store {
                 self.apply(ObjectRef { kind, key }, result);
             }
             Change::Delete(kind, key) => self.delete(&ObjectRef { kind, key }),
+            Change::Trouble(what, Some(why)) => drop(self.troubles.insert(what, why)),
+            Change::Trouble(what, None) => drop(self.troubles.remove(&what)),
             Change::Looked(key) => {
                 // Something may wait for this.
                 self.dirty = true;

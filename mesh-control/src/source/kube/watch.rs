@@ -43,29 +43,47 @@ impl Backoff for Pauses {
     }
 }
 
-/// Says once that a watch fails, and once that it works again.
-#[derive(Debug, Default)]
+/// Says once that a watch fails, and once that it works again: in the log, and to the store.
+#[derive(Debug)]
 pub(super) struct Trouble {
-    failing: bool,
+    what: String,
+    /// Why it fails, as far as that was said.
+    why: Option<String>,
 }
 
 impl Trouble {
-    pub(super) fn failed(&mut self, what: &str, error: &watcher::Error) {
-        if !self.failing {
-            let mut cause: &dyn std::error::Error = error;
-            while let Some(deeper) = cause.source() {
-                cause = deeper;
-            }
-            warn!(what, %error, %cause, "the API server cannot be watched; what is known stays in force");
-        }
-        self.failing = true;
+    /// None yet, with what is watched.
+    pub(super) const fn none(what: String) -> Self {
+        Self { what, why: None }
     }
 
-    pub(super) fn works(&mut self, what: &str) {
-        if self.failing {
-            info!(what, "the API server is watched again");
+    /// What there is to tell of an event.
+    pub(super) fn of<T>(&mut self, event: &Result<Event<T>, watcher::Error>) -> Option<Change> {
+        match event {
+            Ok(Event::Apply(_) | Event::InitApply(_) | Event::InitDone) => self.works(),
+            // A watch begins, before anything has been asked; or ends with something that was there.
+            Ok(Event::Init | Event::Delete(_)) => None,
+            Err(error) => self.failed(error),
         }
-        self.failing = false;
+    }
+
+    fn failed(&mut self, error: &watcher::Error) -> Option<Change> {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        let why = cause.to_string();
+        if self.why.is_none() {
+            warn!(what = self.what, %error, %cause, "the API server cannot be watched; what is known stays in force");
+        }
+        let news = self.why.replace(why.clone()).is_none_or(|before| before != why);
+        news.then(|| Change::Trouble(self.what.clone(), Some(why)))
+    }
+
+    fn works(&mut self) -> Option<Change> {
+        self.why.take()?;
+        info!(what = self.what, "the API server is watched again");
+        Some(Change::Trouble(self.what.clone(), None))
     }
 }
 
@@ -85,13 +103,17 @@ pub(super) async fn kind(source: KubernetesSource, info: KindInfo, version: Stri
     let (api, config) = api(&source, &info, &version);
     let api_version = resource_of(&info, &version).api_version;
     let name = info.kind.name();
-    let mut trouble = Trouble::default();
+    let mut trouble = Trouble::none(name.clone());
     let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
     let mut observed = source.observed.of(info.kind, &api_version);
     while let Some(event) = events.next().await {
+        if let Some(told) = trouble.of(&event)
+            && out.send(told).await.is_err()
+        {
+            return;
+        }
         let change = match event {
             Ok(Event::Apply(item) | Event::InitApply(item)) => {
-                trouble.works(&name);
                 let key = item.key();
                 let tree = item.named(&api_version, &name);
                 observed.saw(&key, &tree);
@@ -106,14 +128,10 @@ pub(super) async fn kind(source: KubernetesSource, info: KindInfo, version: Stri
                 Change::Begin(info.kind)
             }
             Ok(Event::InitDone) => {
-                trouble.works(&name);
                 observed.end();
                 Change::End(info.kind)
             }
-            Err(error) => {
-                trouble.failed(&name, &error);
-                continue;
-            }
+            Err(_) => continue,
         };
         if out.send(change).await.is_err() {
             return;
@@ -124,6 +142,25 @@ pub(super) async fn kind(source: KubernetesSource, info: KindInfo, version: Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trouble_is_told_once_with_its_reason_and_once_when_it_is_over() {
+        let refused = |message: &str| -> Result<Event<()>, watcher::Error> {
+            let status = kube::core::Status::failure(message, "Forbidden").with_code(403);
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status.boxed())))
+        };
+        let mut trouble = Trouble::none("Pod".to_owned());
+        let mut told =
+            |event: Result<Event<()>, watcher::Error>| trouble.of(&event).map(|c| format!("{c:?}"));
+        assert_eq!(told(Ok(Event::Init)), None);
+        let first = told(refused("pods is forbidden")).unwrap();
+        assert!(first.contains("Pod") && first.contains("pods is forbidden"), "{first}");
+        assert_eq!(told(refused("pods is forbidden")), None, "the same again");
+        assert_eq!(told(Ok(Event::Init)), None, "another try is no success");
+        assert!(told(refused("no route to host")).unwrap().contains("no route to host"));
+        assert!(told(Ok(Event::InitDone)).unwrap().contains("None"));
+        assert_eq!(told(Ok(Event::InitDone)), None);
+    }
 
     #[test]
     fn pauses_grow_to_a_bound_and_start_over_after_a_success() {

@@ -52,7 +52,7 @@ fn nothing_is_complete_before_every_kind_was_listed_or_found_absent() {
     store.take(namespace("shop", "ambient"));
     store.take(Change::End(Kind::Namespace));
     store.take(Change::Absent(Kind::AuthorizationPolicy));
-    assert_eq!(store.missing(), [Kind::ConfigMap]);
+    assert_eq!(store.waiting(), ["ConfigMap: not listed yet"]);
     store.take(Change::Begin(Kind::ConfigMap));
     assert!(!store.is_complete());
     store.take(Change::End(Kind::ConfigMap));
@@ -60,6 +60,25 @@ fn nothing_is_complete_before_every_kind_was_listed_or_found_absent() {
     let state = store.state();
     assert!(state.synced);
     assert_eq!(state.objects.namespaces.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_read_is_named_with_the_reason_and_waits_for_nothing_else() {
+    let mut store = Store::new(KINDS.into_iter());
+    store.take(Change::Absent(Kind::AuthorizationPolicy));
+    let trouble = |why: Option<&str>| Change::Trouble("Namespace".to_owned(), why.map(str::to_owned));
+    store.take(trouble(Some("namespaces is forbidden")));
+    store.take(Change::Trouble("CustomResourceDefinition".to_owned(), Some("no route".to_owned())));
+    assert_eq!(
+        store.waiting(),
+        [
+            "CustomResourceDefinition: no route",
+            "Namespace: namespaces is forbidden",
+            "ConfigMap: not listed yet"
+        ]
+    );
+    store.take(trouble(None));
+    assert!(store.waiting().contains(&"Namespace: not listed yet".to_owned()));
 }
 
 #[test]
@@ -160,7 +179,7 @@ fn nothing_is_published_before_a_secret_that_a_gateway_names_was_looked_for() {
     store.take(gateway("{name: cert}"));
     assert_eq!(named(&mut store), ["shop/cert"]);
     assert!(!store.is_complete(), "the gateway would be told to close its port");
-    assert_eq!(store.missing(), [Kind::Secret]);
+    assert_eq!(store.waiting(), ["Secret: not listed yet"]);
     store.take(secret("cert"));
     assert!(!store.is_complete());
     store.take(Change::Looked(Key::new("shop", "cert")));
