@@ -14,6 +14,7 @@ mod node;
 mod plain;
 mod pods;
 mod replicas;
+mod rules;
 mod waypoint;
 
 pub use bed::{Bed, SYSTEM, Space, Watched};
@@ -79,6 +80,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         replicas::SCENARIOS,
         gateways::SCENARIOS,
         waypoint::SCENARIOS,
+        rules::SCENARIOS,
         node::SCENARIOS,
     ]
     .into_iter()

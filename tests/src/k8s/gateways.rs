@@ -3,6 +3,7 @@
 use super::mesh::MODE;
 use super::plain::asked;
 use super::pods;
+use super::waypoint::{GATEWAY, programmed};
 use super::{Bed, SYSTEM, Scenario, Space, scenario};
 use crate::bed::wait;
 use crate::cluster::balancer::Balancer;
@@ -136,13 +137,6 @@ spec:
   - match: [{{gateways: [out], port: 80, uri: {{prefix: /old}}}}]
     rewrite: {{uri: /new}}
     route: [{{destination: {{host: outside.example, port: {{number: 80}}}}}}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: waypoint}}
-spec:
-  gatewayClassName: istio-waypoint
-  listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]
 "
     )
 }
@@ -157,12 +151,10 @@ fn egress(bed: &Bed) -> Result<()> {
 }
 
 fn leaves(bed: &Bed, space: &Space<'_>, outside: IpAddr) -> Result<()> {
-    space.apply(&[way_out(outside), pods::client("client", &bed.nodes[0])].concat())?;
+    space.apply(&[GATEWAY, &way_out(outside), &pods::client("client", &bed.nodes[0])].concat())?;
     space.wait_ready(&["client"])?;
     space.wait_captured(&["client"], true)?;
-    wait::until_true("waypoint that is programmed", PATIENCE, || {
-        Ok(has_condition(&space.get("gateways.gateway.networking.k8s.io", "waypoint")?, "Programmed"))
-    })?;
+    programmed(space)?;
     let answer = wait::until("answer from outside", PATIENCE, || {
         Ok(space.curl("client", "http://outside.example/old/shoes").ok())
     })?;

@@ -1,7 +1,7 @@
 //! Waypoints on real pods: deployed from their Gateway, in the path of those who ask for them.
 
 use super::pods;
-use super::{Bed, Scenario, scenario};
+use super::{Bed, Scenario, Space, scenario};
 use crate::bed::wait;
 use crate::cluster::balancer::Balancer;
 use crate::cluster::kubectl::has_condition;
@@ -24,7 +24,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const GATEWAY: &str = "
+pub(super) const GATEWAY: &str = "
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -70,6 +70,14 @@ metadata: {{name: friend}}
     )
 }
 
+/// Waits until the waypoint of [`GATEWAY`] runs.
+pub(super) fn programmed(space: &Space<'_>) -> Result<()> {
+    wait::until_true("waypoint that is programmed", PATIENCE, || {
+        // Istio's kind has the same short name.
+        Ok(has_condition(&space.get("gateways.gateway.networking.k8s.io", "waypoint")?, "Programmed"))
+    })
+}
+
 pub(super) fn gateway(bed: &Bed) -> Result<()> {
     bed.mesh()?;
     let space = bed.space(&[("istio.io/dataplane-mode", "ambient")])?;
@@ -85,9 +93,7 @@ pub(super) fn gateway(bed: &Bed) -> Result<()> {
     ];
     space.apply(&objects.concat())?;
     space.wait_ready(&["friend", "stranger", "far"])?;
-    wait::until_true("waypoint that is programmed", PATIENCE, || {
-        Ok(has_condition(&space.get("gateway", "waypoint")?, "Programmed"))
-    })?;
+    programmed(&space)?;
     let url = |path: &str| format!("http://far.{}.svc.cluster.local{path}", space.name());
     wait::until_true("answer without the waypoint", PATIENCE, || {
         Ok(space.curl("stranger", &url("/old/shoes")).is_ok_and(|answer| answer.contains("/old/shoes")))
