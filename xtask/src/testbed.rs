@@ -1,7 +1,7 @@
 //! Commands that run on the testbed: they build, make sure that the machine is ready, and hand over to `mesh-tests`.
 
 use crate::build::Built;
-use crate::{bpf, build, paths, run, setup};
+use crate::{bpf, build, kubernetes, paths, run, setup};
 use anyhow::Result;
 use std::process::Command;
 
@@ -61,7 +61,12 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
         crate::peers::l7()?;
     }
     let built = build::profile("dist")?;
-    run::check(mesh_tests(&built)?.arg("bench").args(args))
+    let mut command = mesh_tests(&built)?;
+    // Without it the rows of a real API server are skipped, and say how to have it.
+    if kubernetes::built() {
+        command.env("UM_KUBERNETES", kubernetes::build()?);
+    }
+    run::check(command.arg("bench").args(args))
 }
 
 /// The soak run, with the binaries that the scenarios run: they check more than those that are shipped.

@@ -1,14 +1,16 @@
-//! `bench control`: the control plane alone, with a large mesh in its directory and simulated nodes at its feed. A node
-//! here is a client of the feed and nothing else; what was sent to it is what the kernel counts on the server's sockets.
+//! `bench control`: the control plane alone, with a large mesh in its directory, and then in an API server, and simulated
+//! nodes at its feed. A node here is a client of the feed and nothing else; what was sent to it is what the kernel counts on
+//! the server's sockets.
 
+mod cluster;
 mod nodes;
 
 use super::rows::{Bar, Report, Row};
 use crate::bed::process::{Place, Proc, Program};
 use crate::bed::{cgroup, http, netns, run, wait};
 use anyhow::{Context, Result, ensure};
+use cluster::Api;
 use nodes::Nodes;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Pods in one file.
 const IN_A_FILE: usize = 100;
 const NAMESPACES: usize = 20;
+/// The number of the pod that changes.
+const CHANGING: usize = 1_000_000;
 
 /// Options of `bench control`.
 #[derive(clap::Args)]
@@ -51,14 +55,50 @@ pub(super) fn run(args: &Args) -> Result<Report> {
     let (starts, changes) = if args.quick { (1, 10) } else { (5, 100) };
     let dir = run::dir_of(&run::next_name());
     std::fs::create_dir_all(&dir)?;
-    let measured = measure(&dir, args, starts, changes);
+    let measured = measure(&dir, args, starts, changes)
+        .and_then(|rows| Ok([rows, measure_cluster(&dir, args, starts, changes)?].concat()));
     std::fs::remove_dir_all(&dir)?;
     Ok(Report { machine: super::machine::describe(), rows: measured? })
 }
 
+/// The same with a real API server instead of a directory.
+fn measure_cluster(dir: &Path, args: &Args, starts: usize, changes: usize) -> Result<Vec<Row>> {
+    let bars = [("start", "s", 5.0), ("memory", "MiB", 150.0), ("ack", "ms", 300.0)];
+    let Some(programs) = cluster::programs() else {
+        let why = "no Kubernetes: `cargo xtask cluster up` builds it, and UM_KUBERNETES names it";
+        let row =
+            |(name, unit, bar)| Row::skipped(&format!("control.cluster.{name}"), unit, Bar::AtMost(bar), why);
+        return Ok(bars.map(row).to_vec());
+    };
+    eprintln!("{} pods in an API server: they are made one by one", args.pods);
+    let source = Origin::Cluster(Api::start(programs, args.pods)?);
+    let (mut took, mut memory) = (Vec::new(), Vec::new());
+    for _ in 0..starts {
+        let control = Control::start(dir, &source)?;
+        took.push(control.took.as_secs_f64());
+        memory.push(control.resident()?);
+    }
+    let control = Control::start(dir, &source)?;
+    let nodes = Nodes::start(control.feed, args.nodes)?;
+    nodes.wait_synced(PATIENCE)?;
+    eprintln!("{changes} changes");
+    let changed = change(&source, &control, &nodes, changes)?;
+    memory.push(control.resident()?);
+    let figures = [took, memory, changed.ack_ms];
+    let row = |((name, unit, bar), figures): ((&str, &'static str, f64), Vec<f64>)| {
+        let (name, bar) = (format!("control.cluster.{name}"), Bar::AtMost(bar));
+        if unit == "ms" {
+            Row::p99(&name, unit, bar, figures)
+        } else {
+            Row::largest(&name, unit, bar, figures)
+        }
+    };
+    Ok(bars.into_iter().zip(figures).map(row).collect())
+}
+
 fn measure(dir: &Path, args: &Args, starts: usize, changes: usize) -> Result<Vec<Row>> {
     let Args { pods, nodes: count, .. } = *args;
-    let source = Source::write(dir.join("large"), pods)?;
+    let source = Origin::Directory(Source::write(dir.join("large"), pods)?);
     eprintln!("starting {starts} times with {pods} pods");
     let mut took = Vec::new();
     let mut memory = Vec::new();
@@ -75,7 +115,7 @@ fn measure(dir: &Path, args: &Args, starts: usize, changes: usize) -> Result<Vec
     let changed = change(&source, &control, &nodes, changes)?;
     memory.push(control.resident()?);
     drop((nodes, control));
-    let small = Source::write(dir.join("small"), 100)?;
+    let small = Origin::Directory(Source::write(dir.join("small"), 100)?);
     let control = Control::start(dir, &small)?;
     let nodes = Nodes::start(control.feed, count)?;
     nodes.wait_synced(PATIENCE)?;
@@ -94,7 +134,7 @@ fn measure(dir: &Path, args: &Args, starts: usize, changes: usize) -> Result<Vec
 
 /// What changes of one pod each cost.
 struct Changed {
-    /// From the file's rename to the moment at which the last node has it.
+    /// From the file's rename, or the start of the client that writes, to the moment at which the last node has it.
     ack_ms: Vec<f64>,
     /// The most resources that a node got for one change.
     resources: Vec<f64>,
@@ -105,7 +145,7 @@ struct Changed {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "thousands")]
-fn change(source: &Source, control: &Control, nodes: &Nodes, changes: usize) -> Result<Changed> {
+fn change(source: &Origin, control: &Control, nodes: &Nodes, changes: usize) -> Result<Changed> {
     let (bytes, cpu) = (control.sent()?, control.process.cpu_seconds()?);
     let (mut ack_ms, mut resources) = (Vec::new(), Vec::new());
     for turn in 0..changes {
@@ -129,6 +169,32 @@ fn change(source: &Source, control: &Control, nodes: &Nodes, changes: usize) -> 
     })
 }
 
+/// Where the mesh is.
+enum Origin {
+    Directory(Source),
+    Cluster(Api),
+}
+
+impl Origin {
+    fn change(&self, turn: usize) -> Result<()> {
+        match self {
+            Self::Directory(source) => source.change(turn),
+            Self::Cluster(api) => api.change(turn),
+        }
+    }
+
+    /// The control plane's option, and what it has in its environment.
+    fn option(&self) -> (String, Vec<(String, String)>) {
+        match self {
+            Self::Directory(source) => (format!("--source=dir:{}", source.live.display()), Vec::new()),
+            Self::Cluster(api) => {
+                let kubeconfig = api.kubeconfig().display().to_string();
+                ("--source=kubernetes".to_owned(), vec![("KUBECONFIG".to_owned(), kubeconfig)])
+            }
+        }
+    }
+}
+
 /// A mesh in a directory.
 struct Source {
     live: PathBuf,
@@ -138,39 +204,20 @@ impl Source {
     fn write(live: PathBuf, pods: usize) -> Result<Self> {
         std::fs::create_dir_all(&live)?;
         let source = Self { live };
-        let namespaces = (0..NAMESPACES).map(|n| {
-            format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: ns-{n}, labels: {{istio.io/dataplane-mode: ambient}}}}\n---\n")
-        });
-        source.replace("namespaces", &namespaces.collect::<String>())?;
+        source.replace("namespaces", &namespaces())?;
         for first in (0..pods).step_by(IN_A_FILE) {
-            let mut text = String::new();
-            for n in first..pods.min(first + IN_A_FILE) {
-                pod(&mut text, n, &format!("10.{}.{}.{}", 1 + n / 62_500, n / 250 % 250, 1 + n % 250))?;
-            }
+            let text: String = (first..pods.min(first + IN_A_FILE)).map(|n| pod(n, &address(n))).collect();
             source.replace(&format!("pods-{first}"), &text)?;
         }
-        let mut text = String::new();
-        for n in 0..pods / 10 {
-            write!(
-                text,
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: app-{n}, namespace: ns-{}}}\n\
-                 spec: {{selector: {{app: app-{n}}}, clusterIP: 10.200.{}.{}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n---\n",
-                n % NAMESPACES,
-                n / 250,
-                1 + n % 250,
-            )?;
-        }
-        source.replace("services", &text)?;
+        source.replace("services", &(0..pods / 10).map(service).collect::<String>())?;
         source.change(usize::MAX)?;
         Ok(source)
     }
 
     /// Puts one pod, which has a file of its own, at another address.
     fn change(&self, turn: usize) -> Result<()> {
-        let mut text = String::new();
         let host = turn.wrapping_add(1) % 200;
-        pod(&mut text, 1_000_000, &format!("10.250.0.{}", host + 1))?;
-        self.replace("changing", &text)
+        self.replace("changing", &pod(CHANGING, &format!("10.250.0.{}", host + 1)))
     }
 
     fn replace(&self, name: &str, text: &str) -> Result<()> {
@@ -180,9 +227,32 @@ impl Source {
     }
 }
 
-fn pod(text: &mut String, n: usize, address: &str) -> Result<()> {
-    write!(
-        text,
+fn namespaces() -> String {
+    let one = |n| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: ns-{n}, labels: {{istio.io/dataplane-mode: ambient}}}}\n---\n"
+        )
+    };
+    (0..NAMESPACES).map(one).collect()
+}
+
+fn service(n: usize) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: app-{n}, namespace: ns-{}}}\n\
+         spec: {{selector: {{app: app-{n}}}, clusterIP: 10.125.{}.{}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n---\n",
+        n % NAMESPACES,
+        100 + n / 250,
+        1 + n % 250,
+    )
+}
+
+/// Where a pod is.
+fn address(n: usize) -> String {
+    format!("10.{}.{}.{}", 1 + n / 62_500, n / 250 % 250, 1 + n % 250)
+}
+
+fn pod(n: usize, address: &str) -> String {
+    format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: pod-{n}, namespace: ns-{}, labels: {{app: app-{}, version: v1}}}}\n\
          spec: {{nodeName: node-{}, serviceAccountName: account-{}, containers: [{{name: app, image: none}}]}}\n\
          status: {{phase: Running, podIP: {address}, podIPs: [{{ip: {address}}}], conditions: [{{type: Ready, status: 'True'}}]}}\n---\n",
@@ -190,8 +260,7 @@ fn pod(text: &mut String, n: usize, address: &str) -> Result<()> {
         n / 10,
         n % 100,
         n / 10,
-    )?;
-    Ok(())
+    )
 }
 
 /// An address of loopback that nobody listens at.
@@ -209,7 +278,8 @@ struct Control {
 }
 
 impl Control {
-    fn start(dir: &Path, source: &Source) -> Result<Self> {
+    fn start(dir: &Path, source: &Origin) -> Result<Self> {
+        let (source, env) = source.option();
         let state = dir.join("state");
         let _ = std::fs::remove_dir_all(&state);
         let (feed, debug) = (free_port()?, free_port()?);
@@ -217,7 +287,7 @@ impl Control {
         let argv = vec![
             program.to_string_lossy().into_owned(),
             "run".to_owned(),
-            format!("--source=dir:{}", source.live.display()),
+            source,
             format!("--state-dir={}", state.display()),
             format!("--listen-plain={feed}"),
             format!("--listen-tls={}", free_port()?),
@@ -225,7 +295,8 @@ impl Control {
         ];
         let began = Instant::now();
         let place = Place { netns: "/proc/self/ns/net".into(), cgroup: cgroup::mount()?, resolv: None };
-        let process = Proc::spawn(&place, Program::from(argv), &dir.join("control.log"))?;
+        let process =
+            Proc::spawn(&place, Program { argv, env, ..Program::default() }, &dir.join("control.log"))?;
         let mut control = Self { process, feed, took: Duration::ZERO };
         wait::until_true("ready control plane", PATIENCE, || {
             ensure!(control.process.running()?, "mesh-control ended: {}", control.process.log());

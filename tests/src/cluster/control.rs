@@ -26,6 +26,8 @@ pub(super) fn start_apiserver(layout: &Layout, state: &State) -> Result<()> {
     let pki = layout.path("pki");
     let pki = pki.display();
     let certificates = layout.path("apiserver");
+    // Without nodes there are no controllers, which would make the accounts that pods need.
+    let admission = if state.nodes.is_empty() { "--disable-admission-plugins=ServiceAccount" } else { "" };
     // The one address that listens on both families.
     let any = if state.families == Families::Ipv4 { "0.0.0.0" } else { "::" };
     let arguments = format!(
@@ -36,7 +38,7 @@ pub(super) fn start_apiserver(layout: &Layout, state: &State) -> Result<()> {
          --service-account-issuer=https://kubernetes.default.svc \
          --kubelet-client-certificate={pki}/kubelet-client.crt --kubelet-client-key={pki}/kubelet-client.key \
          --kubelet-preferred-address-types=InternalIP --authorization-mode=Node,RBAC \
-         --enable-admission-plugins=NodeRestriction --allow-privileged=true --enable-aggregator-routing=true --v=1",
+         --enable-admission-plugins=NodeRestriction {admission} --allow-privileged=true --enable-aggregator-routing=true --v=1",
         port = layout::API_PORT,
         api = state.families.api(),
         services = state.families.list(layout::SERVICES, layout::SERVICES6),

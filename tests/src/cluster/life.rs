@@ -59,11 +59,50 @@ pub fn up(layout: &Layout, args: &UpArgs) -> Result<()> {
     result
 }
 
+/// Starts etcd and an API server, and nothing else; they end with this process.
+///
+/// # Errors
+/// One of them does not start; nothing is left of it then.
+pub fn up_api(layout: &Layout, binaries: PathBuf) -> Result<()> {
+    down(layout).context("cannot remove what is left of an earlier one")?;
+    let state = State {
+        nodes: Vec::new(),
+        families: Families::Both,
+        binaries,
+        images: PathBuf::new(),
+        host: Ipv4Addr::UNSPECIFIED,
+        owner: Some(std::process::id()),
+    };
+    let started = prepare(layout, state).and_then(|state| {
+        control::start_api(layout, &state)?;
+        wait_api(layout)
+    });
+    started.map_err(|error| {
+        let logs = endings(layout);
+        down(layout).unwrap_or_else(|error| eprintln!("warning: {error:#}"));
+        error.context(format!("the API server did not start\n{logs}"))
+    })
+}
+
+/// Makes what the processes of a cluster start on: directories, networks, certificates.
+fn prepare(layout: &Layout, mut state: State) -> Result<State> {
+    // First of all, so that whatever fails below is found by `down`.
+    layout.note(&state)?;
+    for dir in ["logs", "etcd", "nodes"] {
+        let dir = layout.path(dir);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    state.host = network::create(layout, &state)?;
+    layout.note(&state)?;
+    pki::create(layout, &state)?;
+    Ok(state)
+}
+
 fn start(layout: &Layout, args: &UpArgs) -> Result<()> {
     let begin = Instant::now();
     let say = |what: &str| eprintln!("{:6.1} s  {what}", begin.elapsed().as_secs_f64());
     let nodes: Vec<String> = (1..=args.nodes).map(layout::node_name).collect();
-    let mut state = State {
+    let state = State {
         nodes: nodes.clone(),
         families: args.families,
         binaries: fs::canonicalize(&args.binaries).context("cannot find the binaries")?,
@@ -71,18 +110,10 @@ fn start(layout: &Layout, args: &UpArgs) -> Result<()> {
         host: Ipv4Addr::UNSPECIFIED,
         owner: args.owner,
     };
-    // First of all, so that whatever fails below is found by `down`.
-    layout.note(&state)?;
-    for dir in ["logs", "etcd", "nodes"] {
-        let dir = layout.path(dir);
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
+    let state = prepare(layout, state)?;
     let resolv = layout.path("resolv.conf");
     fs::write(&resolv, "").with_context(|| format!("cannot write {}", resolv.display()))?;
     node::mount_points()?;
-    state.host = network::create(layout, &state)?;
-    layout.note(&state)?;
-    pki::create(layout, &state)?;
     say("network and certificates");
     control::start_api(layout, &state)?;
     let archives = &images::archives(&args.images)?;
