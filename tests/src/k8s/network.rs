@@ -6,7 +6,7 @@
 use super::mesh::{MODE, STRICT};
 use super::plain::asked;
 use super::pods;
-use super::{Bed, Scenario, Space, scenario};
+use super::{Bed, SYSTEM, Scenario, Space, scenario};
 use crate::bed::wait;
 use crate::cluster::{Layout, layout, node};
 use crate::scenarios::skip;
@@ -147,6 +147,23 @@ fn network_policies(bed: &Bed) -> Result<()> {
         wait_answered(&space, &clients, &url, &clients, "with port 15008 open")?;
     }
     wait_answered(&outside, &["far", "near"], &url, &[], "outside the mesh, with port 15008 open")?;
+
+    // The other way round: the port of the server alone is no way in for the mesh. A pod that has no tunnel yet shows it.
+    space.apply(&[policy("friends", "[]", "[{port: 8080}]"), pods::client("late", a)].concat())?;
+    space.wait_ready(&["late"])?;
+    space.wait_captured(&["late"], true)?;
+    wait_answered(
+        &outside,
+        &["far", "near"],
+        &url,
+        &["far", "near"],
+        "outside the mesh, with its own port open",
+    )?;
+    let patient = ["curl", "--silent", "--fail", "--max-time", "20", &url];
+    ensure!(space.exec("late", &patient).is_err(), "a pod of the mesh got in beside port 15008");
+    let agents = ["--namespace", SYSTEM, "logs", "--selector", "app=undermesh-node", "--tail=200"];
+    let logs = bed.kubectl.run(&agents)?;
+    ensure!(logs.contains("M0303"), "the agents do not say that port 15008 seems to be closed: {logs}");
     Ok(())
 }
 
