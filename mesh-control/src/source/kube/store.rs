@@ -162,6 +162,7 @@ impl Store {
                 self.keep_only(kind, &seen);
             }
             Change::Absent(kind) => {
+                self.troubles.remove(&kind.name());
                 *self.progress.entry(kind).or_default() = Progress { listed: true, seen: None };
                 self.keep_only(kind, &BTreeSet::new());
             }
