@@ -413,7 +413,8 @@ fn away(bed: &Bed) -> Result<()> {
         this_run::pause(bed.away)
     });
     bed.kubectl.run(&[&istiod[..], &["--replicas=1"]].concat())?;
-    bed.kubectl.run(&["--namespace", SYSTEM, "rollout", "status", "deployment/istiod", "--timeout=60s"])?;
+    // After a long absence the cluster's own controllers try the API server once a minute or so.
+    bed.kubectl.run(&["--namespace", SYSTEM, "rollout", "status", "deployment/istiod", "--timeout=180s"])?;
     outcome?;
     ensure!(agent == agent_of(bed, &bed.nodes[1])?, "the agent was replaced");
     unharmed(&space, 200)
