@@ -133,9 +133,7 @@ fn network_policies(bed: &Bed) -> Result<()> {
 
     space.label(MODE, Some("ambient"))?;
     space.wait_captured(&["server", "far", "near", "far-friend", "near-friend"], true)?;
-    for _ in 0..3 {
-        wait_answered(&space, &clients, &url, &friends, "in the mesh")?;
-    }
+    wait_answered(&space, &clients, &url, &friends, "in the mesh")?;
 
     // Beside the tunnel there is no way in, and everybody in the mesh has one: also those of the same node, whose
     // connections would be direct.
@@ -159,7 +157,7 @@ fn network_policies(bed: &Bed) -> Result<()> {
         &["far", "near"],
         "outside the mesh, with its own port open",
     )?;
-    let patient = ["curl", "--silent", "--fail", "--max-time", "20", &url];
+    let patient = ["curl", "--silent", "--fail", "--max-time", "15", &url];
     ensure!(space.exec("late", &patient).is_err(), "a pod of the mesh got in beside port 15008");
     let agents = ["--namespace", SYSTEM, "logs", "--selector", "app=undermesh-node", "--tail=200"];
     let logs = bed.kubectl.run(&agents)?;
