@@ -24,6 +24,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
+type Run = fn(&Bed) -> Result<()>;
+
 /// The same scenarios on a cluster of its own, whose nodes, pods and services have no address but of IPv6.
 fn six(bed: &Bed) -> Result<()> {
     let bed = bed.another("six", Families::Ipv6)?;
@@ -34,7 +36,7 @@ fn six(bed: &Bed) -> Result<()> {
         let six = |address: &&Value| address["address"].as_str().is_some_and(|text| text.contains(':'));
         ensure!(!internal.is_empty() && internal.iter().all(six), "a node has other addresses: {internal:?}");
     }
-    let scenarios: [(&str, fn(&Bed) -> Result<()>); 6] = [
+    let scenarios: [(&str, Run); 6] = [
         ("pods without the mesh", plain::talk),
         ("installation", mesh::install),
         ("a label", mesh::label),
