@@ -31,7 +31,7 @@ use crate::model::Kind;
 use crate::model::read::{KindInfo, kinds};
 pub(crate) use item::resource;
 use observed::Observed;
-use store::{Change, Named, Store};
+use store::{Named, Store};
 pub(crate) use watch::Pauses;
 
 /// Changes that may wait between the watches and the store.
@@ -117,14 +117,13 @@ impl Source for KubernetesSource {
                     wait_for(&out, missing);
                 }
                 Some(change) = inbox.recv() => {
-                    let trouble = matches!(change, Change::Trouble(..));
                     store.take(change);
-                    if trouble {
-                        wait_for(&out, store.waiting());
-                    }
                     for _ in 0..BATCH {
                         let Ok(change) = inbox.try_recv() else { break };
                         store.take(change);
+                    }
+                    if !store.is_complete() && (store.is_troubled() || !out.borrow().waiting.is_empty()) {
+                        wait_for(&out, store.waiting());
                     }
                     let now = store.named_secrets();
                     named.send_if_modified(|known| {

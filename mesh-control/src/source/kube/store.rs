@@ -94,6 +94,11 @@ impl Store {
         self.named.keys().all(|key| self.looked.contains(key))
     }
 
+    /// Something cannot be read.
+    pub(super) fn is_troubled(&self) -> bool {
+        !self.troubles.is_empty()
+    }
+
     /// What has not been listed, a line each, with the reason where there is one.
     pub(super) fn waiting(&self) -> Vec<String> {
         let unlisted = self.progress.iter().filter(|(_, p)| !p.listed).map(|(kind, _)| *kind);
