@@ -241,14 +241,26 @@ pub fn established(netns: &Netns) -> Result<Vec<(std::net::SocketAddr, std::net:
         let mut found = Vec::new();
         for table in ["tcp", "tcp6"] {
             let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
-            for line in text.lines().skip(1) {
-                let fields: Vec<&str> = line.split_whitespace().take(4).collect();
-                if let [_, local, remote, "01"] = fields.as_slice() {
-                    found.extend(hex_address(local).zip(hex_address(remote)));
-                }
-            }
+            found.extend(sockets(&text, "01"));
         }
         found
+    })
+}
+
+/// Where somebody listens, by a table of the kernel (`/proc/PID/net/tcp`, `tcp6`).
+pub fn listeners(table: &str) -> impl Iterator<Item = std::net::SocketAddr> {
+    sockets(table, "0A").map(|(local, _)| local)
+}
+
+/// Local and remote addresses of a table's sockets of a state, as the kernel numbers them; its head has no address.
+fn sockets(
+    table: &str,
+    state: &'static str,
+) -> impl Iterator<Item = (std::net::SocketAddr, std::net::SocketAddr)> {
+    table.lines().filter_map(move |line| {
+        let fields: Vec<&str> = line.split_whitespace().take(4).collect();
+        let [_, local, remote, found] = fields.as_slice() else { return None };
+        if *found == state { hex_address(local).zip(hex_address(remote)) } else { None }
     })
 }
 
@@ -272,6 +284,13 @@ fn hex_address(text: &str) -> Option<std::net::SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listeners_are_told_from_connections() {
+        let table = "  sl  local_address rem_address   st\n   0: 0100007F:1F90 00000000:0000 0A 0\n   \
+                     1: 0100007F:1F91 0100007F:0050 01 0\n";
+        assert_eq!(listeners(table).collect::<Vec<_>>(), ["127.0.0.1:8080".parse().unwrap()]);
+    }
 
     #[test]
     fn kernel_tables_read_as_addresses() {

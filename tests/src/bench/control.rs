@@ -72,12 +72,7 @@ fn measure_cluster(dir: &Path, args: &Args, starts: usize, changes: usize) -> Re
     };
     eprintln!("{} pods in an API server: they are made one by one", args.pods);
     let source = Origin::Cluster(Api::start(programs, args.pods)?);
-    let (mut took, mut memory) = (Vec::new(), Vec::new());
-    for _ in 0..starts {
-        let control = Control::start(dir, &source)?;
-        took.push(control.took.as_secs_f64());
-        memory.push(control.resident()?);
-    }
+    let (took, mut memory) = start(dir, &source, starts)?;
     let control = Control::start(dir, &source)?;
     let nodes = Nodes::start(control.feed, args.nodes)?;
     nodes.wait_synced(PATIENCE)?;
@@ -96,17 +91,22 @@ fn measure_cluster(dir: &Path, args: &Args, starts: usize, changes: usize) -> Re
     Ok(bars.into_iter().zip(figures).map(row).collect())
 }
 
+/// Starts the control plane some times: seconds to ready, and MiB resident then.
+fn start(dir: &Path, source: &Origin, times: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut took, mut memory) = (Vec::new(), Vec::new());
+    for _ in 0..times {
+        let control = Control::start(dir, source)?;
+        took.push(control.took.as_secs_f64());
+        memory.push(control.resident()?);
+    }
+    Ok((took, memory))
+}
+
 fn measure(dir: &Path, args: &Args, starts: usize, changes: usize) -> Result<Vec<Row>> {
     let Args { pods, nodes: count, .. } = *args;
     let source = Origin::Directory(Source::write(dir.join("large"), pods)?);
     eprintln!("starting {starts} times with {pods} pods");
-    let mut took = Vec::new();
-    let mut memory = Vec::new();
-    for _ in 0..starts {
-        let control = Control::start(dir, &source)?;
-        took.push(control.took.as_secs_f64());
-        memory.push(control.resident()?);
-    }
+    let (took, mut memory) = start(dir, &source, starts)?;
     let control = Control::start(dir, &source)?;
     eprintln!("{count} nodes");
     let nodes = Nodes::start(control.feed, count)?;

@@ -2,6 +2,7 @@
 
 use super::pods::{self, IMAGE, PORT};
 use super::{Bed, SYSTEM, Scenario, Space, scenario};
+use crate::bed::net::listeners;
 use crate::bed::run as this_run;
 use crate::bed::wait;
 use crate::cluster::kubectl::{has_condition, name};
@@ -125,15 +126,6 @@ fn fifty(bed: &Bed) -> Result<()> {
 /// Network namespaces of this machine in which somebody listens beside a pod's own server, by their inode: quickly, by one
 /// process of each.
 fn with_other_listeners() -> BTreeSet<u64> {
-    let own = format!("{:04X}", PORT.parse::<u16>().unwrap_or_default());
-    let listens = |table: &str| {
-        table.lines().skip(1).any(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            let (local, state) = (words.next().unwrap_or_default(), words.nth(1));
-            // As the kernel numbers the states of TCP.
-            state == Some("0A") && !local.ends_with(&own)
-        })
-    };
     let (mut seen, mut found) = (BTreeSet::new(), BTreeSet::new());
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         // Those that end meanwhile are nobody's.
@@ -142,7 +134,8 @@ fn with_other_listeners() -> BTreeSet<u64> {
             continue;
         }
         let tables = ["net/tcp", "net/tcp6"].map(|file| std::fs::read_to_string(process.path().join(file)));
-        if tables.iter().flatten().any(|table| listens(table)) {
+        let mut ports = tables.iter().flatten().flat_map(|table| listeners(table)).map(|at| at.port());
+        if ports.any(|port| port.to_string() != PORT) {
             found.insert(netns.ino());
         }
     }
