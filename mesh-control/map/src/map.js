@@ -16,6 +16,7 @@ const app = {
   figures: new Map(),
   seconds: 60,
   busy: false,
+  asked: false,
   // What somebody has said of all namespaces, and of single ones.
   all: null,
   groups: new Map(),
@@ -85,9 +86,19 @@ function suggest() {
 }
 
 let drawnOnce = false;
+// One request at a time. What is asked for meanwhile, another time say, is fetched when it is over: it is not to be forgotten.
 async function refresh() {
-  if (app.busy || $('login').open) return;
+  app.asked = true;
+  if (app.busy) return;
   app.busy = true;
+  while (app.asked && !$('login').open) {
+    app.asked = false;
+    await fetchAndDraw();
+  }
+  app.busy = false;
+}
+
+async function fetchAndDraw() {
   try {
     const back = Number($('time').value);
     const until = back < 0 ? `&until=${Math.floor(Date.now() / 1000) + back}` : '';
@@ -102,8 +113,6 @@ async function refresh() {
   } catch (error) {
     document.documentElement.dataset.state = 'failed';
     $('totals').textContent = `${error.message}`.slice(0, 200);
-  } finally {
-    app.busy = false;
   }
 }
 

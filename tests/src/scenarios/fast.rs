@@ -46,7 +46,7 @@ pub(super) fn is_direct(bed: &Testbed, from: &str, to: SocketAddr) -> Result<boo
 }
 
 /// Holds a connection open and says whether it is direct.
-fn direct_now(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
+pub(super) fn direct_now(bed: &Testbed, from: &str, to: SocketAddr) -> Result<bool> {
     let local = bed.pod(from)?;
     let argv = ["mesh-tests", "tool", "call", "--to", &to.to_string(), "--send", "x", "--hold-ms", "10000"];
     let mut held = local.spawn(argv)?;

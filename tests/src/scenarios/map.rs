@@ -1,14 +1,15 @@
 //! The live map in a real browser, on real traffic.
 
-use super::fast::warm;
+use super::fast::{direct_now, warm};
 use super::programs::need;
 use super::shop::{ONLY_FRONTEND, open, refused, talks};
 use super::{Scenario, scenario, skip};
 use crate::bed::process::finish;
 use crate::bed::{Testbed, Topology, wait};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -66,7 +67,8 @@ fn quick(seen: &Value) -> Result<()> {
     let number = |pointer: &str| seen.pointer(pointer).and_then(Value::as_f64).unwrap_or_default();
     ensure!((number("/nodes"), number("/openedNodes")) == (40.0, 2040.0), "not all are drawn: {seen}");
     ensure!(number("/openedVisible") == 2000.0, "what is unfolded is not seen: {seen}");
-    ensure!(number("/drawnMs") <= 3_000.0, "drawing takes long: {seen}");
+    // A hundred times as many workloads, folded: what the page itself takes is in both.
+    ensure!(number("/drawnMs") <= 4.0 * number("/fewMs"), "drawing many takes long: {seen}");
     for pan in ["/pan", "/openedPan"] {
         ensure!(number(&format!("{pan}/framesPerSecond")) >= 30.0, "too few frames while panning: {seen}");
     }
@@ -107,9 +109,15 @@ fn browsed() -> Result<()> {
     bed.apply("policy", ONLY_FRONTEND)?;
     let to = backend.to_string();
     wait::until("policy in force", SOON, || refused(&bed, "shop/other", &to).map(Some))?;
-    for _ in 0..5 {
+    let site = bed.pod("outside/site")?.at(8080).to_string();
+    let traffic = || {
+        direct_now(&bed, "shop/local", backend)?;
+        refused(&bed, "shop/other", &to)?;
         talks(&bed, "shop/frontend", "10.96.0.10:80")?;
-        talks(&bed, "outside/visitor", &bed.pod("outside/site")?.at(8080).to_string())?;
+        talks(&bed, "outside/visitor", &site)
+    };
+    for _ in 0..5 {
+        traffic()?;
     }
     let pictures = bed.dir.join("pictures");
     std::fs::create_dir_all(&pictures).context("cannot make a directory")?;
@@ -122,7 +130,21 @@ fn browsed() -> Result<()> {
         chromium.display().to_string(),
         pictures.display().to_string(),
     ];
-    let done = finish(&bed.control_place, argv, Duration::from_secs(100))?;
+    // The map shows the last minute, and a browser may take longer than that: it goes on meanwhile.
+    let over = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        let going = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                traffic()?;
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            anyhow::Ok(())
+        });
+        let done = finish(&bed.control_place, argv, Duration::from_secs(100));
+        over.store(true, Ordering::Relaxed);
+        going.join().map_err(|_| anyhow!("the traffic panicked"))??;
+        done
+    })?;
     keep(&pictures);
     let seen: Value = serde_json::from_str(done.ok()?).with_context(|| format!("no JSON: {}", done.out))?;
     judge(&seen).with_context(|| format!("{seen:#}"))
