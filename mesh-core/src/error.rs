@@ -242,6 +242,9 @@ codes! {
     PodGone = "M0315", Mesh, false, Connect,
         "the pod's network namespace is gone",
         "none needed: the pod was deleted";
+    TunnelRefused = "M0316", Server, true, Connect,
+        "the destination's tunnel port 15008 refused the connection",
+        "nobody serves it there: an agent or waypoint that does not run, or a NetworkPolicy that rejects TCP 15008";
 
     // Policy.
     PolicyDenied = "M0401", Client, false, Deny,

@@ -15,6 +15,7 @@ mod plain;
 mod pods;
 mod replicas;
 mod rules;
+mod stock;
 mod waypoint;
 
 pub use bed::{Bed, SYSTEM, Space, Watched};
@@ -81,6 +82,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         gateways::SCENARIOS,
         waypoint::SCENARIOS,
         rules::SCENARIOS,
+        stock::SCENARIOS,
         node::SCENARIOS,
     ]
     .into_iter()

@@ -97,7 +97,7 @@ pub(super) async fn connect(
     purpose: Purpose,
     timeout: Duration,
 ) -> Result<TcpStream, Failed> {
-    try_connect(socket, to, purpose, timeout).await?.map_err(|e| failed_dial(to, &e))
+    try_connect(socket, to, purpose, timeout).await?.map_err(|e| failed_dial(to, purpose, &e))
 }
 
 /// Connects to the pod's own application with sockets that `make` gives. We choose their source ports (see
@@ -112,7 +112,7 @@ pub(super) async fn application(
         tries -= 1;
         match try_connect(make(), to, Purpose::Application, timeout).await? {
             Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable && tries > 0 => {}
-            connected => return connected.map_err(|e| failed_dial(to, &e)),
+            connected => return connected.map_err(|e| failed_dial(to, Purpose::Application, &e)),
         }
     }
 }
@@ -131,7 +131,7 @@ async fn try_connect(
         }
         Ok::<_, io::Error>(TcpSocket::from_std_stream(socket.into()))
     };
-    let socket = socket.and_then(prepare).map_err(|e| failed_dial(to, &e))?;
+    let socket = socket.and_then(prepare).map_err(|e| failed_dial(to, purpose, &e))?;
     match tokio::time::timeout(timeout, socket.connect(to)).await {
         Ok(connected) => Ok(connected),
         Err(_) if purpose == Purpose::Tunnel => Err(Failed::new(
@@ -148,11 +148,12 @@ async fn try_connect(
     }
 }
 
-fn failed_dial(to: SocketAddr, error: &io::Error) -> Failed {
+fn failed_dial(to: SocketAddr, purpose: Purpose, error: &io::Error) -> Failed {
     let code = match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => Code::Overloaded,
         Some(libc::ENOENT | libc::ENODEV) => Code::PodGone,
         Some(libc::ETIMEDOUT) => Code::DialTimeout,
+        _ if purpose == Purpose::Tunnel => Code::TunnelRefused,
         _ => Code::DialFailed,
     };
     Failed::new(code, format!("connection failed: {to}: {error}"))

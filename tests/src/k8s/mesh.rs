@@ -4,9 +4,10 @@ use super::pods;
 use super::{Bed, SYSTEM, Scenario, Space, scenario};
 use crate::bed::capture::{Segment, carries};
 use crate::bed::wait;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -15,6 +16,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("a pod's first connection is in the mesh", 180, first),
     scenario("a pod on the host's network is left alone, and that is said", 180, host_network),
     scenario("a second installation is refused, and names the first", 120, second),
+    scenario(
+        "what is wrong is found in the cluster as in files, and in files as if they were applied",
+        120,
+        analysed,
+    ),
     scenario(
         "a policy denies by identity, and probes stay green under STRICT with nothing allowed",
         180,
@@ -91,6 +97,72 @@ fn second(bed: &Bed) -> Result<()> {
     bed.meshctl()?.run(&["verify"]).map(drop)
 }
 
+/// A route to a subset that nothing defines, and what defines it.
+const ROUTE: &str = "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec: {hosts: [web], http: [{route: [{destination: {host: web, subset: canary}}]}]}
+";
+const SUBSET: &str = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web}
+spec: {host: web, subsets: [{name: canary, labels: {version: canary}}]}
+";
+
+fn analysed(bed: &Bed) -> Result<()> {
+    bed.mesh()?;
+    let space = bed.space(&[])?;
+    let dir = crate::bed::run::dir_of(space.name());
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let outcome = analysed_in(bed, &space, &dir);
+    let _ = std::fs::remove_dir_all(&dir);
+    outcome
+}
+
+fn analysed_in(bed: &Bed, space: &Space<'_>, dir: &Path) -> Result<()> {
+    let meshctl = bed.meshctl()?;
+    // All that it says: with findings of this severity it fails.
+    let findings = |args: &[&str]| {
+        let common = ["analyze", "--failure-threshold", "info", "--namespace", space.name()];
+        let said = meshctl.run(&[&common[..], args].concat());
+        said.unwrap_or_else(|error| format!("{error:#}"))
+    };
+    let file = |name: &str, yaml: &str| -> Result<String> {
+        let path = dir.join(name);
+        let own = yaml.replace("{name: web}", &format!("{{name: web, namespace: {}}}", space.name()));
+        std::fs::write(&path, own).context("cannot write a file")?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (service, route, subset) = (
+        file("service.yaml", &pods::service("web"))?,
+        file("route.yaml", ROUTE)?,
+        file("subset.yaml", SUBSET)?,
+    );
+    let missing = |said: &str| said.contains("SubsetNotFound") && said.contains("has a subset canary");
+
+    let said = findings(&[&service, &route]);
+    ensure!(missing(&said) && said.contains("route.yaml:"), "of files it says: {said}");
+    let said = findings(&[&service, &route, &subset]);
+    ensure!(!said.contains("SubsetNotFound"), "of files with the subset it says: {said}");
+
+    space.apply(&[&pods::service("web"), ROUTE].concat())?;
+    let said = findings(&[]);
+    ensure!(
+        missing(&said) && said.contains(&format!("VirtualService {}/web", space.name())),
+        "of the cluster it says: {said}"
+    );
+    let said = findings(&["--with-cluster", &route, &subset]);
+    ensure!(!said.contains("SubsetNotFound"), "as if it were applied: {said}");
+    let said = findings(&["--with-cluster", &route]);
+    ensure!(missing(&said), "as if the route alone were applied: {said}");
+    space.apply(SUBSET)?;
+    let said = findings(&[]);
+    ensure!(!said.contains("SubsetNotFound"), "of the cluster with the subset it says: {said}");
+    Ok(())
+}
+
 /// A client on the first node, a web service on each.
 fn shop(bed: &Bed, space: &Space<'_>) -> Result<()> {
     let (a, b) = (&bed.nodes[0], &bed.nodes[1]);
@@ -101,7 +173,7 @@ fn shop(bed: &Bed, space: &Space<'_>) -> Result<()> {
 }
 
 /// Segments between the two addresses of a scenario.
-fn between(segments: &[Segment], a: IpAddr, b: IpAddr) -> Vec<&Segment> {
+pub(super) fn between(segments: &[Segment], a: IpAddr, b: IpAddr) -> Vec<&Segment> {
     let of = |segment: &Segment, from, to| segment.from.ip() == from && segment.to.ip() == to;
     segments.iter().filter(|segment| of(segment, a, b) || of(segment, b, a)).collect()
 }

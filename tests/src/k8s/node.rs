@@ -35,15 +35,19 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Agents run on no node, or again on all.
-fn agents(bed: &Bed, run: bool) -> Result<()> {
-    let selector = if run { "null" } else { "\"none\"" };
+/// Agents run on these nodes and no others.
+pub(super) fn agents(bed: &Bed, on: &[String]) -> Result<()> {
+    for node in &bed.nodes {
+        let label = if on.contains(node) { "um-agents=here" } else { "um-agents-" };
+        bed.kubectl.run(&["label", "--overwrite", "node", node, label])?;
+    }
+    let selector = if on.len() == bed.nodes.len() { "null" } else { "\"here\"" };
     let patch = format!(
         "{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"um-agents\":{selector}}}}}}}}}}}"
     );
     let daemon = "daemonset/undermesh-node";
     bed.kubectl.run(&["--namespace", SYSTEM, "patch", daemon, "--type", "merge", "--patch", &patch])?;
-    let wanted = if run { bed.nodes.len() as u64 } else { 0 };
+    let wanted = on.len() as u64;
     wait::until_true(&format!("{wanted} agents"), PATIENCE, || {
         let list =
             bed.kubectl.json(&["--namespace", SYSTEM, "get", "pods", "--selector", "app=undermesh-node"])?;
@@ -61,9 +65,9 @@ fn no_agent(bed: &Bed) -> Result<()> {
     inside.apply(&pods::client("before-too", &bed.nodes[1]))?;
     inside.wait_ready(&["before", "before-too"])?;
     inside.wait_captured(&["before", "before-too"], true)?;
-    agents(bed, false)?;
+    agents(bed, &[])?;
     let outcome = starts_without_agent(bed, &inside);
-    agents(bed, true)?;
+    agents(bed, &bed.nodes)?;
     outcome?;
     inside.wait_ready(&["waits"])?;
     inside.wait_captured(&["waits"], true)

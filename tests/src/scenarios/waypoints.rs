@@ -164,7 +164,7 @@ fn missing() -> Result<()> {
     comes_by(&bed, "shop/frontend", VIP, VIP)?;
     // It dies, and nobody has told the control plane yet.
     bed.pod("shop/wp")?.programs[0].signal(rustix::process::Signal::KILL)?;
-    closed(&bed, "the waypoint does not listen", "M0301")?;
+    closed(&bed, "the waypoint does not listen", "M0316")?;
     bed.remove("waypoint")?;
     closed(&bed, "the waypoint is gone", "M0309")?;
     // Somebody else answers in its place, with a good certificate of the mesh.

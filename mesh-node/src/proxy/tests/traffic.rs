@@ -283,5 +283,5 @@ async fn when_no_endpoint_takes_the_connection_the_failure_says_why_the_last_one
     let read = async { bed.a.try_connect((vip, 80).into()).await?.read_u8().await };
     assert_eq!(read.await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     until("reported", || !bed.a.codes().is_empty()).await;
-    assert_eq!(bed.a.codes(), ["M0301"]);
+    assert_eq!(bed.a.codes(), ["M0316"]);
 }
