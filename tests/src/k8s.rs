@@ -17,6 +17,7 @@ mod replicas;
 mod rules;
 mod stock;
 mod waypoint;
+mod waypoints;
 
 pub use bed::{Bed, SYSTEM, Space, Watched};
 
@@ -81,6 +82,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         replicas::SCENARIOS,
         gateways::SCENARIOS,
         waypoint::SCENARIOS,
+        waypoints::SCENARIOS,
         rules::SCENARIOS,
         stock::SCENARIOS,
         node::SCENARIOS,

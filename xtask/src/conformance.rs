@@ -4,6 +4,7 @@
 use crate::build::Built;
 use crate::{cluster, images, kubernetes, paths, run};
 use anyhow::{Context, Result, bail};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +35,12 @@ fn build() -> Result<PathBuf> {
     kubernetes::needs_go()?;
     let text = std::fs::read_to_string(module().join("go.mod")).context("cannot read the suite's go.mod")?;
     let version = kubernetes::pinned(&text, SUITE).context("go.mod does not name the suite")?;
-    let dir = paths::cache()?.join("kubernetes").join(format!("conformance-{version}"));
+    // How they are made is part of what was made.
+    let made_by = Sha256::new()
+        .chain_update(include_bytes!("conformance.rs"))
+        .chain_update(include_bytes!("images.rs"));
+    let made_by: String = made_by.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let dir = paths::cache()?.join("kubernetes").join(format!("conformance-{version}-{made_by}"));
     let all = ["echo-basic", "echo-advanced", "suite-dns"];
     let has = |image: &str| dir.join(format!("images/{image}.tar")).is_file();
     if all.into_iter().all(has) {
@@ -56,7 +62,8 @@ fn dns(dir: &Path, manifests: &str) -> Result<images::Image> {
     let program = dir.join("coredns");
     kubernetes::go(&kubernetes::module().join("dns"), ".", "-s -w", &program)?;
     let names = references(manifests, DNS);
-    Ok(images::foreign("suite-dns", names, &["/coredns"], &[("/coredns", program)]))
+    // It binds port 53, for which published images of it have a capability on the file.
+    Ok(images::foreign("suite-dns", names, &["/coredns"], images::ROOT, &[("/coredns", program)]))
 }
 
 /// The echo server of the profiles for gateways.
@@ -64,7 +71,7 @@ fn basic(dir: &Path, manifests: &str) -> Result<images::Image> {
     let program = dir.join("echo-basic");
     kubernetes::go(&module(), &format!("{SUITE}/echo-basic"), "-s -w", &program)?;
     let names = references(manifests, &format!("{ECHO}echo-basic"));
-    Ok(images::foreign("echo-basic", names, &["/echo-basic"], &[("/echo-basic", program)]))
+    Ok(images::foreign("echo-basic", names, &["/echo-basic"], images::NOBODY, &[("/echo-basic", program)]))
 }
 
 /// The echo server and client of the profiles for meshes: those of Istio's own tests, with the certificate that these use.
@@ -80,7 +87,7 @@ fn advanced(dir: &Path, manifests: &str) -> Result<images::Image> {
     files.push(("/cert.crt", certificates.join("cert-chain.pem")));
     files.push(("/cert.key", certificates.join("key.pem")));
     let names = references(manifests, &format!("{ECHO}echo-advanced"));
-    Ok(images::foreign("echo-advanced", names, &["/usr/local/bin/server"], &files))
+    Ok(images::foreign("echo-advanced", names, &["/usr/local/bin/server"], images::NOBODY, &files))
 }
 
 /// Where Go has a module's files.

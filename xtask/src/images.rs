@@ -22,12 +22,12 @@ const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin
 const GROUP: &str = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\nnonroot:x:65532:\n";
 
 /// A component that is shipped: its program, and the user it runs as.
-const COMPONENTS: &[(&str, &str)] = &[
-    ("mesh-node", "0:0"),
-    ("mesh-control", "65532:65532"),
-    ("mesh-waypoint", "65532:65532"),
-    ("meshctl", "65532:65532"),
-];
+const COMPONENTS: &[(&str, &str)] =
+    &[("mesh-node", ROOT), ("mesh-control", NOBODY), ("mesh-waypoint", NOBODY), ("meshctl", NOBODY)];
+
+/// Users and groups of images.
+pub(crate) const NOBODY: &str = "65532:65532";
+pub(crate) const ROOT: &str = "0:0";
 
 /// Programs of the distribution that run in pods of the tests, or help to look at them.
 const TEST_PROGRAMS: &[&str] = &[
@@ -95,14 +95,15 @@ pub(crate) fn build(built: &Built, shipped: bool) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// An image of one static program and further files, under names of others.
+/// An image of one static program and further files, under names of others, for a user and group.
 pub(crate) fn foreign(
     name: &str,
     references: Vec<String>,
     entrypoint: &[&str],
+    user: &'static str,
     files: &[(&str, PathBuf)],
 ) -> Image {
-    let mut image = base(name, entrypoint, "65532:65532");
+    let mut image = base(name, entrypoint, user);
     image.references = references;
     image.files.extend(files.iter().map(|(at, from)| ((*at).into(), Content::File(from.clone()))));
     image
@@ -126,7 +127,7 @@ fn component(built: &Built, name: &str, user: &'static str) -> Result<Image> {
 }
 
 fn tests(built: &Built) -> Result<Image> {
-    let mut image = base("mesh-tests", &[], "0:0");
+    let mut image = base("mesh-tests", &[], ROOT);
     image.program(&stripped(&built.bin, "mesh-tests")?, "/usr/local/bin/mesh-tests")?;
     for name in TEST_PROGRAMS {
         let path = run::find(name).with_context(|| {
@@ -142,13 +143,13 @@ fn tests(built: &Built) -> Result<Image> {
 }
 
 fn pause() -> Result<Image> {
-    let mut image = base("pause", &["/pause"], "65532:65532");
+    let mut image = base("pause", &["/pause"], NOBODY);
     image.files.insert("/pause".into(), Content::File(kubernetes::pause()?));
     Ok(image)
 }
 
 fn dns() -> Result<Image> {
-    let mut image = base("coredns", &["/coredns"], "0:0");
+    let mut image = base("coredns", &["/coredns"], ROOT);
     image.files.insert("/coredns".into(), Content::File(kubernetes::dns()?));
     Ok(image)
 }
@@ -229,7 +230,8 @@ impl Image {
         tar.into_inner().context("cannot finish a layer")
     }
 
-    /// Writes the archive and, beside it, the digest by which a node knows the image; returns the archive's size.
+    /// Writes the archive and, beside it, the names and digest by which a node knows the image; returns the archive's
+    /// size.
     pub(crate) fn write(&self, dir: &Path) -> Result<u64> {
         let layer = self.layer()?;
         let config = serde_json::to_vec(&json!({
@@ -276,8 +278,10 @@ impl Image {
         let archive = tar.into_inner().context("cannot finish an archive")?;
         let path = dir.join(format!("{}.tar", self.name));
         std::fs::write(&path, &archive).with_context(|| format!("cannot write {}", path.display()))?;
-        std::fs::write(path.with_extension("digest"), digest(&manifest))
-            .with_context(|| format!("cannot write the digest of {}", path.display()))?;
+        let known: String =
+            self.references.iter().map(|name| format!("{name} {}\n", digest(&manifest))).collect();
+        std::fs::write(path.with_extension("names"), known)
+            .with_context(|| format!("cannot write the names of {}", path.display()))?;
         println!("  {:<14} {:6.1} MB", self.name, archive.len() as f64 / 1e6);
         Ok(archive.len() as u64)
     }
@@ -330,9 +334,9 @@ mod tests {
 
     #[test]
     fn the_same_files_give_the_same_image() {
-        let image = || base("one", &["/x"], "0:0").layer().unwrap();
+        let image = || base("one", &["/x"], ROOT).layer().unwrap();
         assert_eq!(digest(&image()), digest(&image()));
-        let mut other = base("one", &["/x"], "0:0");
+        let mut other = base("one", &["/x"], ROOT);
         other.files.insert("/x".into(), Content::Text("x"));
         assert_ne!(digest(&image()), digest(&other.layer().unwrap()));
     }

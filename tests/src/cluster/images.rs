@@ -47,14 +47,27 @@ pub(super) fn import(layout: &Layout, name: &str, archives: &[PathBuf]) -> Resul
     let mut imported = 0;
     for archive in archives {
         // What the archive is stands beside it, so that it need not be read to see that it is there already.
-        let digest = std::fs::read_to_string(archive.with_extension("digest")).unwrap_or_default();
-        if !digest.trim().is_empty() && there.contains(digest.trim()) {
+        let known = std::fs::read_to_string(archive.with_extension("names")).unwrap_or_default();
+        if has_all(&there, &known) {
             continue;
         }
         ctr(layout, name, &["images", "import", &archive.to_string_lossy()])?;
         imported += 1;
     }
     Ok(imported)
+}
+
+/// Whether a node's list (`ctr images ls`: name, type, digest) has every line, of a name and its digest, of an archive's.
+/// One image may have names in several archives.
+fn has_all(list: &str, known: &str) -> bool {
+    let has = |line: &str| {
+        let wanted: Vec<&str> = line.split(' ').collect();
+        list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|words| {
+            words.first() == wanted.first()
+                && words.get(2).is_some_and(|digest| wanted.last() == Some(digest))
+        })
+    };
+    !known.is_empty() && known.lines().all(has)
 }
 
 fn ctr(layout: &Layout, name: &str, args: &[&str]) -> Result<String> {
@@ -68,4 +81,24 @@ fn ctr(layout: &Layout, name: &str, args: &[&str]) -> Result<String> {
         bail!("ctr {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_all;
+
+    #[test]
+    fn an_image_is_on_a_node_once_it_is_there_under_each_of_its_names() {
+        let list = "REF TYPE DIGEST SIZE\na/x:1 application/manifest sha256:11 5 MiB\nb/x:1 application/manifest sha256:22 5 MiB\n";
+        for (known, there) in [
+            ("a/x:1 sha256:11\n", true),
+            ("a/x:1 sha256:11\nb/x:1 sha256:22\n", true),
+            // The image is there under another name, or the name is another image's.
+            ("a/x:2 sha256:11\n", false),
+            ("a/x:1 sha256:22\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_all(list, known), there, "{known}");
+        }
+    }
 }

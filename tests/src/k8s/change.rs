@@ -217,7 +217,7 @@ spec:
 }
 
 /// A pod that makes HTTP requests, or holds round trips on open connections, until it is told to end.
-fn load(name: &str, node: &str, to: &str, shape: &str, pause_ms: &str) -> String {
+pub(super) fn load(name: &str, node: &str, to: &str, shape: &str, pause_ms: &str) -> String {
     let argv = [
         "mesh-tests",
         "tool",
@@ -252,7 +252,7 @@ pub(super) fn under_load(bed: &Bed, space: &Space<'_>) -> Result<()> {
 }
 
 /// Ends a load; what it saw.
-fn figures(space: &Space<'_>, pod: &str) -> Result<Figures> {
+pub(super) fn figures(space: &Space<'_>, pod: &str) -> Result<Figures> {
     space.exec(pod, &["sh", "-c", "kill -TERM 1"])?;
     wait::until(&format!("figures of {pod}"), PATIENCE, || {
         let logs = space.kubectl(&["logs", pod])?;

@@ -21,7 +21,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A namespace whose services have a running waypoint, with some objects and a client on the first node.
-fn behind_waypoint<'b>(bed: &'b Bed, objects: &str, ready: &[&str]) -> Result<Space<'b>> {
+pub(super) fn behind_waypoint<'b>(bed: &'b Bed, objects: &str, ready: &[&str]) -> Result<Space<'b>> {
     bed.mesh()?;
     let space = bed.space(&[(MODE, "ambient"), ("istio.io/use-waypoint", "waypoint")])?;
     space.apply(&[GATEWAY, objects, &pods::client("client", &bed.nodes[0])].concat())?;
@@ -44,7 +44,7 @@ fn statuses(space: &Space<'_>, pod: &str, count: usize, url: &str, more: &[&str]
     Ok(said.lines().map(str::to_owned).collect())
 }
 
-fn status(space: &Space<'_>, pod: &str, url: &str, more: &[&str]) -> Result<String> {
+pub(super) fn status(space: &Space<'_>, pod: &str, url: &str, more: &[&str]) -> Result<String> {
     statuses(space, pod, 1, url, more)?.pop().context("curl said nothing")
 }
 
@@ -76,16 +76,36 @@ spec:
     route: [{destination: {host: reviews, subset: v1}}]
   - match: [{uri: {exact: /moved}}]
     redirect: {uri: /here, redirectCode: 302}
+  - match: [{uri: {exact: /closed}}]
+    directResponse: {status: 503, body: {string: 'closed for today'}}
+  - match: [{uri: {prefix: /shared}}]
+    corsPolicy: {allowOrigins: [{exact: 'https://shop.example'}], allowMethods: [GET], maxAge: 1m}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {regex: '/v[0-9]+/.*'}}]
+    rewrite: {uriRegexRewrite: {match: '^/v[0-9]+/(.*)', rewrite: '/\\1'}}
+    route: [{destination: {host: reviews, subset: v1}}]
+  - match: [{uri: {prefix: /copied}}]
+    route: [{destination: {host: reviews, subset: v1}}]
+    mirrors: [{destination: {host: mirror}, percentage: {value: 100}}]
   - route:
     - {destination: {host: reviews, subset: v1}, weight: 80}
     - {destination: {host: reviews, subset: v2}, weight: 20}
 ";
 
+/// A server that prints the paths that it is asked for.
+fn printing(name: &str, node: &str) -> String {
+    let config = "daemon off; pid /tmp/pid; error_log /dev/stderr; events {} http { log_format path $request_uri; \
+                  access_log /dev/stdout path; server { listen 8080; listen [::]:8080; return 200; } }";
+    let shell = format!("echo '{config}' > /tmp/conf; exec nginx -c /tmp/conf");
+    pods::pod(name, node, &["sh", "-c", &shell])
+}
+
 fn traffic(bed: &Bed) -> Result<()> {
     let (a, b) = (&bed.nodes[0], &bed.nodes[1]);
-    let objects =
-        [TRAFFIC, &version("reviews", "v1", a), &version("reviews", "v2", b), &pods::service("reviews")];
-    let space = behind_waypoint(bed, &objects.concat(), &["reviews-v1", "reviews-v2"])?;
+    let versions = version("reviews", "v1", a) + &version("reviews", "v2", b);
+    let mirror = printing("mirror", a) + &pods::service("mirror");
+    let objects = [TRAFFIC, &versions, &pods::service("reviews"), &mirror];
+    let space = behind_waypoint(bed, &objects.concat(), &["reviews-v1", "reviews-v2", "mirror"])?;
     let answers = |count: usize, more: &[&str]| -> Result<Vec<String>> {
         let url = format!("http://reviews/?n=[1-{count}]");
         let said = space.exec("client", &[&["curl", "--silent", "--max-time", "30", &url], more].concat())?;
@@ -116,7 +136,33 @@ fn traffic(bed: &Bed) -> Result<()> {
         &["curl", "--silent", "-w", "%{http_code} %{redirect_url}", "http://reviews/moved"],
     )?;
     ensure!(moved.ends_with("302 http://reviews/here"), "the redirect is {moved}");
-    Ok(())
+    more_traffic(&space)
+}
+
+/// What needs no version of the service, and a copy of requests.
+fn more_traffic(space: &Space<'_>) -> Result<()> {
+    let ask =
+        |more: &[&str]| space.exec("client", &[&["curl", "--silent", "--max-time", "5"], more].concat());
+    let closed = ask(&["-w", " %{http_code}", "http://reviews/closed"])?;
+    ensure!(closed == "closed for today 503", "the direct answer is {closed}");
+    let answer = ask(&["http://reviews/v7/books"])?;
+    ensure!(answer.contains("/books") && !answer.contains("/v7"), "the path was not rewritten: {answer}");
+    let preflight = |origin: &str| {
+        let origin = format!("origin: {origin}");
+        let method = "access-control-request-method: GET";
+        ask(&["-i", "-X", "OPTIONS", "-H", method, "-H", &origin, "http://reviews/shared"])
+    };
+    let allowed =
+        |head: &str| head.to_lowercase().contains("access-control-allow-origin: https://shop.example");
+    let (own, foreign) = (preflight("https://shop.example")?, preflight("https://other.example")?);
+    ensure!(allowed(&own) && !allowed(&foreign), "CORS answers {own} and {foreign}");
+    let before = space.kubectl(&["logs", "mirror"])?;
+    ensure!(!before.contains("/copied"), "the mirror was asked before: {before}");
+    let answer = ask(&["http://reviews/copied/1"])?;
+    ensure!(answer.contains("reviews-v1"), "the copied request was answered by another: {answer}");
+    wait::until_true("copy of the request", PATIENCE, || {
+        Ok(space.kubectl(&["logs", "mirror"])?.contains("/copied/1"))
+    })
 }
 
 const RETRIES: &str = "
