@@ -6,7 +6,7 @@ use super::rules::{behind_waypoint, status};
 use super::waypoint::{GATEWAY, programmed};
 use super::{Bed, Scenario, Space, pods, scenario};
 use crate::bed::wait;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -251,7 +251,7 @@ fn seen(bed: &Bed) -> Result<()> {
             status(&space, "client", "http://web/pay?access_token=abc123", &[])?;
             Ok(tap.is_finished())
         });
-        let said = tap.join().map_err(|_| anyhow::anyhow!("the tap panicked"))?;
+        let Ok(said) = tap.join() else { bail!("the tap panicked") };
         asked.and(said)
     })?;
     let identity = format!("spiffe://cluster.local/ns/{}/sa/default", space.name());

@@ -6,7 +6,7 @@ use super::shop::{ONLY_FRONTEND, open, refused, talks};
 use super::{Scenario, scenario, skip};
 use crate::bed::process::finish;
 use crate::bed::{Testbed, Topology, wait};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,8 +142,8 @@ fn browsed() -> Result<()> {
         });
         let done = finish(&bed.control_place, argv, Duration::from_secs(100));
         over.store(true, Ordering::Relaxed);
-        going.join().map_err(|_| anyhow!("the traffic panicked"))??;
-        done
+        let Ok(went) = going.join() else { bail!("the traffic panicked") };
+        went.and(done)
     })?;
     keep(&pictures);
     let seen: Value = serde_json::from_str(done.ok()?).with_context(|| format!("no JSON: {}", done.out))?;
