@@ -50,6 +50,7 @@ pub mod pool;
 pub mod refused;
 mod secure;
 pub mod spans;
+mod spoken;
 pub mod target;
 pub mod tcp;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use super::body::{Replay, RequestBody};
 use super::http::Downstream;
 use super::message::Message;
+use super::spoken::Spoken;
 use super::tries::{self, Speak};
 use crate::config::Snapshot;
 use crate::routing::{Mirror, Rule, WeightedBackend, shadow_authority};
@@ -40,6 +41,7 @@ pub(super) fn send(
     let authority = shadow_authority(message.authority.to_str().unwrap_or_default());
     let Ok(authority) = HeaderValue::from_str(&authority) else { return };
     let (downstream, snapshot) = (Rc::clone(downstream), Arc::clone(snapshot));
+    let spoken = Spoken::new(downstream.http2, &message.head.headers);
     let backend = mirror.backend.clone();
     let host = backend.hostname.clone();
     drop(tokio::task::spawn_local(async move {
@@ -49,7 +51,7 @@ pub(super) fn send(
         };
         let copied = async {
             let (local, addressed) = (&downstream.worker, downstream.addressed.port());
-            let speak = Speak::AsDeclared(downstream.http2);
+            let speak = Speak::AsDeclared(spoken);
             let sent = tries::once(local, &snapshot, &backend, addressed, speak, make).await;
             let (response, lease) = sent.map_err(|refused| refused.text())?;
             let mut body = response.into_body();

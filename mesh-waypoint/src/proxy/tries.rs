@@ -23,6 +23,7 @@ use super::message::Message;
 use super::pool::{Lease, NoConnection};
 use super::refused::Refused;
 use super::secure::Inside;
+use super::spoken::Spoken;
 use super::worker::Local;
 use crate::config::Snapshot;
 use crate::request::Addressed;
@@ -242,7 +243,10 @@ impl Tries<'_> {
     async fn destination(&self, picked: &Picked) -> Result<Destination, DialError> {
         let policy = self.cluster.policy();
         let declared = declared(&self.snapshot.mesh, self.downstream.protocol, self.cluster.key());
-        let http2 = self.message.switch.is_none() && speaks_http2(&policy, declared, self.downstream.http2);
+        let spoken = Spoken::new(self.downstream.http2, &self.message.head.headers);
+        let role = self.downstream.worker.shared.config.own.role;
+        let http2 =
+            self.message.switch.is_none() && spoken.goes_on_in_http2(&policy.connection, declared, role);
         destination(&self.downstream.worker, picked, policy, Inside::of_http(http2)).await
     }
 
@@ -448,19 +452,6 @@ fn declared(mesh: &MeshState, addressed: AppProtocol, key: &ClusterKey) -> AppPr
     }
 }
 
-fn speaks_http2(policy: &Policy, declared: AppProtocol, client: bool) -> bool {
-    if policy.connection.use_client_protocol {
-        return client;
-    }
-    match declared {
-        AppProtocol::Http2 | AppProtocol::Grpc => true,
-        _ if policy.connection.h2_upgrade => true,
-        AppProtocol::Http11 => false,
-        // Undeclared: the endpoint is spoken to as the client speaks.
-        AppProtocol::Unknown | AppProtocol::Tcp | AppProtocol::Tls => client,
-    }
-}
-
 /// Where an endpoint is, with its name resolved.
 ///
 /// # Errors
@@ -534,8 +525,8 @@ async fn resolve(local: &Local, hostname: &Str, port: u16) -> Result<Vec<IpAddr>
 pub(super) enum Speak {
     /// HTTP/2, or HTTP/1.1.
     Http2(bool),
-    /// What the port is declared to speak, else HTTP/2 or HTTP/1.1 as a client does.
-    AsDeclared(bool),
+    /// What the port is declared to speak, else what follows from how a client's request came.
+    AsDeclared(Spoken),
 }
 
 /// Sends one request of ours to a backend, without retries: to an authorizer or a collector, or a copy. `addressed` is the
@@ -558,7 +549,9 @@ pub(super) async fn once(
     let declared = declared(&snapshot.mesh, AppProtocol::Unknown, cluster.key());
     let http2 = match speak {
         Speak::Http2(http2) => http2,
-        Speak::AsDeclared(client) => speaks_http2(&policy, declared, client),
+        Speak::AsDeclared(spoken) => {
+            spoken.goes_on_in_http2(&policy.connection, declared, local.shared.config.own.role)
+        }
     };
     let to = destination(local, &picked, policy, Inside::of_http(http2)).await;
     let to = to.map_err(|error| Refused::unconnected(&error))?;
