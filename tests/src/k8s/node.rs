@@ -41,6 +41,8 @@ pub(super) fn agents(bed: &Bed, on: &[String]) -> Result<()> {
         let label = if on.contains(node) { "um-agents=here" } else { "um-agents-" };
         bed.kubectl.run(&["label", "--overwrite", "node", node, label])?;
     }
+    // Where agents run on all nodes again, they are started by their label and at once replaced: the first ones leave before
+    // they have begun, which nothing may hang on.
     let selector = if on.len() == bed.nodes.len() { "null" } else { "\"here\"" };
     let patch = format!(
         "{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"um-agents\":{selector}}}}}}}}}}}"
