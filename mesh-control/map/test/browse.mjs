@@ -31,6 +31,7 @@ try {
     held = new Promise((done) => { release = done; });
     const before = asked;
     for (const end = Date.now() + 10000; asked === before && Date.now() < end;) await new Promise((done) => setTimeout(done, 20));
+    if (asked === before) throw new Error('the page does not ask for the graph any more');
     await act();
     held = null;
     release();

@@ -37,18 +37,27 @@ fn read(path: &Path) -> Result<String> {
 
 /// Agents run on these nodes and no others.
 pub(super) fn agents(bed: &Bed, on: &[String]) -> Result<()> {
-    for node in &bed.nodes {
-        let label = if on.contains(node) { "um-agents=here" } else { "um-agents-" };
-        bed.kubectl.run(&["label", "--overwrite", "node", node, label])?;
+    let all = on.len() == bed.nodes.len();
+    let mark = || -> Result<()> {
+        for node in &bed.nodes {
+            let label = if !all && on.contains(node) { "um-agents=here" } else { "um-agents-" };
+            bed.kubectl.run(&["label", "--overwrite", "node", node, label])?;
+        }
+        Ok(())
+    };
+    if !all {
+        mark()?;
     }
-    // Where agents run on all nodes again, they are started by their label and at once replaced: the first ones leave before
-    // they have begun, which nothing may hang on.
-    let selector = if on.len() == bed.nodes.len() { "null" } else { "\"here\"" };
+    let selector = if all { "null" } else { "\"here\"" };
     let patch = format!(
         "{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"um-agents\":{selector}}}}}}}}}}}"
     );
     let daemon = "daemonset/undermesh-node";
     bed.kubectl.run(&["--namespace", SYSTEM, "patch", daemon, "--type", "merge", "--patch", &patch])?;
+    // No agent leaves for want of a label, and no node keeps one.
+    if all {
+        mark()?;
+    }
     let wanted = on.len() as u64;
     wait::until_true(&format!("{wanted} agents"), PATIENCE, || {
         let list =

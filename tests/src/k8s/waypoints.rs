@@ -24,14 +24,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The addresses of a waypoint's pods that nobody has told to leave.
+/// The addresses of a waypoint's pods, also of those that are leaving.
 fn addresses(space: &Space<'_>, waypoint: &str) -> Result<Vec<String>> {
     let label = format!("gateway.networking.k8s.io/gateway-name={waypoint}");
     let list: Value =
         serde_json::from_str(&space.kubectl(&["get", "pods", "--selector", &label, "-o", "json"])?)?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
-    let staying = items.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    Ok(staying.filter_map(|pod| pod["status"]["podIP"].as_str().map(str::to_owned)).collect())
+    Ok(items.iter().filter_map(|pod| pod["status"]["podIP"].as_str().map(str::to_owned)).collect())
 }
 
 /// The server has been asked by a waypoint: it sees the waypoint's address.
@@ -162,12 +161,10 @@ fn replaced(bed: &Bed) -> Result<()> {
     let before = addresses(&space, "waypoint")?;
     space.kubectl(&["rollout", "restart", "deployment/waypoint"])?;
     space.kubectl(&["rollout", "status", "deployment/waypoint", "--timeout=60s"])?;
-    wait::until_true("another waypoint alone", PATIENCE, || {
+    wait::until_true("end of the waypoint that was replaced", PATIENCE, || {
         let now = addresses(&space, "waypoint")?;
         Ok(!now.is_empty() && now.iter().all(|address| !before.contains(address)))
     })?;
-    // The old one leaves, which takes longer than the new one's coming.
-    std::thread::sleep(Duration::from_secs(5));
     in_force(&space, 20)?;
     let seen = figures(&space, "requests")?;
     ensure!(seen.errors == 0, "{} of {} requests failed, first: {}", seen.errors, seen.ops, seen.first_error);

@@ -136,6 +136,7 @@ fn browsed() -> Result<()> {
         let going = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 traffic()?;
+                // As often as the page asks: a load would hide what one connection looks like.
                 std::thread::sleep(Duration::from_secs(2));
             }
             anyhow::Ok(())
