@@ -11,7 +11,7 @@
 //! | `host_connect4/6`, `host_sockets` | cgroup connect and sock_ops, host | the kubelet's probes |
 //! | `steer` | sk_lookup, each enrolled namespace | hands SYNs to listeners |
 //! | `trace_sockets` | sock_ops, host | tells what becomes of connections |
-//! | `trace_retransmit`, `trace_reset_sent`, `trace_reset_received`, `trace_drop` | tracepoints | tell what goes wrong with packets |
+//! | `trace_retransmit`, `trace_reset_sent`, `trace_reset_received`, `trace_drop` | raw tracepoints | tell what goes wrong with packets |
 //!
 //! Two generations of every program may be attached at once while an agent is replaced; each program gives the same
 //! answer when it runs twice.
@@ -21,9 +21,9 @@
 
 mod programs;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, sk_lookup, sock_ops, tracepoint};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, raw_tracepoint, sk_lookup, sock_ops};
 use aya_ebpf::programs::{
-    SkBuffContext, SkLookupContext, SockAddrContext, SockOpsContext, TracePointContext,
+    RawTracePointContext, SkBuffContext, SkLookupContext, SockAddrContext, SockOpsContext,
 };
 use programs::{connect, datagram, egress, lookup, peer, probe, sockets, trace, trace_points};
 
@@ -102,23 +102,23 @@ pub fn trace_sockets(ctx: SockOpsContext) -> u32 {
     trace::event(&ctx)
 }
 
-#[tracepoint]
-pub fn trace_retransmit(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub fn trace_retransmit(ctx: RawTracePointContext) -> i32 {
     trace_points::retransmit(&ctx)
 }
 
-#[tracepoint]
-pub fn trace_reset_sent(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub fn trace_reset_sent(ctx: RawTracePointContext) -> i32 {
     trace_points::reset_sent(&ctx)
 }
 
-#[tracepoint]
-pub fn trace_reset_received(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub fn trace_reset_received(ctx: RawTracePointContext) -> i32 {
     trace_points::reset_received(&ctx)
 }
 
-#[tracepoint]
-pub fn trace_drop(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub fn trace_drop(ctx: RawTracePointContext) -> i32 {
     trace_points::dropped(&ctx)
 }
 

@@ -188,39 +188,34 @@ pub mod setting {
     pub const CGROUP_NODE: u32 = 15;
     /// `kernfs_node.id`.
     pub const NODE_ID: u32 = 16;
-    /// Fields of `tcp:tcp_retransmit_skb`.
-    pub const RETRANSMIT: u32 = 17;
-    /// Fields of `tcp:tcp_send_reset`.
-    pub const RESET_SENT: u32 = RETRANSMIT + field::LEN;
-    /// Fields of `tcp:tcp_receive_reset`.
-    pub const RESET_RECEIVED: u32 = RESET_SENT + field::LEN;
-    /// Fields of `skb:kfree_skb`.
-    pub const DROP: u32 = RESET_RECEIVED + field::LEN;
+    /// `sock.__sk_common.skc_family`.
+    pub const SOCK_FAMILY: u32 = 17;
+    /// `sock.__sk_common.skc_state`.
+    pub const SOCK_STATE: u32 = 18;
+    /// `inet_sock.inet_sport`, in the network's byte order.
+    pub const SOCK_OWN_PORT: u32 = 19;
+    /// `sock.__sk_common.skc_dport`, in the network's byte order.
+    pub const SOCK_PEER_PORT: u32 = 20;
+    /// `sock.__sk_common.skc_rcv_saddr`.
+    pub const SOCK_OWN: u32 = 21;
+    /// `sock.__sk_common.skc_daddr`.
+    pub const SOCK_PEER: u32 = 22;
+    /// `sock.__sk_common.skc_v6_rcv_saddr`.
+    pub const SOCK_OWN_V6: u32 = 23;
+    /// `sock.__sk_common.skc_v6_daddr`.
+    pub const SOCK_PEER_V6: u32 = 24;
+    /// Argument `reason` of `tcp_send_reset`.
+    pub const RESET_REASON: u32 = 25;
+    /// Argument `reason` of `kfree_skb`.
+    pub const DROP_REASON: u32 = 26;
+    /// Argument `rx_sk` of `kfree_skb`.
+    pub const DROP_SOCK: u32 = 27;
     /// Number of entries.
-    pub const LEN: u32 = DROP + field::LEN;
-
-    use super::field;
+    pub const LEN: u32 = 28;
 }
 
 /// A field that the running kernel does not have.
 pub const ABSENT: u64 = u64::MAX;
-
-/// Fields of a tracepoint, each an offset into its record.
-pub mod field {
-    pub const SKB: u32 = 0;
-    pub const SOCK: u32 = 1;
-    pub const STATE: u32 = 2;
-    pub const REASON: u32 = 3;
-    pub const FAMILY: u32 = 4;
-    pub const SPORT: u32 = 5;
-    pub const DPORT: u32 = 6;
-    pub const SADDR: u32 = 7;
-    pub const DADDR: u32 = 8;
-    pub const SADDR_V6: u32 = 9;
-    pub const DADDR_V6: u32 = 10;
-    /// Number of fields.
-    pub const LEN: u32 = 11;
-}
 
 /// Drop reasons that the TRACE_REASONS map has room for; others are told.
 pub const REASONS: u32 = 512;

@@ -1,7 +1,8 @@
 //! Tells what goes wrong with packets: retransmissions, resets and drops, from the kernel's own tracepoints.
 //!
-//! Where a field is in a tracepoint's record and in the kernel's structures is what user space read from the running
-//! kernel; without it the event says less, or is not told. What repeats on one connection is told once a second.
+//! Raw tracepoints: the kernel runs no other kind while the CPU that a packet arrives on is in the middle of a map's system
+//! call, and an agent makes many of those. Where a field is in the kernel's structures is what user space read from the
+//! running kernel; without it the event says less, or is not told. What repeats on one connection is told once a second.
 
 use super::maps::now;
 use super::trace::{count, given, is_traced, offset, read, tell};
@@ -10,14 +11,14 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
-use aya_ebpf::programs::TracePointContext;
-use mesh_ebpf::trace::{Event, REASONS, REPEAT_NS, Repeat, RepeatKey, counter, field, flag, kind, setting};
+use aya_ebpf::programs::RawTracePointContext;
+use mesh_ebpf::trace::{Event, REASONS, REPEAT_NS, Repeat, RepeatKey, counter, flag, kind, setting};
 use mesh_ebpf::{Address, Tuple};
 
 const AF_INET: u16 = 2;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-const GO_ON: u32 = 0;
+const GO_ON: i32 = 0;
 
 /// Addresses of pods that are traced.
 #[map]
@@ -29,9 +30,9 @@ static TRACE_REASONS: Array<u32> = Array::with_max_entries(REASONS, 0);
 #[map]
 static TRACE_REPEATS: LruHashMap<RepeatKey, Repeat> = LruHashMap::with_max_entries(4096, 0);
 
-/// A field of a tracepoint's record.
+/// An argument of a tracepoint that not every kernel has.
 #[inline(always)]
-fn record<T>(ctx: &TracePointContext, index: u32) -> Option<T> {
+fn argument<T>(ctx: &RawTracePointContext, index: u32) -> Option<T> {
     let offset = offset(index)?;
     // SAFETY: the helper checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_kernel(ctx.as_ptr().cast::<u8>().wrapping_add(offset as usize).cast::<T>()) }.ok()
@@ -69,50 +70,28 @@ fn concerns(netns: u64, tuple: &Tuple) -> bool {
     (netns == 0 || netns == given(setting::HOME)) && (is_of_pod(&tuple.client) || is_of_pod(&tuple.server))
 }
 
-/// Source, destination and their ports from a record whose fields begin at `base`: the kernels' older and newer way.
+/// A socket's own address and port, and its peer's.
 #[inline(always)]
-fn addresses(ctx: &TracePointContext, base: u32) -> Option<Tuple> {
-    let Some(family) = record::<u16>(ctx, base + field::FAMILY) else {
-        return socket_addresses(ctx, base);
-    };
-    let (client, server) = if family == AF_INET {
-        let client = Address::v4(record(ctx, base + field::SADDR)?);
-        (client, Address::v4(record(ctx, base + field::DADDR)?))
+fn ends(socket: u64) -> Option<Tuple> {
+    let (client, server) = if read::<u16>(socket, setting::SOCK_FAMILY)? == AF_INET {
+        let client = Address::v4(read(socket, setting::SOCK_OWN)?);
+        (client, Address::v4(read(socket, setting::SOCK_PEER)?))
     } else {
-        (Address(record(ctx, base + field::SADDR_V6)?), Address(record(ctx, base + field::DADDR_V6)?))
+        (Address(read(socket, setting::SOCK_OWN_V6)?), Address(read(socket, setting::SOCK_PEER_V6)?))
     };
     Some(Tuple {
         client,
         server,
-        client_port: record(ctx, base + field::SPORT)?,
-        server_port: record(ctx, base + field::DPORT)?,
+        client_port: u16::from_be(read(socket, setting::SOCK_OWN_PORT)?),
+        server_port: u16::from_be(read(socket, setting::SOCK_PEER_PORT)?),
     })
 }
 
-/// Records that carry `struct sockaddr_in6`, or `sockaddr_in` in its place.
+/// Source, destination and protocol of a packet.
 #[inline(always)]
-fn socket_addresses(ctx: &TracePointContext, base: u32) -> Option<Tuple> {
-    let from: [u8; 28] = record(ctx, base + field::SADDR)?;
-    let to: [u8; 28] = record(ctx, base + field::DADDR)?;
-    Some(Tuple {
-        client: socket_address(&from),
-        server: socket_address(&to),
-        client_port: u16::from_be_bytes([from[2], from[3]]),
-        server_port: u16::from_be_bytes([to[2], to[3]]),
-    })
-}
-
-#[inline(always)]
-fn word(bytes: &[u8; 28], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-#[inline(always)]
-fn socket_address(bytes: &[u8; 28]) -> Address {
-    if u16::from_ne_bytes([bytes[0], bytes[1]]) == AF_INET {
-        return Address::v4(word(bytes, 4));
-    }
-    Address([word(bytes, 8), word(bytes, 12), word(bytes, 16), word(bytes, 20)])
+fn packet_ends(packet: u64) -> Option<(Tuple, u8)> {
+    let head = read::<u64>(packet, setting::SKB_HEAD)?;
+    header(head + u64::from(read::<u16>(packet, setting::SKB_NETWORK)?))
 }
 
 /// Tells it, or adds it to what was told less than a second ago.
@@ -140,20 +119,26 @@ fn tell_repeated(mut event: Event) {
     tell(event);
 }
 
-/// Something that a socket did.
+/// Something that a socket did, or a port without one; `answered` is the packet that it was an answer to.
 #[inline(always)]
-fn of_socket(ctx: &TracePointContext, base: u32, kind: u32) -> Option<()> {
-    let socket = record::<u64>(ctx, base + field::SOCK).unwrap_or(0);
+fn of_socket(socket: u64, answered: u64, kind: u32, reason: u32) -> Option<()> {
     let (mut netns, cookie) = owner(socket);
     if netns == 0 {
-        // A port without a socket answers with a reset, too.
-        netns = arrived_in(record::<u64>(ctx, base + field::SKB).unwrap_or(0));
+        netns = arrived_in(answered);
     }
     // Most sockets of a node are of no concern: told before the addresses are read.
     if netns != 0 && netns != given(setting::HOME) && !is_traced(netns) {
         return None;
     }
-    let tuple = addresses(ctx, base)?;
+    let tuple = match packet_ends(answered) {
+        Some((packet, _)) => Tuple {
+            client: packet.server,
+            server: packet.client,
+            client_port: packet.server_port,
+            server_port: packet.client_port,
+        },
+        None => ends(socket)?,
+    };
     if !concerns(netns, &tuple) {
         return None;
     }
@@ -163,52 +148,55 @@ fn of_socket(ctx: &TracePointContext, base: u32, kind: u32) -> Option<()> {
         tuple,
         kind,
         flags: flag::PACKET,
-        reason: record::<u32>(ctx, base + field::REASON).unwrap_or(0),
+        reason,
         count: 1,
-        state: record::<u32>(ctx, base + field::STATE).unwrap_or(0),
+        state: u32::from(read::<u8>(socket, setting::SOCK_STATE).unwrap_or(0)),
         ..Event::default()
     });
     Some(())
 }
 
+/// `tcp_retransmit_skb(sk, skb, …)`.
 #[inline(always)]
-pub(crate) fn retransmit(ctx: &TracePointContext) -> u32 {
-    let _ = of_socket(ctx, setting::RETRANSMIT, kind::RETRANSMIT);
+pub(crate) fn retransmit(ctx: &RawTracePointContext) -> i32 {
+    let _ = of_socket(ctx.arg(0), 0, kind::RETRANSMIT, 0);
     GO_ON
 }
 
+/// `tcp_send_reset(sk, skb, reason)`: either may be missing, the reason before Linux 6.10.
 #[inline(always)]
-pub(crate) fn reset_sent(ctx: &TracePointContext) -> u32 {
-    let _ = of_socket(ctx, setting::RESET_SENT, kind::RESET_SENT);
+pub(crate) fn reset_sent(ctx: &RawTracePointContext) -> i32 {
+    let reason = argument::<u32>(ctx, setting::RESET_REASON).unwrap_or(0);
+    let _ = of_socket(ctx.arg(0), ctx.arg(1), kind::RESET_SENT, reason);
     GO_ON
 }
 
+/// `tcp_receive_reset(sk)`.
 #[inline(always)]
-pub(crate) fn reset_received(ctx: &TracePointContext) -> u32 {
-    let _ = of_socket(ctx, setting::RESET_RECEIVED, kind::RESET_RECEIVED);
+pub(crate) fn reset_received(ctx: &RawTracePointContext) -> i32 {
+    let _ = of_socket(ctx.arg(0), 0, kind::RESET_RECEIVED, 0);
     GO_ON
 }
 
+/// `kfree_skb(skb, location, reason, rx_sk)`: the last since Linux 6.11.
 #[inline(always)]
-pub(crate) fn dropped(ctx: &TracePointContext) -> u32 {
+pub(crate) fn dropped(ctx: &RawTracePointContext) -> i32 {
     let _ = drop_of(ctx);
     GO_ON
 }
 
 #[inline(always)]
-fn drop_of(ctx: &TracePointContext) -> Option<()> {
-    let reason = record::<u32>(ctx, setting::DROP + field::REASON)?;
+fn drop_of(ctx: &RawTracePointContext) -> Option<()> {
+    let reason = argument::<u32>(ctx, setting::DROP_REASON)?;
     if TRACE_REASONS.get(reason).is_some_and(|ignored| *ignored != 0) {
         return None;
     }
-    let packet = record::<u64>(ctx, setting::DROP + field::SKB)?;
-    let head = read::<u64>(packet, setting::SKB_HEAD)?;
-    let at = head + u64::from(read::<u16>(packet, setting::SKB_NETWORK)?);
-    let (tuple, protocol) = header(at)?;
+    let packet = ctx.arg(0);
+    let (tuple, protocol) = packet_ends(packet)?;
     if !is_of_pod(&tuple.client) && !is_of_pod(&tuple.server) {
         return None;
     }
-    let receiver = record::<u64>(ctx, setting::DROP + field::SOCK).unwrap_or(0);
+    let receiver = argument::<u64>(ctx, setting::DROP_SOCK).unwrap_or(0);
     let socket = if receiver == 0 { read::<u64>(packet, setting::SKB_SOCK).unwrap_or(0) } else { receiver };
     let (mut netns, cookie) = owner(socket);
     if netns == 0 {

@@ -13,49 +13,51 @@ use crate::sys::bpf::{self, AttachType, PerCpuCounters, Table};
 use crate::sys::poll::Poll;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::Program;
-use aya::programs::trace_point::TracePointLink;
+use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::{Ebpf, Pod as Plain};
 use btf::Btf;
 use formats::Format;
 use mesh_core::admin::{Fitness, Probe};
-use mesh_ebpf::trace::{ABSENT, REASONS, REPEAT_NS, Repeat, RepeatKey, counter, field, setting};
+use mesh_ebpf::trace::{ABSENT, REASONS, REPEAT_NS, Repeat, RepeatKey, counter, setting};
 use mesh_ebpf::{Address, socket};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 pub use mesh_ebpf::trace::{Event, flag, kind};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
-/// The tracepoints: program, category, name, first index of its fields, what is not seen without it.
-const POINTS: [(&str, &str, &str, u32, &str); 4] = [
-    (
-        "trace_retransmit",
-        "tcp",
-        "tcp_retransmit_skb",
-        setting::RETRANSMIT,
-        "no event for each retransmission",
-    ),
-    ("trace_reset_sent", "tcp", "tcp_send_reset", setting::RESET_SENT, "resets that are sent are not seen"),
-    (
-        "trace_reset_received",
-        "tcp",
-        "tcp_receive_reset",
-        setting::RESET_RECEIVED,
-        "resets that arrive are not told from aborts",
-    ),
-    ("trace_drop", "skb", "kfree_skb", setting::DROP, "dropped packets are not seen"),
+/// The tracepoints: program, category, name, what is not seen without it.
+const POINTS: [(&str, &str, &str, &str); 4] = [
+    ("trace_retransmit", "tcp", "tcp_retransmit_skb", "no event for each retransmission"),
+    ("trace_reset_sent", "tcp", "tcp_send_reset", "resets that are sent are not seen"),
+    ("trace_reset_received", "tcp", "tcp_receive_reset", "resets that arrive are not told from aborts"),
+    ("trace_drop", "skb", "kfree_skb", "dropped packets are not seen"),
+];
+/// Arguments that came to tracepoints over time: program, name, place among the arguments, where the program looks it up.
+const ARGUMENTS: [(&str, &str, u64, u32); 3] = [
+    ("trace_reset_sent", "reason", 2, setting::RESET_REASON),
+    ("trace_drop", "reason", 2, setting::DROP_REASON),
+    ("trace_drop", "rx_sk", 3, setting::DROP_SOCK),
 ];
 /// Structures of the kernel that the programs look into.
-const STRUCTURES: [(u32, &str, &[&str]); 15] = [
+const STRUCTURES: [(u32, &str, &[&str]); 23] = [
     (setting::SOCK_NET, "sock", &["__sk_common", "skc_net"]),
     (setting::SOCK_COOKIE, "sock", &["__sk_common", "skc_cookie"]),
     (setting::SOCK_ERR, "sock", &["sk_err"]),
+    (setting::SOCK_FAMILY, "sock", &["__sk_common", "skc_family"]),
+    (setting::SOCK_STATE, "sock", &["__sk_common", "skc_state"]),
+    (setting::SOCK_OWN_PORT, "inet_sock", &["inet_sport"]),
+    (setting::SOCK_PEER_PORT, "sock", &["__sk_common", "skc_dport"]),
+    (setting::SOCK_OWN, "sock", &["__sk_common", "skc_rcv_saddr"]),
+    (setting::SOCK_PEER, "sock", &["__sk_common", "skc_daddr"]),
+    (setting::SOCK_OWN_V6, "sock", &["__sk_common", "skc_v6_rcv_saddr"]),
+    (setting::SOCK_PEER_V6, "sock", &["__sk_common", "skc_v6_daddr"]),
     (setting::NET_COOKIE, "net", &["net_cookie"]),
     (setting::SKB_HEAD, "sk_buff", &["head"]),
     (setting::SKB_NETWORK, "sk_buff", &["network_header"]),
@@ -102,6 +104,9 @@ pub struct Told {
     pub repeated: u64,
     /// Connections that sampling left out.
     pub unsampled: u64,
+    /// Packets of any namespace whose hook the kernel did not run, because the CPU was running it already: at most as many
+    /// retransmissions, resets and drops were not told.
+    pub missed: u64,
 }
 
 /// What capture made of a connection, in the words of flow events; empty for what it left alone.
@@ -150,8 +155,26 @@ pub struct Tracing {
     reset_reasons: HashMap<u32, String>,
     /// As counted when repeated events were last gathered.
     gathered: u64,
-    points: Vec<TracePointLink>,
+    points: Vec<Point>,
+    /// What the kernel did not run hooks for that are detached.
+    missed: u64,
     sockets: Option<OwnedFd>,
+}
+
+/// A tracepoint's program while it is attached.
+struct Point {
+    program: OwnedFd,
+    _link: RawTracePointLink,
+}
+
+impl Point {
+    /// How often the kernel did not run the program, because the CPU was running it already.
+    fn missed(&self) -> u64 {
+        let of = format!("/proc/self/fdinfo/{}", self.program.as_raw_fd());
+        let text = fs::read_to_string(of).unwrap_or_default();
+        let missed = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+        missed.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
 }
 
 impl std::fmt::Debug for Tracing {
@@ -168,32 +191,6 @@ fn table<K: Plain, V: Plain>(ebpf: &Ebpf, name: &'static str) -> Result<Table<K,
 fn format(category: &str, name: &str) -> Option<Format> {
     let read = |root: &&str| fs::read_to_string(format!("{root}/events/{category}/{name}/format")).ok();
     TRACEFS.iter().find_map(read).map(|text| Format::parse(&text))
-}
-
-/// Where a tracepoint's fields are, by [`field`].
-fn fields(format: &Format) -> [u64; field::LEN as usize] {
-    let mut offsets = [ABSENT; field::LEN as usize];
-    let mut set = |index: u32, name: &str| {
-        offsets[index as usize] = format.offset(name).map_or(ABSENT, u64::from);
-    };
-    set(field::SKB, "skbaddr");
-    // A drop names the socket that was to receive the packet (6.11).
-    set(field::SOCK, if format.offset("skaddr").is_some() { "skaddr" } else { "rx_sk" });
-    set(field::STATE, "state");
-    set(field::REASON, "reason");
-    // Either the parts of an address, or addresses whole.
-    if format.offset("family").is_some() {
-        set(field::FAMILY, "family");
-        set(field::SPORT, "sport");
-        set(field::DPORT, "dport");
-        set(field::SADDR_V6, "saddr_v6");
-        set(field::DADDR_V6, "daddr_v6");
-    }
-    if format.offset("family").is_some() || format.size("saddr") == 28 {
-        set(field::SADDR, "saddr");
-        set(field::DADDR, "daddr");
-    }
-    offsets
 }
 
 fn lacking(name: &str, detail: impl Into<String>, cost: &str, fix: &str) -> Probe {
@@ -214,7 +211,7 @@ fn working(name: &str, detail: impl Into<String>) -> Probe {
 fn describe(settings: &Table<u32, u64>) -> io::Result<Probe> {
     const NAME: &str = "trace: structures";
     const COST: &str =
-        "events say neither process nor error, and drops and resets on the node are not attributed";
+        "events say neither process nor error, and drops, resets and retransmissions are not seen";
     for index in 0..setting::LEN {
         settings.set(&index, &ABSENT, bpf::Write::Any)?;
     }
@@ -241,20 +238,17 @@ fn describe(settings: &Table<u32, u64>) -> io::Result<Probe> {
 }
 
 /// Loads one tracepoint program and attaches it.
-fn attach_point(
-    ebpf: &mut Ebpf,
-    program: &'static str,
-    category: &str,
-    name: &str,
-) -> Result<TracePointLink, String> {
-    let Some(Program::TracePoint(point)) = ebpf.program_mut(program) else {
+fn attach_point(ebpf: &mut Ebpf, program: &'static str, name: &str) -> Result<Point, String> {
+    let Some(Program::RawTracePoint(point)) = ebpf.program_mut(program) else {
         return Err("the kernel programs have no such hook".to_owned());
     };
     if point.fd().is_err() {
         point.load().map_err(|error| error.to_string())?;
     }
-    let link = point.attach(category, name).map_err(|error| error.to_string())?;
-    point.take_link(link).map_err(|error| error.to_string())
+    let link = point.attach(name).map_err(|error| error.to_string())?;
+    let _link = point.take_link(link).map_err(|error| error.to_string())?;
+    let program = point.fd().map_err(|error| error.to_string())?.as_fd().try_clone_to_owned();
+    Ok(Point { program: program.map_err(|error| error.to_string())?, _link })
 }
 
 fn attach_sockets(ebpf: &mut Ebpf, config: &CaptureConfig) -> Result<OwnedFd, CaptureError> {
@@ -281,10 +275,12 @@ impl Capture {
         let failed = |source| CaptureError::Map { map: "TRACE_SETTINGS", source };
         let structures = describe(&settings).map_err(failed)?;
         let mut reasons = HashMap::new();
-        for (program, category, name, base, _) in POINTS {
+        for (program, category, name, _) in POINTS {
             let Some(format) = format(category, name) else { continue };
-            for (index, offset) in (base..).zip(fields(&format)) {
-                settings.set(&index, &offset, bpf::Write::Any).map_err(failed)?;
+            // Each argument takes eight bytes, whatever its type.
+            let there = |argument: &&(&str, &str, u64, u32)| argument.0 == program && format.has(argument.1);
+            for (_, _, place, index) in ARGUMENTS.iter().filter(there) {
+                settings.set(index, &(place * 8), bpf::Write::Any).map_err(failed)?;
             }
             reasons.insert(program, format.reasons);
         }
@@ -313,6 +309,7 @@ impl Capture {
             reset_reasons: reasons.remove("trace_reset_sent").unwrap_or_default(),
             gathered: 0,
             points: Vec::new(),
+            missed: 0,
             sockets: None,
         };
         drop(ebpf);
@@ -340,16 +337,17 @@ impl Tracing {
         }
         let mut ebpf = capture.programs.ebpf();
         let mut hooks = vec![self.structures.clone()];
-        for (program, category, name, _, cost) in POINTS {
+        for (program, category, name, cost) in POINTS {
             let label = format!("trace: {category}:{name}");
             if format(category, name).is_none() {
                 let fix = "mount -t tracefs tracefs /sys/kernel/tracing, or a newer kernel";
                 hooks.push(lacking(&label, "no such tracepoint here", cost, fix));
                 continue;
             }
-            match attach_point(&mut ebpf, program, category, name) {
-                Ok(link) => {
-                    self.points.push(link);
+            match attach_point(&mut ebpf, program, name) {
+                Ok(point) => {
+                    self.missed = self.missed.wrapping_sub(point.missed());
+                    self.points.push(point);
                     hooks.push(working(&label, "attached"));
                 }
                 Err(problem) => {
@@ -373,8 +371,14 @@ impl Tracing {
 
     /// Detaches every hook: nothing is traced, and nothing costs anything.
     pub fn detach(&mut self) {
+        self.missed = self.missed();
         self.points.clear();
         self.sockets = None;
+    }
+
+    /// What the kernel did not run hooks for so far. A program keeps its count when it is attached again.
+    fn missed(&self) -> u64 {
+        self.points.iter().fold(self.missed, |sum, point| sum.wrapping_add(point.missed()))
     }
 
     /// Whether any hook is attached.
@@ -435,7 +439,8 @@ impl Tracing {
                 self.gathered = self.gathered.wrapping_sub(u64::from(known.count > 0));
                 continue;
             }
-            self.repeats.remove(&key)?;
+            // What was told since it was read is not told again.
+            let Some(known) = self.repeats.take(&key)?.filter(|known| known.count > 0) else { continue };
             take(&Event {
                 at_ns: now_ns,
                 netns: known.netns,
@@ -461,6 +466,7 @@ impl Tracing {
             lost: self.counters.sum(counter::LOST)?,
             repeated: self.counters.sum(counter::REPEATED)?,
             unsampled: self.counters.sum(counter::UNSAMPLED)?,
+            missed: self.missed(),
         })
     }
 

@@ -177,6 +177,7 @@ impl Collector for PairMetrics {
             ("lost", counted.lost),
             ("repeated", counted.repeated),
             ("unsampled", counted.unsampled),
+            ("missed", counted.missed),
         ] {
             ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
         }

@@ -550,7 +550,7 @@ pub(super) const FLOWS: Dashboard = Dashboard {
                 lines(
                     "Events",
                     "cps",
-                    "What became of the kernel's events: told, lost (no room), repeated (added to another), unsampled.",
+                    "What became of the kernel's events: told, lost (no room), repeated (added to another), unsampled; and packets that a busy hook missed.",
                     &[(
                         "sum by (outcome) (rate(undermesh_trace_events_total[$__rate_interval]))",
                         "{{outcome}}",

@@ -1,12 +1,11 @@
-//! What a tracepoint's record looks like in the running kernel, from its description in tracefs.
+//! What a tracepoint says in the running kernel, from the description of its record in tracefs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A tracepoint's fields and the names of its reasons.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Format {
-    /// Offset and size by name.
-    fields: HashMap<String, (u32, u32)>,
+    fields: HashSet<String>,
     /// What the numbers of its field `reason` mean.
     pub(super) reasons: HashMap<u32, String>,
 }
@@ -19,25 +18,17 @@ impl Format {
         Self { fields, reasons: reasons.unwrap_or_default() }
     }
 
-    /// Where a field begins.
-    pub(super) fn offset(&self, name: &str) -> Option<u32> {
-        self.fields.get(name).map(|(offset, _)| *offset)
-    }
-
-    /// How long a field is; 0 for one that does not exist.
-    pub(super) fn size(&self, name: &str) -> u32 {
-        self.fields.get(name).map_or(0, |(_, size)| *size)
+    /// Whether there is a field of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.fields.contains(name)
     }
 }
 
 /// `field:__u8 saddr[28]; offset:32; size:28; signed:0;`, with tabs between.
-fn field(line: &str) -> Option<(String, (u32, u32))> {
-    let mut parts = line.trim().strip_prefix("field:")?.split(';').map(str::trim);
-    let declared = parts.next()?.rsplit([' ', '*']).next()?;
-    let name = declared.split('[').next()?.to_owned();
-    let number = |part: Option<&str>, label: &str| part?.strip_prefix(label)?.parse().ok();
-    let offset = number(parts.next(), "offset:")?;
-    Some((name, (offset, number(parts.next(), "size:")?)))
+fn field(line: &str) -> Option<String> {
+    let declared = line.trim().strip_prefix("field:")?.split(';').next()?.rsplit([' ', '*']).next()?;
+    let name = declared.split('[').next()?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// The list of `__print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, …)`.
@@ -73,21 +64,17 @@ print fmt: \"state=%s reason=%s\", REC->state ? __print_symbolic(REC->state, { 1
          __print_symbolic(REC->reason, { 0, \"NOT_SPECIFIED\" }, { 0x1, \"NO_SOCKET\" })";
 
     #[test]
-    fn a_format_tells_where_fields_are_and_what_reasons_mean() {
+    fn a_format_tells_which_fields_there_are_and_what_reasons_mean() {
         let format = Format::parse(SEND_RESET);
-        assert_eq!((format.offset("skaddr"), format.size("skaddr")), (Some(16), 8));
-        assert_eq!((format.offset("saddr"), format.size("saddr")), (Some(32), 28));
-        assert_eq!(format.offset("reason"), Some(28));
-        assert_eq!((format.offset("sport"), format.size("sport")), (None, 0));
+        for (name, there) in [("skaddr", true), ("saddr", true), ("reason", true), ("sport", false)] {
+            assert_eq!(format.has(name), there, "{name}");
+        }
         let expected = [(0, "NOT_SPECIFIED".to_owned()), (1, "NO_SOCKET".to_owned())];
         assert_eq!(format.reasons, HashMap::from(expected));
     }
 
     #[test]
     fn text_that_is_no_format_says_nothing() {
-        assert_eq!(
-            Format::parse("field:;\nfield:int a;\noffset:1;\nprint fmt: REC->reason, { x }"),
-            Format::default()
-        );
+        assert_eq!(Format::parse("field:;\noffset:1;\nprint fmt: REC->reason, { x }"), Format::default());
     }
 }
