@@ -75,7 +75,8 @@ impl SpiffeId {
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Parts { trust_domain, namespace, service_account } = &*self.0;
-        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+        let parts = ["spiffe://", trust_domain, "/ns/", namespace, "/sa/", service_account];
+        parts.into_iter().try_for_each(|part| f.write_str(part))
     }
 }
 

@@ -5,7 +5,7 @@
 //! counted, except those of denied connections: who was refused, and by what, is never lost. They are gathered by kind
 //! ([`super::denials`]), and the writer tells of each kind in one line and one count.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use super::request::RequestRecord;
 use crate::error::{Code, ResponseFlag};
 use crate::flows::ConnectionId;
 use crate::hbone::Authority;
+use crate::identity::SpiffeId;
 
 /// Records that wait for the writer.
 const QUEUE: usize = 8192;
@@ -173,7 +174,7 @@ impl AccessRecord {
 
     /// The fields in their order; absent values are left out.
     fn fields(&self, put: Put<'_>) {
-        put("src.addr", Field::Bare(&self.source.to_string()));
+        put("src.addr", Field::Bare(&self.source));
         self.peers(put);
         if let Some(request) = &self.request {
             request.fields(put);
@@ -185,14 +186,14 @@ impl AccessRecord {
             };
             put("bytes_sent", Field::Number(sent));
             put("bytes_recv", Field::Number(received));
-            put("duration", Field::Text(&format!("{}ms", self.duration.as_millis())));
+            put("duration", Field::Shown(&format_args!("{}ms", self.duration.as_millis())));
         }
         self.reason(put);
         if self.fast_path {
             put("path", Field::Text("fast"));
         }
         if !self.id.is_none() {
-            put("connection", Field::Text(&self.id.to_string()));
+            put("connection", Field::Shown(&self.id));
         }
     }
 
@@ -201,18 +202,18 @@ impl AccessRecord {
         let connection = self.connection.as_ref();
         let tls = connection.is_some_and(|c| c.security == SecurityPolicy::MutualTls);
         if let Some(c) = connection {
-            let identity = c.source_identity.as_ref().filter(|_| tls).map(ToString::to_string);
+            let identity = c.source_identity.as_ref().filter(|_| tls);
             peer_fields(&c.source, ["src.workload", "src.namespace", "src.identity"], identity, put);
         }
-        put("dst.addr", Field::Bare(&self.destination.to_string()));
+        put("dst.addr", Field::Bare(&self.destination));
         if let Some(target) = &self.hbone_target {
-            put("dst.hbone_addr", Field::Bare(&target.to_string()));
+            put("dst.hbone_addr", Field::Bare(target));
         }
         if let Some(c) = connection {
             if let Some(service) = &c.service {
                 put("dst.service", Field::Text(service.host.hostname()));
             }
-            let identity = c.destination_principal().filter(|_| tls).map(ToString::to_string);
+            let identity = c.destination_principal().filter(|_| tls);
             peer_fields(&c.destination, ["dst.workload", "dst.namespace", "dst.identity"], identity, put);
         }
         put("direction", Field::Text(self.direction.as_str()));
@@ -239,7 +240,7 @@ impl RequestRecord {
         if let Some(status) = self.grpc_status {
             put("grpc_status", Field::Number(status.into()));
         }
-        put("response_flags", Field::Text(&self.flags.to_string()));
+        put("response_flags", Field::Shown(&self.flags));
         let texts = [
             ("response_code_details", &*self.details),
             ("upstream_transport_failure_reason", &*self.upstream_failure),
@@ -252,7 +253,7 @@ impl RequestRecord {
             put(name, Field::Text(text));
         }
         if let Some(trace) = self.trace {
-            put("trace_id", Field::Text(&format!("{trace:032x}")));
+            put("trace_id", Field::Shown(&format_args!("{trace:032x}")));
         }
         if self.retries > 0 {
             put("retries", Field::Number(self.retries.into()));
@@ -269,10 +270,10 @@ impl Repeated {
             return;
         }
         let fields = |put: Put<'_>| {
-            put("src.ip", Field::Bare(&first.source.ip().to_string()));
+            put("src.ip", Field::Bare(&first.source.ip()));
             first.peers(put);
             put("count", Field::Number(self.more));
-            put("since", Field::Text(&humantime::format_rfc3339_micros(first.at).to_string()));
+            put("since", Field::Shown(&humantime::format_rfc3339_micros(first.at)));
             first.reason(put);
         };
         layout(format, self.last, first.level(), MORE_DENIED, fields, lines);
@@ -301,11 +302,22 @@ fn layout(
             let _ = write!(line, "{time}\t{level}\taccess\t{message}\t");
             let mut first = true;
             fields(&mut |name, value| {
-                let space = if std::mem::take(&mut first) { "" } else { " " };
+                if !std::mem::take(&mut first) {
+                    line.push(' ');
+                }
+                line.push_str(name);
+                line.push('=');
                 let _ = match value {
-                    Field::Text(text) => write!(line, "{space}{name}={text:?}"),
-                    Field::Bare(text) => write!(line, "{space}{name}={text}"),
-                    Field::Number(number) => write!(line, "{space}{name}={number}"),
+                    Field::Text(text) => {
+                        quote(line, |line| line.push_str(text));
+                        Ok(())
+                    }
+                    Field::Shown(value) => {
+                        quote(line, |line| _ = write!(line, "{value}"));
+                        Ok(())
+                    }
+                    Field::Bare(value) => write!(line, "{value}"),
+                    Field::Number(number) => write!(line, "{number}"),
                 };
             });
         }
@@ -317,7 +329,8 @@ fn layout(
             map.insert("message".to_owned(), message.into());
             fields(&mut |name, value| {
                 let value: Value = match value {
-                    Field::Text(text) | Field::Bare(text) => text.into(),
+                    Field::Text(text) => text.into(),
+                    Field::Shown(value) | Field::Bare(value) => value.to_string().into(),
                     Field::Number(number) => number.into(),
                 };
                 map.insert(name.to_owned(), value);
@@ -328,12 +341,29 @@ fn layout(
     line.push('\n');
 }
 
+/// Appends what `append` does in quotes, escaped where it has to be: hardly ever, and escaping costs more than the rest.
+fn quote(line: &mut String, append: impl FnOnce(&mut String)) {
+    line.push('"');
+    let start = line.len();
+    append(line);
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if !line.as_bytes()[start..].iter().all(|byte| plain(*byte)) {
+        let escaped = format!("{:?}", &line[start..]);
+        line.truncate(start - 1);
+        line.push_str(&escaped);
+        return;
+    }
+    line.push('"');
+}
+
 /// A value and how text shows it.
 enum Field<'a> {
     /// Quoted.
     Text(&'a str),
+    /// Quoted.
+    Shown(&'a dyn Display),
     /// As it is.
-    Bare(&'a str),
+    Bare(&'a dyn Display),
     /// As it is.
     Number(u64),
 }
@@ -342,7 +372,7 @@ enum Field<'a> {
 fn peer_fields(
     peer: &Peer,
     [workload, namespace, identity]: [&'static str; 3],
-    id: Option<String>,
+    id: Option<&SpiffeId>,
     put: Put<'_>,
 ) {
     let mut put_text = |name, value: &str| {
@@ -361,7 +391,9 @@ fn peer_fields(
             put_text(namespace, &b.namespace);
         }
     }
-    put_text(identity, id.as_deref().unwrap_or_default());
+    if let Some(id) = id {
+        put(identity, Field::Shown(id));
+    }
 }
 
 /// What goes through the queue.

@@ -25,6 +25,11 @@ const MOST: usize = 4096;
 /// last so many milliseconds, as it does with those that were established.
 const FRESH: Duration = Duration::from_millis(20);
 
+thread_local! {
+    /// Where first bytes are read into. One for all connections: none keeps it while it waits.
+    static FIRST: RefCell<Box<[u8]>> = RefCell::new(vec![0; MOST].into());
+}
+
 /// The first bytes of one connection, and who has them.
 pub(super) struct Early<'a> {
     client: &'a TcpStream,
@@ -99,10 +104,15 @@ impl<'a> Early<'a> {
     ) -> Result<usize, Error> {
         let bytes = &mut *self.bytes.borrow_mut();
         if bytes.is_empty() {
-            let mut first = [0; MOST];
-            // An end or an error stays for whoever relays.
-            let Ok(n @ 1..) = read(self.client, &mut first) else { return Ok(0) };
-            bytes.extend_from_slice(&first[..n]);
+            FIRST.with_borrow_mut(|first| {
+                // An end or an error stays for whoever relays.
+                if let Ok(n) = read(self.client, first) {
+                    bytes.extend_from_slice(&first[..n]);
+                }
+            });
+            if bytes.is_empty() {
+                return Ok(0);
+            }
         }
         let sent = opening.send_early(bytes)?;
         if sent > 0 {

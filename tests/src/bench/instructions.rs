@@ -44,7 +44,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
     /// How often everything is counted; the figure is the median
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 3)]
     repeat: usize,
     /// Keep the profiles here, for callgrind_annotate: callgrind.SIDE.OPERATION-COUNT.THREAD
     #[arg(long, value_name = "DIR")]
