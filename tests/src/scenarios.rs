@@ -35,6 +35,7 @@ mod time;
 mod traced;
 mod upgrades;
 mod waypoint;
+mod waypoint_authz;
 mod waypoint_grpc;
 mod waypoint_http2;
 mod waypoint_keys;
@@ -128,6 +129,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         peers::SCENARIOS,
         waypoints::SCENARIOS,
         waypoint::SCENARIOS,
+        waypoint_authz::SCENARIOS,
         waypoint_grpc::SCENARIOS,
         waypoint_http2::SCENARIOS,
         waypoint_keys::SCENARIOS,

@@ -1,6 +1,6 @@
 //! What `bench l7` compares with, installed for it alone: proxies of the distribution and of PyPI, grpc-go's benchmark.
 //! And what scenarios need of others: Jaeger and a collector of OpenTelemetry, which get spans and lines, and h2spec, which
-//! judges HTTP/2. Without one of them its rows or scenarios are skipped, so that nothing here is a failure.
+//! judges HTTP/2, and an authoriser of requests. Without one of them its rows or scenarios are skipped, so that nothing here is a failure.
 
 use crate::{kubernetes, paths, run, setup};
 use anyhow::{Context, Result};
@@ -13,6 +13,8 @@ const JAEGER: &str = "github.com/jaegertracing/jaeger/cmd/jaeger";
 const JAEGER_VERSION: &str = "v1.76.0";
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec";
 const H2SPEC_VERSION: &str = "v2.2.1+incompatible";
+const EXT_AUTHZ: &str = "istio.io/istio/samples/extauthz/cmd/extauthz";
+const EXT_AUTHZ_VERSION: &str = "v0.0.0-20260827124520-eed52ebb66ad";
 
 /// Installs what is missing and can be had.
 pub(crate) fn l7() -> Result<()> {
@@ -44,6 +46,11 @@ pub(crate) fn jaeger() -> Result<()> {
 /// Builds the judge of HTTP/2, if it is missing and can be had.
 pub(crate) fn h2spec() -> Result<()> {
     tool("h2spec", H2SPEC, H2SPEC_VERSION)
+}
+
+/// Builds the server of Istio's task on external authorization, if it is missing and can be had.
+pub(crate) fn ext_authz() -> Result<()> {
+    tool("extauthz", EXT_AUTHZ, EXT_AUTHZ_VERSION)
 }
 
 /// Builds a program of a Go module that Go builds as a tool of another module only: it replaces some of what it needs, or

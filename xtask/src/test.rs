@@ -179,6 +179,7 @@ fn scenarios(built: &Built, filter: &[String]) -> Result<Tally> {
     peers::jaeger()?;
     peers::collector()?;
     peers::h2spec()?;
+    peers::ext_authz()?;
     run::step("testbed scenarios");
     let mut command = testbed::mesh_tests(built)?;
     counted(command.arg("run").args(filter))
