@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub use mesh_core::admin::{Agent, Phase};
 
+use crate::link::{Link, remove};
 use crate::proxy::failures::now_ms;
 
 /// This agent's file and socket in the run directory; removed on drop.
@@ -41,22 +42,10 @@ impl Registration {
         Ok(registration)
     }
 
-    /// Where this agent's admin socket is.
+    /// `admin.sock`, and this agent's own socket.
     #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        self.run_dir.join("agents").join(format!("{}.sock", self.me.pid))
-    }
-
-    /// Points `admin.sock` at this agent.
-    ///
-    /// # Errors
-    /// The link cannot be made.
-    pub fn link_socket(&self) -> io::Result<()> {
-        let temporary = self.run_dir.join(format!(".admin.sock.{}", self.me.pid));
-        let target = PathBuf::from("agents").join(format!("{}.sock", self.me.pid));
-        remove(&temporary)?;
-        std::os::unix::fs::symlink(target, &temporary)?;
-        std::fs::rename(&temporary, self.run_dir.join("admin.sock"))
+    pub fn admin_socket(&self) -> Link {
+        Link::new(&self.run_dir, "admin.sock", "sock")
     }
 
     /// Says what this agent is doing now.
@@ -111,11 +100,9 @@ impl Drop for Registration {
         let agents = self.run_dir.join("agents");
         // What cannot be removed is skipped by readers: its process is gone.
         let _ = remove(&agents.join(format!("{}.json", self.me.pid)));
-        let _ = remove(&self.socket());
-        let link = self.run_dir.join("admin.sock");
-        if std::fs::read_link(&link).is_ok_and(|t| t.ends_with(format!("{}.sock", self.me.pid))) {
-            let _ = remove(&link);
-        }
+        let link = self.admin_socket();
+        let _ = remove(&link.socket());
+        link.leave();
     }
 }
 
@@ -167,13 +154,6 @@ fn private_memory(pid: u32) -> u64 {
     resident.saturating_sub(shared) * rustix::param::page_size() as u64
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +167,7 @@ mod tests {
     fn an_agent_lists_itself_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let mut me = Registration::new(dir.path()).unwrap();
-        me.link_socket().unwrap();
+        me.admin_socket().take().unwrap();
         me.update(Phase::Draining, 7).unwrap();
         let listed = list(dir.path());
         assert_eq!(

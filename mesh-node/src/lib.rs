@@ -30,6 +30,7 @@ pub mod control;
 pub mod dns;
 pub mod fastpath;
 pub mod generations;
+pub mod link;
 pub mod memory;
 pub mod pods;
 pub mod proxy;

@@ -38,6 +38,7 @@ use crate::control::{self, report, revocations};
 use crate::dns;
 use crate::fastpath;
 use crate::generations::{Phase, Registration};
+use crate::link;
 use crate::pods::{CriSource, DirectorySource, PodSource};
 use crate::proxy::Shared;
 use crate::proxy::failures::{Failures, now_ms};
@@ -601,11 +602,13 @@ impl Ports {
             tokio::task::spawn_local(http::serve_tcp(listener, handler, stop.clone()));
         }
         // The unix socket stays while the agent drains, so that it can still be asked.
-        let path = registration.socket();
+        let link = registration.admin_socket();
+        let path = link.socket();
         let socket =
             http::bind_unix(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         tokio::task::spawn_local(http::serve_unix(socket, handler, CancellationToken::new()));
-        registration.link_socket().context("cannot point admin.sock at this agent")?;
+        link.take().context("cannot point admin.sock at this agent")?;
+        tokio::task::spawn_local(async move { link.keep(link::LOOKED_AFTER).await });
         Ok(Self(stop))
     }
 

@@ -16,6 +16,7 @@ use super::{SOCKET, STATE};
 use crate::capture::EnrolledPod;
 use crate::control::assign::Assigned;
 use crate::control::settings::InForce;
+use crate::link::{self, Link};
 use crate::pods::{CriSource, PodInfo};
 use crate::proxy::Shared;
 use mesh_core::admin;
@@ -24,8 +25,6 @@ use mesh_core::admin;
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may wait until it is captured: a certificate takes three seconds at most.
 const CAPTURED_WITHIN: Duration = Duration::from_secs(10);
-/// How often it is looked after that somebody answers the plugin.
-const LOOKED_AFTER: Duration = Duration::from_secs(1);
 /// A request comes in one piece.
 const READ_WITHIN: Duration = Duration::from_secs(2);
 
@@ -51,48 +50,17 @@ pub struct Parts {
 /// # Errors
 /// The socket cannot be made.
 pub async fn serve(parts: Parts) -> std::io::Result<()> {
-    let run_dir = parts.shared.config.admin.run_dir.clone();
-    let own = run_dir.join(own_socket());
-    remove(&own)?;
-    let listener = UnixListener::bind(&own)?;
-    link(&run_dir)?;
+    let link = Link::new(&parts.shared.config.admin.run_dir, SOCKET, "cni");
+    link::remove(&link.socket())?;
+    let listener = UnixListener::bind(link.socket())?;
+    link.take()?;
     let parts = Rc::new(parts);
     tokio::task::spawn_local(keep_state(Rc::clone(&parts)));
     tokio::select! {
         () = accept(&listener, &parts) => {}
-        () = keep_link(&run_dir, LOOKED_AFTER) => {}
+        () = link.keep(link::LOOKED_AFTER) => {}
     }
     Ok(())
-}
-
-/// This agent's own socket, below the run directory.
-fn own_socket() -> PathBuf {
-    Path::new("agents").join(format!("{}.cni", std::process::id()))
-}
-
-/// Points the plugin's socket at this agent's.
-fn link(run_dir: &Path) -> std::io::Result<()> {
-    let temporary = run_dir.join(format!(".{SOCKET}.{}", std::process::id()));
-    remove(&temporary)?;
-    std::os::unix::fs::symlink(own_socket(), &temporary)?;
-    std::fs::rename(&temporary, run_dir.join(SOCKET))
-}
-
-/// Points it at this agent again once nobody answers where it points: of two agents that start at the same time, the one
-/// that is to leave may be the last to take it.
-async fn keep_link(run_dir: &Path, every: Duration) {
-    let socket = run_dir.join(SOCKET);
-    loop {
-        tokio::time::sleep(every).await;
-        let is_own = std::fs::read_link(&socket).is_ok_and(|to| to == own_socket());
-        if is_own || UnixStream::connect(&socket).await.is_ok() {
-            continue;
-        }
-        match link(run_dir) {
-            Ok(()) => tracing::info!("nobody answered the CNI plugin: it asks this agent now"),
-            Err(error) => tracing::warn!(%error, "cannot have the CNI plugin ask this agent"),
-        }
-    }
 }
 
 async fn accept(listener: &UnixListener, parts: &Rc<Parts>) {
@@ -111,13 +79,6 @@ async fn accept(listener: &UnixListener, parts: &Rc<Parts>) {
                 tracing::debug!(%error, "a question of the CNI plugin came to nothing");
             }
         });
-    }
-}
-
-fn remove(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -215,34 +176,4 @@ async fn hold(parts: &Parts, pod: Starting) -> Result<(), String> {
     let known = status.iter().find(|p| p.namespace == pod.namespace && p.name == pod.name);
     let why = known.and_then(|p| p.problem.clone()).unwrap_or_else(|| "no reason is known".to_owned());
     Err(format!("not captured within {CAPTURED_WITHIN:?}: {why}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn points_at(run_dir: &Path) -> PathBuf {
-        std::fs::read_link(run_dir.join(SOCKET)).unwrap()
-    }
-
-    #[tokio::test]
-    async fn an_agent_takes_the_plugins_socket_once_the_one_that_took_it_last_has_left() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("agents")).unwrap();
-        link(dir.path()).unwrap();
-        // Another one that started at the same time takes it, and serves.
-        let other = UnixListener::bind(dir.path().join("agents/1.cni")).unwrap();
-        std::fs::remove_file(dir.path().join(SOCKET)).unwrap();
-        std::os::unix::fs::symlink("agents/1.cni", dir.path().join(SOCKET)).unwrap();
-        let looked = async |for_ms| {
-            let keep = keep_link(dir.path(), Duration::from_millis(5));
-            let _ = tokio::time::timeout(Duration::from_millis(for_ms), keep).await;
-        };
-        looked(100).await;
-        assert_eq!(points_at(dir.path()), Path::new("agents/1.cni"), "it was taken from one who serves");
-        // Its file stays when it leaves.
-        drop(other);
-        looked(100).await;
-        assert_eq!(points_at(dir.path()), own_socket());
-    }
 }
