@@ -16,6 +16,7 @@ mod pods;
 mod replicas;
 mod rules;
 mod stock;
+mod watched;
 mod waypoint;
 mod waypoints;
 
@@ -83,6 +84,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
         gateways::SCENARIOS,
         waypoint::SCENARIOS,
         waypoints::SCENARIOS,
+        watched::SCENARIOS,
         rules::SCENARIOS,
         stock::SCENARIOS,
         node::SCENARIOS,

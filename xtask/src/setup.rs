@@ -239,9 +239,7 @@ fn linker() -> Result<()> {
 fn mounts() -> Result<()> {
     let mounted = std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     let has = |kind: &str| mounted.lines().any(|line| line.split(' ').nth(2) == Some(kind));
-    for (kind, at) in
-        [("cgroup2", "/run/undermesh/cgroup2"), ("bpf", "/sys/fs/bpf"), ("tracefs", "/sys/kernel/tracing")]
-    {
+    for (kind, at) in [("cgroup2", "/run/undermesh/cgroup2"), ("bpf", "/sys/fs/bpf")] {
         if has(kind) {
             continue;
         }

@@ -33,8 +33,7 @@ fn lack(name: &str, state: Fitness, detail: impl Into<String>, cost: &str, fix: 
 /// Probes this machine and how its pods are connected. Takes about a second; makes one network namespace and removes it.
 #[must_use]
 pub fn examine(object: &ObjectSource, pods: &dyn PodSource) -> Vec<Probe> {
-    let mut probes =
-        vec![kernel(), cgroup2(), bpffs(), capabilities(), open_files(), btf(), tracefs(), mptcp()];
+    let mut probes = vec![kernel(), cgroup2(), bpffs(), capabilities(), open_files(), btf(), mptcp()];
     probes.extend(programs(object));
     probes.push(fast_path(pods));
     probes
@@ -147,16 +146,6 @@ fn bpffs() -> Probe {
     let cost =
         "nothing outlives the agent: pods are uncaptured while it restarts, and it does not start with pins";
     lack("bpffs", Fitness::Missing, "not mounted at /sys/fs/bpf", cost, "mount -t bpf bpf /sys/fs/bpf")
-}
-
-fn tracefs() -> Probe {
-    const TRACEFS_MAGIC: i64 = 0x7472_6163;
-    if ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].iter().any(|path| is_mounted(path, TRACEFS_MAGIC))
-    {
-        return ok("tracefs", "mounted");
-    }
-    let cost = "no flow tracing by tracepoints; capture and policy do not need it";
-    lack("tracefs", Fitness::Degraded, "not mounted", cost, "mount -t tracefs tracefs /sys/kernel/tracing")
 }
 
 fn btf() -> Probe {

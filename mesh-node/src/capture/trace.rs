@@ -4,7 +4,6 @@
 //! does not offer is reported ([`Tracing::hooks`]) and the others go on.
 
 mod btf;
-mod formats;
 
 use super::maps::{descriptor, sync};
 use super::{Capture, CaptureConfig, CaptureError, loader};
@@ -16,7 +15,6 @@ use aya::programs::Program;
 use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::{Ebpf, Pod as Plain};
 use btf::Btf;
-use formats::Format;
 use mesh_core::admin::{Fitness, Probe};
 use mesh_ebpf::trace::{ABSENT, REASONS, REPEAT_NS, Repeat, RepeatKey, counter, setting};
 use mesh_ebpf::{Address, socket};
@@ -31,7 +29,6 @@ use std::sync::Arc;
 pub use mesh_ebpf::trace::{Event, flag, kind};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 /// The tracepoints: program, category, name, what is not seen without it.
 const POINTS: [(&str, &str, &str, &str); 4] = [
     ("trace_retransmit", "tcp", "tcp_retransmit_skb", "no event for each retransmission"),
@@ -39,12 +36,15 @@ const POINTS: [(&str, &str, &str, &str); 4] = [
     ("trace_reset_received", "tcp", "tcp_receive_reset", "resets that arrive are not told from aborts"),
     ("trace_drop", "skb", "kfree_skb", "dropped packets are not seen"),
 ];
-/// Arguments that came to tracepoints over time: program, name, place among the arguments, where the program looks it up.
-const ARGUMENTS: [(&str, &str, u64, u32); 3] = [
-    ("trace_reset_sent", "reason", 2, setting::RESET_REASON),
-    ("trace_drop", "reason", 2, setting::DROP_REASON),
-    ("trace_drop", "rx_sk", 3, setting::DROP_SOCK),
+/// Arguments that came to tracepoints over time: tracepoint, place among the arguments, where the program looks it up.
+const ARGUMENTS: [(&str, usize, u32); 3] = [
+    ("tcp_send_reset", 2, setting::RESET_REASON),
+    ("kfree_skb", 2, setting::DROP_REASON),
+    ("kfree_skb", 3, setting::DROP_SOCK),
 ];
+/// The enumerations of reasons, and what their members' names begin with.
+const DROP_REASONS: (&str, &str) = ("skb_drop_reason", "SKB_DROP_REASON_");
+const RESET_REASONS: (&str, &str) = ("sk_rst_reason", "SK_RST_REASON_");
 /// Structures of the kernel that the programs look into.
 const STRUCTURES: [(u32, &str, &[&str]); 23] = [
     (setting::SOCK_NET, "sock", &["__sk_common", "skc_net"]),
@@ -187,12 +187,6 @@ fn table<K: Plain, V: Plain>(ebpf: &Ebpf, name: &'static str) -> Result<Table<K,
     Table::new(descriptor(ebpf, name)?).map_err(|source| CaptureError::Map { map: name, source })
 }
 
-/// A tracepoint as this kernel describes it.
-fn format(category: &str, name: &str) -> Option<Format> {
-    let read = |root: &&str| fs::read_to_string(format!("{root}/events/{category}/{name}/format")).ok();
-    TRACEFS.iter().find_map(read).map(|text| Format::parse(&text))
-}
-
 fn lacking(name: &str, detail: impl Into<String>, cost: &str, fix: &str) -> Probe {
     Probe {
         name: name.into(),
@@ -207,8 +201,15 @@ fn working(name: &str, detail: impl Into<String>) -> Probe {
     Probe { name: name.into(), state: Fitness::Ok, detail: detail.into(), ..Probe::default() }
 }
 
+/// What the kernel says of itself.
+struct Kernel {
+    structures: Probe,
+    drop_reasons: HashMap<u32, String>,
+    reset_reasons: HashMap<u32, String>,
+}
+
 /// Tells the programs where things are in this kernel; says what it does not tell.
-fn describe(settings: &Table<u32, u64>) -> io::Result<Probe> {
+fn describe(settings: &Table<u32, u64>) -> io::Result<Kernel> {
     const NAME: &str = "trace: structures";
     const COST: &str =
         "events say neither process nor error, and drops, resets and retransmissions are not seen";
@@ -218,11 +219,16 @@ fn describe(settings: &Table<u32, u64>) -> io::Result<Probe> {
     settings.set(&setting::SAMPLE_MASK, &0, bpf::Write::Any)?;
     let home = Netns::home().and_then(|home| home.cookie()).unwrap_or(ABSENT);
     settings.set(&setting::HOME, &home, bpf::Write::Any)?;
+    let without = |structures| {
+        Ok(Kernel { structures, drop_reasons: HashMap::default(), reset_reasons: HashMap::default() })
+    };
     let Ok(bytes) = fs::read(BTF) else {
-        return Ok(lacking(NAME, "the kernel has no BTF", COST, "a kernel with CONFIG_DEBUG_INFO_BTF=y"));
+        let fix = "a kernel with CONFIG_DEBUG_INFO_BTF=y";
+        return without(lacking(NAME, "the kernel has no BTF", COST, fix));
     };
     let Some(types) = Btf::parse(&bytes) else {
-        return Ok(lacking(NAME, format!("{BTF} cannot be read"), COST, "report this kernel's version"));
+        let detail = format!("{BTF} cannot be read");
+        return without(lacking(NAME, detail, COST, "report this kernel's version"));
     };
     let mut missing = Vec::new();
     for (index, structure, path) in STRUCTURES {
@@ -231,10 +237,22 @@ fn describe(settings: &Table<u32, u64>) -> io::Result<Probe> {
             None => missing.push(format!("{structure}.{}", path.join("."))),
         }
     }
-    if missing.is_empty() {
-        return Ok(working(NAME, "all that are needed are in BTF"));
+    for (tracepoint, place, index) in ARGUMENTS {
+        if types.arguments(tracepoint).is_some_and(|count| place < count) {
+            // Each takes eight bytes, whatever its type.
+            settings.set(&index, &(place as u64 * 8), bpf::Write::Any)?;
+        }
     }
-    Ok(lacking(NAME, format!("without {}", missing.join(", ")), COST, "report this kernel's version"))
+    let structures = if missing.is_empty() {
+        working(NAME, "all that are needed are in BTF")
+    } else {
+        lacking(NAME, format!("without {}", missing.join(", ")), COST, "report this kernel's version")
+    };
+    let names = |(enumeration, prefix): (&str, &str)| {
+        let named = types.enumerators(enumeration).into_iter();
+        named.filter_map(|(number, name)| Some((number, name.strip_prefix(prefix)?.to_owned()))).collect()
+    };
+    Ok(Kernel { structures, drop_reasons: names(DROP_REASONS), reset_reasons: names(RESET_REASONS) })
 }
 
 /// Loads one tracepoint program and attaches it.
@@ -273,18 +291,7 @@ impl Capture {
         let mut ebpf = self.programs.ebpf();
         let settings = table(&ebpf, "TRACE_SETTINGS")?;
         let failed = |source| CaptureError::Map { map: "TRACE_SETTINGS", source };
-        let structures = describe(&settings).map_err(failed)?;
-        let mut reasons = HashMap::new();
-        for (program, category, name, _) in POINTS {
-            let Some(format) = format(category, name) else { continue };
-            // Each argument takes eight bytes, whatever its type.
-            let there = |argument: &&(&str, &str, u64, u32)| argument.0 == program && format.has(argument.1);
-            for (_, _, place, index) in ARGUMENTS.iter().filter(there) {
-                settings.set(index, &(place * 8), bpf::Write::Any).map_err(failed)?;
-            }
-            reasons.insert(program, format.reasons);
-        }
-        let drop_reasons = reasons.remove("trace_drop").unwrap_or_default();
+        let Kernel { structures, drop_reasons, reset_reasons } = describe(&settings).map_err(failed)?;
         ignore(&table(&ebpf, "TRACE_REASONS")?, &drop_reasons)?;
         let poll_failed = |source| CaptureError::Map { map: RING, source };
         let ring = ebpf.take_map(RING).ok_or(CaptureError::NoMap(RING))?;
@@ -306,7 +313,7 @@ impl Capture {
             structures,
             hooks: Vec::new(),
             drop_reasons,
-            reset_reasons: reasons.remove("trace_reset_sent").unwrap_or_default(),
+            reset_reasons,
             gathered: 0,
             points: Vec::new(),
             missed: 0,
@@ -339,11 +346,6 @@ impl Tracing {
         let mut hooks = vec![self.structures.clone()];
         for (program, category, name, cost) in POINTS {
             let label = format!("trace: {category}:{name}");
-            if format(category, name).is_none() {
-                let fix = "mount -t tracefs tracefs /sys/kernel/tracing, or a newer kernel";
-                hooks.push(lacking(&label, "no such tracepoint here", cost, fix));
-                continue;
-            }
             match attach_point(&mut ebpf, program, name) {
                 Ok(point) => {
                     self.missed = self.missed.wrapping_sub(point.missed());
@@ -351,7 +353,7 @@ impl Tracing {
                     hooks.push(working(&label, "attached"));
                 }
                 Err(problem) => {
-                    hooks.push(lacking(&label, problem, cost, "run as root on Linux 5.17 or newer"))
+                    hooks.push(lacking(&label, problem, cost, "run as root on Linux 5.17 or newer"));
                 }
             }
         }

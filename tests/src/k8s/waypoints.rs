@@ -8,7 +8,8 @@ use super::{Bed, Scenario, Space, pods, scenario};
 use crate::bed::wait;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -22,7 +23,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("what a waypoint of pods decides and does is seen by meshctl and in its metrics", 240, seen),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The addresses of a waypoint's pods, also of those that are leaving.
 fn addresses(space: &Space<'_>, waypoint: &str) -> Result<Vec<String>> {
@@ -173,32 +174,36 @@ fn replaced(bed: &Bed) -> Result<()> {
 }
 
 /// A port of this machine that leads to one of a waypoint's, as an operator has it; ends on drop.
-struct Forwarded {
+pub(super) struct Forwarded {
     process: Child,
     port: u16,
+    /// Open, so that kubectl can go on saying what it does.
+    said: BufReader<ChildStdout>,
 }
 
 impl Forwarded {
-    fn start(bed: &Bed, space: &Space<'_>, to: u16) -> Result<Self> {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
-        let port = free.local_addr()?.port();
-        drop(free);
-        let ports = format!("{port}:{to}");
-        let process = Command::new(&bed.kubectl.program)
+    /// Of a namespace's pod, or of one of an object's pods.
+    pub(super) fn start(bed: &Bed, namespace: &str, of: &str, to: u16) -> Result<Self> {
+        let ports = format!(":{to}");
+        let mut process = Command::new(&bed.kubectl.program)
             .env("KUBECONFIG", &bed.kubectl.kubeconfig)
-            .args(["--namespace", space.name(), "port-forward", "deployment/waypoint", &ports])
+            .args(["--namespace", namespace, "port-forward", of, &ports])
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .context("cannot start kubectl")?;
-        let forwarded = Self { process, port };
-        wait::until_true("forwarded port", PATIENCE, || {
-            Ok(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
-        })?;
+        let said = process.stdout.take().context("kubectl has no output")?;
+        let mut forwarded = Self { process, port: 0, said: BufReader::new(said) };
+        // `Forwarding from 127.0.0.1:40000 -> 15000`; it says more for every connection, and is not to wait for a reader.
+        let mut line = String::new();
+        forwarded.said.read_line(&mut line).context("kubectl does not say which port it took")?;
+        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
+        forwarded.port =
+            port.and_then(|port| port.parse().ok()).with_context(|| format!("kubectl said {line:?}"))?;
         Ok(forwarded)
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 }
@@ -215,7 +220,8 @@ fn seen(bed: &Bed) -> Result<()> {
     let objects = [pods::web("web", &bed.nodes[1]), pods::service("web")].concat();
     let space = behind_waypoint(bed, &(objects + &revision(1)), &["web"])?;
     in_force(&space, 1)?;
-    let (admin, metrics) = (Forwarded::start(bed, &space, 15000)?, Forwarded::start(bed, &space, 15020)?);
+    let of_waypoint = |port| Forwarded::start(bed, space.name(), "deployment/waypoint", port);
+    let (admin, metrics) = (of_waypoint(15000)?, of_waypoint(15020)?);
     let meshctl = bed.meshctl()?;
     let waypoint = admin.url();
     // Others have a service of this name, too, and a waypoint knows of their rules.

@@ -1,11 +1,17 @@
-//! Where fields are in the structures of the running kernel, from its type information (BTF). Rust emits no relocations
-//! that a loader could patch, so the programs are told.
+//! What the running kernel's type information (BTF) says: where fields are in its structures, what tracepoints are called
+//! with, and the names of its enumerations. Rust emits no relocations that a loader could patch, so the programs are told.
 
 use std::collections::HashMap;
 
 const MAGIC: u16 = 0xeb9f;
+const POINTER: u32 = 2;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const ENUM: u32 = 6;
+const TYPEDEF: u32 = 8;
+const FUNCTION: u32 = 13;
+/// The kernel declares the function of a tracepoint's probes as a type of this name and the tracepoint's.
+const TRACEPOINT: &[u8] = b"btf_trace_";
 /// Kinds that only name another type.
 const TRANSPARENT: [u32; 5] = [8, 9, 10, 11, 18];
 /// Structures within structures that are followed; the kernel's go four deep.
@@ -18,6 +24,9 @@ pub(super) struct Btf<'a> {
     /// By number of the type, which begins with 1.
     records: Vec<usize>,
     structures: HashMap<&'a [u8], usize>,
+    enumerations: HashMap<&'a [u8], usize>,
+    /// Of tracepoints, by the tracepoint's name.
+    probes: HashMap<&'a [u8], usize>,
 }
 
 /// One member of a structure.
@@ -55,12 +64,26 @@ impl<'a> Btf<'a> {
             bytes.get(start..start + word(bytes, at + 4)? as usize)
         };
         let (types, strings) = (section(8)?, section(16)?);
-        let mut parsed = Self { types, strings, records: vec![0], structures: HashMap::new() };
+        let mut parsed = Self {
+            types,
+            strings,
+            records: vec![0],
+            structures: HashMap::new(),
+            enumerations: HashMap::new(),
+            probes: HashMap::new(),
+        };
         let mut at = 0;
         while at < types.len() {
             let (name, kind, members) = parsed.record(at)?;
-            if matches!(kind, STRUCT | UNION) && !name.is_empty() {
-                parsed.structures.entry(name).or_insert(at);
+            match kind {
+                STRUCT | UNION if !name.is_empty() => _ = parsed.structures.entry(name).or_insert(at),
+                ENUM if !name.is_empty() => _ = parsed.enumerations.entry(name).or_insert(at),
+                TYPEDEF => {
+                    if let Some(name) = name.strip_prefix(TRACEPOINT) {
+                        parsed.probes.insert(name, at);
+                    }
+                }
+                _ => {}
             }
             parsed.records.push(at);
             at += 12 + tail(kind, members)?;
@@ -91,6 +114,38 @@ impl<'a> Btf<'a> {
             })
         };
         (0..(info & 0xffff) as usize).map(member).collect()
+    }
+
+    /// Number and name of each member of an enumeration; none of one that this kernel does not have.
+    pub(super) fn enumerators(&self, name: &str) -> Vec<(u32, String)> {
+        let read = || -> Option<Vec<(u32, String)>> {
+            let at = *self.enumerations.get(name.as_bytes())?;
+            let (_, _, members) = self.record(at)?;
+            let member = |index: usize| {
+                let at = at + 12 + index * 8;
+                let name = self.name(word(self.types, at)?)?;
+                Some((word(self.types, at + 4)?, String::from_utf8_lossy(name).into_owned()))
+            };
+            (0..members).map(member).collect()
+        };
+        read().unwrap_or_default()
+    }
+
+    /// How many arguments a tracepoint has; nothing where this kernel has no such tracepoint.
+    pub(super) fn arguments(&self, tracepoint: &str) -> Option<usize> {
+        let mut at = *self.probes.get(tracepoint.as_bytes())?;
+        for wanted in [POINTER, FUNCTION] {
+            at = *self.records.get(word(self.types, at + 8)? as usize)?;
+            let (_, kind, members) = self.record(at)?;
+            if kind != wanted {
+                return None;
+            }
+            if kind == FUNCTION {
+                // The first is the probe's own.
+                return members.checked_sub(1);
+            }
+        }
+        None
     }
 
     /// The structure that a type is, behind the names that it goes by.
@@ -161,6 +216,23 @@ mod tests {
         assert!(btf.offset("net", &["net_cookie"]).unwrap() > 8);
         assert_eq!(btf.offset("sock", &["no_such_field"]), None);
         assert_eq!(btf.offset("no_such_structure", &["a"]), None);
+    }
+
+    #[test]
+    fn tracepoints_of_the_running_kernel_have_arguments_and_reasons_have_names() {
+        let Ok(bytes) = std::fs::read(VMLINUX) else {
+            eprintln!("skipped: this kernel has no {VMLINUX}");
+            return;
+        };
+        let btf = Btf::parse(&bytes).unwrap();
+        // `TP_PROTO(const struct sock *sk)` since it is there; the others gained arguments.
+        assert_eq!(btf.arguments("tcp_receive_reset"), Some(1));
+        assert!(btf.arguments("kfree_skb") >= Some(3) && btf.arguments("tcp_retransmit_skb") >= Some(2));
+        assert_eq!(btf.arguments("no_such_tracepoint"), None);
+        let reasons = btf.enumerators("skb_drop_reason");
+        assert!(reasons.contains(&(0, "SKB_NOT_DROPPED_YET".to_owned())), "{reasons:?}");
+        assert!(reasons.iter().any(|(_, name)| name == "SKB_DROP_REASON_NO_SOCKET"), "{reasons:?}");
+        assert_eq!(btf.enumerators("no_such_enumeration"), []);
     }
 
     #[test]
