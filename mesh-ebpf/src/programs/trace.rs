@@ -5,7 +5,7 @@
 //! over counts it and goes on; nothing here decides anything.
 
 use super::context::SockOps;
-use super::maps::{AGENTS, now, socket_storage};
+use super::maps::{AGENT_CGROUPS, AGENTS, now, socket_storage};
 use super::sockets::ask_for;
 use aya_ebpf::bindings::{
     BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
@@ -169,10 +169,11 @@ fn note_process(known: &mut Traced) {
     known.cgroup = read::<u64>(node, setting::NODE_ID).unwrap_or(0);
     // SAFETY: the entry is plain data; user space only overwrites it with a newer time.
     let seen = unsafe { AGENTS.get(&known.pid) };
-    known.flags = match seen {
-        Some(seen) if now().wrapping_sub(*seen) < HEARTBEAT_STALE_NS => flag::AGENT,
-        _ => 0,
-    };
+    let is_alive = seen.is_some_and(|seen| now().wrapping_sub(*seen) < HEARTBEAT_STALE_NS);
+    // One whose process has another id where it runs is known by its cgroup.
+    // SAFETY: the value is not read.
+    let is_agent = is_alive || unsafe { AGENT_CGROUPS.get(&known.cgroup) }.is_some();
+    known.flags = if is_agent { flag::AGENT } else { 0 };
 }
 
 #[inline(always)]

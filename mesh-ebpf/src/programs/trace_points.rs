@@ -1,8 +1,9 @@
 //! Tells what goes wrong with packets: retransmissions, resets and drops, from the kernel's own tracepoints.
 //!
-//! Raw tracepoints: the kernel runs no other kind while the CPU that a packet arrives on is in the middle of a map's system
-//! call, and an agent makes many of those. Where a field is in the kernel's structures is what user space read from the
-//! running kernel; without it the event says less, or is not told. What repeats on one connection is told once a second.
+//! Raw tracepoints: the kernel keeps each of their programs from interrupting itself, and counts what it skips so. Programs
+//! of the other kind it keeps from interrupting one another, and a map's system call on the same CPU. Where a field is in
+//! the kernel's structures is what user space read from the running kernel; without it the event says less, or is not told.
+//! What repeats on one connection is told once a second.
 
 use super::maps::now;
 use super::trace::{count, given, is_traced, offset, read, tell};

@@ -315,6 +315,10 @@ fn told_to(bed: &Bed, space: &Space<'_>, dir: &Path) -> Result<()> {
     let nobody = format!("http://{}:81/", direct.ip());
     ensure!(space.curl("client", &nobody).is_err(), "somebody answered at {nobody}");
     told("the reset", &["--kind", "reset_sent"], &[("/reason", "NO_SOCKET"), ("/destination/pod", "web")])?;
+    // What agents do for a connection is told with it, and is no connection of its own.
+    let connects = asked(&jane, &["--kind", "connect"])?;
+    let own = connects.lines().find(|line| line.contains("\"command\":\"um-"));
+    ensure!(connects.contains("\"command\":\"curl\"") && own.is_none(), "{own:?} of {connects}");
     let refused = asked(&stranger, &[]);
     ensure!(refused.is_err(), "a stranger was told: {refused:?}");
     let agents =
