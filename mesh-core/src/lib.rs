@@ -28,6 +28,7 @@ pub mod hbone;
 pub mod identity;
 pub mod listen;
 pub mod policy;
+pub mod recent;
 pub mod route;
 pub mod signals;
 pub mod state;

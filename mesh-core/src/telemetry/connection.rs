@@ -4,10 +4,10 @@
 //! access log turns them to the reporting side's point of view.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use std::time::{Instant, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
@@ -22,9 +22,12 @@ use crate::flows::ConnectionId;
 use crate::hbone::Authority;
 use crate::hbone::copy::Meter;
 use crate::identity::SpiffeId;
+use crate::recent::Recent;
 
-/// Pairs of peers that a worker keeps handles for. Beyond, it starts over: a handle costs a few hash lookups.
-const CACHED_HANDLES: usize = 4096;
+/// Handles that a worker keeps, of those that it used lately and of those before: making one costs a few hash lookups.
+const CACHED_HANDLES: usize = 2048;
+/// How long it keeps at least those that it does not use.
+pub(super) const HANDLES_KEPT: Duration = Duration::from_secs(60);
 
 /// The families of TCP metrics.
 #[derive(Debug, Clone, Default)]
@@ -64,15 +67,7 @@ impl TcpMetrics {
     #[must_use]
     pub fn handle(&self, cache: &mut HandleCache, connection: &Connection) -> Arc<ConnectionMetrics> {
         let Some(key) = Key::new(connection) else { return Arc::new(self.build(connection)) };
-        if let Some(handle) = cache.handles.get(&key) {
-            return handle.clone();
-        }
-        if cache.handles.len() >= CACHED_HANDLES {
-            cache.handles.clear();
-        }
-        let handle = Arc::new(self.build(connection));
-        cache.handles.insert(key, handle.clone());
-        handle
+        cache.handles.get_or_insert_with(key, || Arc::new(self.build(connection)))
     }
 
     fn build(&self, connection: &Connection) -> ConnectionMetrics {
@@ -93,9 +88,15 @@ impl TcpMetrics {
 
 /// Handles by pair of peers, of one worker. Entries keep the workloads and services that they are found by alive, so
 /// that an address in memory cannot come to mean another one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HandleCache {
-    handles: HashMap<Key, Arc<ConnectionMetrics>>,
+    handles: Recent<Key, Arc<ConnectionMetrics>>,
+}
+
+impl Default for HandleCache {
+    fn default() -> Self {
+        Self { handles: Recent::new(CACHED_HANDLES, HANDLES_KEPT) }
+    }
 }
 
 impl HandleCache {

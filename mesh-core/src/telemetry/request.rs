@@ -3,7 +3,6 @@
 //! Names, labels, buckets and flags are those of Istio's waypoint. Labels are built when a combination is seen for the
 //! first time by a worker; after that a request costs one lookup in the worker's own cache.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +15,17 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::access_log::AccessRecord;
-use super::connection::Key;
+use super::connection::{HANDLES_KEPT, Key};
 use super::labels::{Connection, ConnectionLabels, Put, encode};
+use crate::recent::Recent;
 
 /// Buckets of every histogram, milliseconds and bytes alike (Envoy's defaults).
 const BUCKETS: [f64; 19] = [
     0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5, 6e5, 1.8e6,
     3.6e6,
 ];
-/// Combinations that a worker keeps handles for; beyond, it starts over.
-const CACHED_HANDLES: usize = 4096;
+/// Combinations that a worker keeps handles for, of those that it used lately and of those before.
+const CACHED_HANDLES: usize = 2048;
 
 /// Why a request ended as it did: Envoy's response flags, any number of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -285,10 +285,7 @@ impl RequestMetrics {
         if let Some(handle) = cache.handles.get(&key) {
             return handle.observe(observed);
         }
-        if cache.handles.len() >= CACHED_HANDLES {
-            cache.handles.clear();
-        }
-        let handle = self.handle(connection, outcome, shape);
+        let handle = Arc::new(self.handle(connection, outcome, shape));
         handle.observe(observed);
         cache.handles.insert(key, handle);
     }
@@ -314,9 +311,15 @@ impl RequestMetrics {
 }
 
 /// Handles of one worker, by who talked to whom and how it ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RequestCache {
-    handles: HashMap<(Key, Outcome, Option<Arc<Shape>>), RequestHandle>,
+    handles: Recent<(Key, Outcome, Option<Arc<Shape>>), Arc<RequestHandle>>,
+}
+
+impl Default for RequestCache {
+    fn default() -> Self {
+        Self { handles: Recent::new(CACHED_HANDLES, HANDLES_KEPT) }
+    }
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::Resumption;
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -325,6 +326,8 @@ fn server_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     // No ticket, no resumption: every handshake shows certificates.
     config.send_tls13_tickets = 0;
+    // And no room for sessions: every certificate that is renewed would have 30 KiB of it.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     // The record layer is ours.
     config.enable_secret_extraction = true;
     Ok(config)

@@ -1,5 +1,5 @@
 //! From what the kernel and the agent tell to events of the mesh. Pure: fed with events, a snapshot of the mesh and the
-//! pods of the node; sockets and clocks are elsewhere.
+//! pods of the node; sockets are elsewhere, and clocks but for the age of what is remembered.
 //!
 //! A connection is known from its first event to its last by its socket's cookie, and by its addresses for what the
 //! kernel tells of packets. Both ends of a fast path connection are one connection.
@@ -10,10 +10,11 @@ mod tests;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use mesh_core::flows::{ConnectionId, Kind, Party, Path, Side, Verdict};
 use mesh_core::hbone::Authority;
+use mesh_core::recent::Recent;
 use mesh_core::state::{MeshState, Str, Workload};
 use mesh_core::telemetry::{
     AccessRecord, Connection, Direction, Event as RecordEvent, Peer, SecurityPolicy, infer_service,
@@ -29,6 +30,8 @@ const MOST_LIVE: usize = 65_536;
 /// Pairs of ends that are kept for the next connection between them.
 const MOST_ENDS: usize = 16_384;
 
+/// How long those that the agent told of are kept at least while none of their connections ends.
+const RECORDS_KEPT: Duration = Duration::from_secs(60);
 /// Names that wait for their connection.
 const MOST_NAMED: usize = 16_384;
 
@@ -113,6 +116,15 @@ struct EndsKey {
     is_server: bool,
 }
 
+/// Ends of connections that the agent told of, by the addresses of what it knows of them.
+struct Records(Recent<[usize; 3], Arc<(Connection, Arc<Ends>)>>);
+
+impl Default for Records {
+    fn default() -> Self {
+        Self(Recent::new(MOST_ENDS / 2, RECORDS_KEPT))
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Joiner {
@@ -122,8 +134,8 @@ pub struct Joiner {
     ends: HashMap<EndsKey, (Arc<Ends>, Path)>,
     /// Names that the agent gave to connections to applications, before the kernel tells of them.
     named: HashMap<(SocketAddr, SocketAddr), Named>,
-    /// Ends of connections that the agent told of, with what keeps their addresses in memory from coming to mean others.
-    records: HashMap<[usize; 3], (Connection, Arc<Ends>)>,
+    /// With what keeps the addresses in memory from coming to mean others.
+    records: Records,
     /// The mesh and the pods that `ends` come from.
     version: (u64, usize, usize),
 }
@@ -417,11 +429,8 @@ impl Joiner {
             return ends();
         };
         let service = connection.service.as_ref().map_or(0, |service| Arc::as_ptr(service).addr());
-        if self.records.len() >= MOST_ENDS {
-            self.records.clear();
-        }
-        let known = self.records.entry([source, destination, service]);
-        Arc::clone(&known.or_insert_with(|| (connection.clone(), ends())).1)
+        let make = || Arc::new((connection.clone(), ends()));
+        Arc::clone(&self.records.0.get_or_insert_with([source, destination, service], make).1)
     }
 
     /// What a record of the agent means.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use mesh_core::admin::Probe;
 use mesh_core::flows::{Dns, Filter, Flow, Kind, Mark, Side};
+use mesh_core::recent::Recent;
 use mesh_core::state::MeshState;
 use mesh_core::telemetry::AccessRecord;
 use prometheus_client::metrics::gauge::Gauge;
@@ -34,6 +35,9 @@ const GATHER: Duration = Duration::from_secs(2);
 const PODS: Duration = Duration::from_secs(2);
 /// How soon they are looked at after the mesh has changed.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Containers whose names are remembered, of those that were asked for lately and before, and for how long at least.
+const CONTAINERS: usize = 4096;
+const CONTAINERS_KEPT: Duration = Duration::from_secs(600);
 /// Directories below a pod's cgroup that are searched for a container.
 const CONTAINER_DEPTH: usize = 3;
 
@@ -48,7 +52,16 @@ struct KernelNames {
     /// Cgroup directories of the node's pods.
     cgroups: Mutex<Vec<PathBuf>>,
     /// Last part of a cgroup's path by its id, as far as it was asked for.
-    containers: Mutex<HashMap<u64, String>>,
+    containers: Mutex<Containers>,
+}
+
+/// Names of containers by their cgroups' ids.
+struct Containers(Recent<u64, String>);
+
+impl Default for Containers {
+    fn default() -> Self {
+        Self(Recent::new(CONTAINERS, CONTAINERS_KEPT))
+    }
 }
 
 impl KernelNames {
@@ -85,7 +98,7 @@ impl Names for KernelNames {
             return String::new();
         }
         let mut known = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry(cgroup).or_insert_with(|| self.find(cgroup).unwrap_or_default()).clone()
+        known.0.get_or_insert_with(cgroup, || self.find(cgroup).unwrap_or_default())
     }
 }
 
