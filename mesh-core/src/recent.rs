@@ -48,6 +48,7 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
             self.old = std::mem::take(&mut self.new);
             self.turned = Some(now);
         }
+        self.old.remove(&key);
         self.new.insert(key, value);
     }
 

@@ -347,7 +347,7 @@ impl Pins {
                     }
                 }
                 // Tracing is not there twice.
-                Program::TracePoint(_) => {}
+                Program::RawTracePoint(_) => {}
                 _ => panic!("an unknown kind of program"),
             }
         }
