@@ -81,6 +81,8 @@ pub fn capture_config(config: &Config) -> CaptureConfig {
     let given = |path: &std::path::PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
     kernel.host_cgroup = given(&config.capture.host_cgroup);
     kernel.pods_cgroup = given(&config.capture.pods_cgroup);
+    // An agent of a container runtime is in a pod, and sees the node's processes: the first is the node's own.
+    kernel.node_netns = config.capture.cri_socket.is_some().then(|| "/proc/1/ns/net".into());
     kernel.pins = Some(config.capture.pin_dir.clone());
     kernel.settings = InForce::of_config(config).kernel;
     kernel.keep_settings = true;

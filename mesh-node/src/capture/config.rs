@@ -12,6 +12,8 @@ pub struct CaptureConfig {
     pub host_cgroup: Option<PathBuf>,
     /// cgroup2 directory above every pod: where connections are captured. `None`: `host_cgroup`.
     pub pods_cgroup: Option<PathBuf>,
+    /// The node's own network namespace, where this process has another one. `None`: this process's.
+    pub node_netns: Option<PathBuf>,
     /// Directory on a bpffs, such as `/sys/fs/bpf/undermesh/NODE`; pins go to `v<layout>` below it. `None`: nothing
     /// outlives this value (tests, doctor).
     pub pins: Option<PathBuf>,
@@ -36,6 +38,7 @@ impl CaptureConfig {
             object,
             host_cgroup: None,
             pods_cgroup: None,
+            node_netns: None,
             pins: None,
             limits: Limits::default(),
             settings: MeshSettings::default(),

@@ -5,8 +5,10 @@ use super::CaptureError;
 use super::maps::Maps;
 use crate::sys::{self, bpf::Write};
 use mesh_ebpf::config;
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -33,11 +35,44 @@ pub(super) fn register_agent(maps: &Maps) -> Result<Agent, CaptureError> {
         forget_dead(maps)?;
         return Ok(agent);
     }
-    let Some(cgroup) = own_cgroup() else { return Ok(Agent { process: None }) };
+    let Some(cgroup) = own_cgroup() else {
+        tracing::warn!(
+            "this process's cgroup is not found below any cgroup2 mount: its own connections are captured"
+        );
+        return Ok(Agent { process: None });
+    };
+    forget_gone(maps, cgroup)?;
     maps.agent_cgroups
         .set(&cgroup, &1, Write::Any)
         .map_err(|source| CaptureError::Map { map: "AGENT_CGROUPS", source })?;
     Ok(Agent { process: None })
+}
+
+/// Removes cgroups of earlier agents that are gone: every container has another one, and the map has few places.
+fn forget_gone(maps: &Maps, own: u64) -> Result<(), CaptureError> {
+    let failed = |source| CaptureError::Map { map: "AGENT_CGROUPS", source };
+    let mut there = HashSet::new();
+    super::loader::cgroup2_mounts().iter().for_each(|mount| add_cgroups(mount, &mut there));
+    // Who does not see its own sees others' no better.
+    if !there.contains(&own) {
+        return Ok(());
+    }
+    for (cgroup, _) in maps.agent_cgroups.entries().map_err(failed)? {
+        if !there.contains(&cgroup) {
+            maps.agent_cgroups.remove(&cgroup).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ids of a cgroup and of those below it.
+fn add_cgroups(directory: &Path, ids: &mut HashSet<u64>) {
+    let Ok(metadata) = fs::metadata(directory) else { return };
+    ids.insert(metadata.ino());
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        add_cgroups(&entry.path(), ids);
+    }
 }
 
 /// Removes agents that showed no sign of life for a minute.

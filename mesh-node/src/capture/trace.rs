@@ -209,7 +209,7 @@ struct Kernel {
 }
 
 /// Tells the programs where things are in this kernel; says what it does not tell.
-fn describe(settings: &Table<u32, u64>) -> io::Result<Kernel> {
+fn describe(settings: &Table<u32, u64>, config: &CaptureConfig) -> io::Result<Kernel> {
     const NAME: &str = "trace: structures";
     const COST: &str =
         "events say neither process nor error, and drops, resets and retransmissions are not seen";
@@ -217,7 +217,8 @@ fn describe(settings: &Table<u32, u64>) -> io::Result<Kernel> {
         settings.set(&index, &ABSENT, bpf::Write::Any)?;
     }
     settings.set(&setting::SAMPLE_MASK, &0, bpf::Write::Any)?;
-    let home = Netns::home().and_then(|home| home.cookie()).unwrap_or(ABSENT);
+    let home = config.node_netns.as_deref().map_or_else(Netns::home, Netns::open);
+    let home = home.and_then(|home| home.cookie()).unwrap_or(ABSENT);
     settings.set(&setting::HOME, &home, bpf::Write::Any)?;
     let without = |structures| {
         Ok(Kernel { structures, drop_reasons: HashMap::default(), reset_reasons: HashMap::default() })
@@ -291,7 +292,8 @@ impl Capture {
         let mut ebpf = self.programs.ebpf();
         let settings = table(&ebpf, "TRACE_SETTINGS")?;
         let failed = |source| CaptureError::Map { map: "TRACE_SETTINGS", source };
-        let Kernel { structures, drop_reasons, reset_reasons } = describe(&settings).map_err(failed)?;
+        let Kernel { structures, drop_reasons, reset_reasons } =
+            describe(&settings, config).map_err(failed)?;
         ignore(&table(&ebpf, "TRACE_REASONS")?, &drop_reasons)?;
         let poll_failed = |source| CaptureError::Map { map: RING, source };
         let ring = ebpf.take_map(RING).ok_or(CaptureError::NoMap(RING))?;

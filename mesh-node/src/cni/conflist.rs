@@ -56,6 +56,15 @@ pub fn unchained(text: &str) -> Result<Option<String>, ConflistError> {
     Ok(changed.then(|| print(&config)))
 }
 
+/// Types of the other plugins; none where there is no list.
+#[must_use]
+pub fn others(text: &str) -> Vec<String> {
+    let Ok(mut config) = parse(text) else { return Vec::new() };
+    let Ok(plugins) = plugins(&mut config) else { return Vec::new() };
+    let others = plugins.iter().filter(|plugin| !is_ours(plugin));
+    others.filter_map(|plugin| plugin.get("type")?.as_str().map(str::to_owned)).collect()
+}
+
 fn parse(text: &str) -> Result<Value, ConflistError> {
     serde_json::from_str(text).map_err(|error| ConflistError::Json(error.to_string()))
 }

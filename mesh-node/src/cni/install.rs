@@ -52,6 +52,20 @@ pub enum InstallError {
         /// Why.
         source: conflist::ConflistError,
     },
+    /// The runtime does not look for plugins there: with ours in the list, no pod of the node would start.
+    #[error(
+        "{bin_dir} has none of the plugins that {path} names ({}): the container runtime looks for them elsewhere; set \
+         `--cni-bin-dir` (chart: `node.cniBinDir`) to where they are",
+        others.join(", ")
+    )]
+    Elsewhere {
+        /// The configuration.
+        path: PathBuf,
+        /// Where ours would be.
+        bin_dir: PathBuf,
+        /// Types of the others.
+        others: Vec<String>,
+    },
     /// There is no CNI yet.
     #[error("{0} holds no CNI configuration yet")]
     Nothing(PathBuf),
@@ -117,6 +131,13 @@ fn install_knowing(places: &Places, known: &mut Option<Seen>) -> Result<bool, In
     let ours = json!({"type": NAME, "runDir": places.run_dir, "stateDir": places.state_dir});
     let edited = conflist::chained(&text, &ours)
         .map_err(|source| InstallError::Conflist { path: path.clone(), source })?;
+    let others = conflist::others(&text);
+    if !others.is_empty() && !others.iter().any(|kind| places.bin_dir.join(kind).exists()) {
+        if let Ok(Some(without)) = conflist::unchained(&text) {
+            replace(&path, without.as_bytes())?;
+        }
+        return Err(InstallError::Elsewhere { path, bin_dir: places.bin_dir.clone(), others });
+    }
     let Some(edited) = edited else { return Ok(false) };
     replace(&path, edited.as_bytes())?;
     Ok(true)
@@ -230,6 +251,7 @@ mod tests {
         };
         fs::create_dir_all(&places.bin_dir).unwrap();
         fs::create_dir_all(&places.conf_dir).unwrap();
+        fs::write(places.bin_dir.join("bridge"), "").unwrap();
         places
     }
 
@@ -250,12 +272,12 @@ mod tests {
         assert!(!install(&places).unwrap(), "it is there");
         assert!(fs::read_to_string(&path).unwrap().contains(NAME));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(files(&places.bin_dir), [NAME]);
+        assert_eq!(files(&places.bin_dir), ["bridge", NAME]);
         fs::write(&path, NET).unwrap();
         assert!(install(&places).unwrap(), "another CNI wrote its file again");
         assert!(remove(&places.bin_dir, &places.conf_dir).unwrap());
         assert!(!fs::read_to_string(&path).unwrap().contains(NAME));
-        assert!(files(&places.bin_dir).is_empty());
+        assert_eq!(files(&places.bin_dir), ["bridge"]);
         assert_eq!(files(&places.conf_dir), ["10-net.conflist"]);
         assert!(!remove(&places.bin_dir, &places.conf_dir).unwrap());
     }
@@ -270,6 +292,20 @@ mod tests {
         let error = install(&places).unwrap_err().to_string();
         assert!(error.contains("10-net.conf") && error.contains(".conflist"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), r#"{"type":"bridge"}"#);
+    }
+
+    #[test]
+    fn where_the_runtime_does_not_look_for_plugins_none_is_chained() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let path = places.conf_dir.join("10-net.conflist");
+        fs::write(&path, NET).unwrap();
+        assert!(install(&places).unwrap());
+        // As when the runtime was upgraded to one that looks elsewhere.
+        fs::remove_file(places.bin_dir.join("bridge")).unwrap();
+        let error = install(&places).unwrap_err().to_string();
+        assert!(error.contains("bridge") && error.contains("cniBinDir"), "{error}");
+        assert!(!fs::read_to_string(&path).unwrap().contains(NAME), "every pod would wait for it");
     }
 
     #[test]

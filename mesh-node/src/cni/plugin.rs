@@ -14,7 +14,7 @@ use super::message::{Answer, LONGEST, Request, Starting, State};
 use super::{RUN_DIR, SOCKET, STATE, STATE_DIR};
 
 /// Versions of the specification that this understands.
-const VERSIONS: [&str; 4] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0"];
+const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Longer than an agent takes to say no.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Taking a pod's network down waits for nobody.

@@ -330,7 +330,10 @@ impl Tracer {
         traced.addresses.retain(|ip| !ip.is_loopback());
         traced.addresses.sort_unstable();
         traced.addresses.dedup();
-        let directories = present.iter().map(|pod| pod.cgroup.clone()).collect();
+        // A container runtime says where they are below the hierarchy's root.
+        let root = self.shared.config.host_cgroup.as_deref().unwrap_or(Path::new("/"));
+        let known = present.iter().filter(|pod| !pod.cgroup.as_os_str().is_empty());
+        let directories = known.map(|pod| root.join(&pod.cgroup)).collect();
         *self.shared.names.cgroups.lock().unwrap_or_else(PoisonError::into_inner) = directories;
         if **self.shared.pods.load() != pods {
             self.shared.pods.store(Arc::new(pods));

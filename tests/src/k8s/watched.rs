@@ -8,6 +8,7 @@ use super::waypoints::{Forwarded, PATIENCE};
 use super::{Bed, Scenario, Space, pods, scenario};
 use crate::bed::tokens::Tokens;
 use crate::bed::{run as this_run, wait};
+use crate::cluster::node;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -271,6 +272,14 @@ fn flows(bed: &Bed) -> Result<()> {
     told
 }
 
+/// Runs a line of a shell on the node of the server.
+fn on_node(bed: &Bed, shell: &str) -> Result<()> {
+    let out = node::inside(bed.layout()?, &bed.nodes[1])?.args(["sh", "-c", shell]).output();
+    let out = out.context("cannot run nsenter")?;
+    ensure!(out.status.success(), "{shell}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(())
+}
+
 fn told_to(bed: &Bed, space: &Space<'_>, dir: &Path) -> Result<()> {
     let token = |account: &str| -> Result<String> {
         let file = dir.join(account);
@@ -315,10 +324,25 @@ fn told_to(bed: &Bed, space: &Space<'_>, dir: &Path) -> Result<()> {
     let nobody = format!("http://{}:81/", direct.ip());
     ensure!(space.curl("client", &nobody).is_err(), "somebody answered at {nobody}");
     told("the reset", &["--kind", "reset_sent"], &[("/reason", "NO_SOCKET"), ("/destination/pod", "web")])?;
+    // The node drops packets on their way, as the rules of network policies do.
+    on_node(
+        bed,
+        &format!(
+            "nft 'table inet um_drop {{ chain c {{ type filter hook forward priority 0; ip daddr {} tcp dport 15008 drop; }}; }}'",
+            direct.ip()
+        ),
+    )?;
+    let got_through = space.curl("client", &format!("http://{direct}/"));
+    let drop =
+        told("the drop", &["--kind", "drop"], &[("/reason", "NETFILTER_DROP"), ("/destination/pod", "web")]);
+    on_node(bed, "nft delete table inet um_drop")?;
+    drop?;
+    ensure!(got_through.is_err(), "the node dropped nothing");
     // What agents do for a connection is told with it, and is no connection of its own.
     let connects = asked(&jane, &["--kind", "connect"])?;
     let own = connects.lines().find(|line| line.contains("\"command\":\"um-"));
     ensure!(connects.contains("\"command\":\"curl\"") && own.is_none(), "{own:?} of {connects}");
+    ensure!(connects.contains("\"container\":"), "no process has its container: {connects}");
     let refused = asked(&stranger, &[]);
     ensure!(refused.is_err(), "a stranger was told: {refused:?}");
     let agents =

@@ -10,9 +10,8 @@ use crate::cluster::{Cluster, Reference};
 use crate::output::{Block, Exit, Report};
 use crate::table::{Cell, Table, Tone};
 
-/// Kernels from here on have all that capture needs.
-const FULL_KERNEL: (u32, u32) = (5, 17);
-const LEAST_KERNEL: (u32, u32) = (5, 10);
+/// Kernels from here on have all that capture needs; the program that steers SYNs does not load before.
+const LEAST_KERNEL: (u32, u32) = (5, 17);
 /// The API server's oldest version.
 const LEAST_SERVER: (u32, u32) = (1, 25);
 /// What an installation creates and the caller must be allowed to.
@@ -87,13 +86,7 @@ fn node_finding(node: &Value) -> Finding {
     let (name, kernel) = (text("/metadata/name"), text("/status/nodeInfo/kernelVersion"));
     let runtime = text("/status/nodeInfo/containerRuntimeVersion");
     let version = numbers(kernel).unwrap_or_default();
-    let note = match version {
-        v if v >= FULL_KERNEL => "",
-        v if v >= LEAST_KERNEL => {
-            ": works with replacements for missing pieces (`mesh-node doctor` names them)"
-        }
-        _ => ": older than 5.10, which capture needs",
-    };
+    let note = if version >= LEAST_KERNEL { "" } else { ": older than 5.17, which capture needs" };
     Finding::new(format!("node {name}"), version >= LEAST_KERNEL, format!("Linux {kernel}, {runtime}{note}"))
 }
 
@@ -187,8 +180,7 @@ mod tests {
             serde_json::json!({"metadata": {"name": "n1"}, "status": {"nodeInfo": info}})
         };
         assert!(node_finding(&node("6.1.0")).ok);
-        let degraded = node_finding(&node("5.15.0"));
-        assert!(degraded.ok && degraded.detail.contains("replacements"), "{degraded:?}");
-        assert!(!node_finding(&node("4.18.0")).ok);
+        let old = node_finding(&node("5.15.0"));
+        assert!(!old.ok && old.detail.contains("5.17"), "{old:?}");
     }
 }
