@@ -58,7 +58,6 @@ mod tests;
 pub mod tries;
 pub mod worker;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -133,8 +132,7 @@ impl Shared {
     /// Makes `snapshot` the one that requests are decided by from now on.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
         self.clusters.apply(View::from(&*snapshot), Instant::now());
-        let limited: HashSet<&str> = snapshot.routes.rate_limits().map(|limit| &*limit.name).collect();
-        self.rates.retain(|name| limited.contains(name));
+        self.rates.retain(snapshot.routes.rate_limits().map(|rule| (&rule.name, &rule.limit)));
         let ports = snapshot.ports.numbers();
         self.snapshot.store(snapshot);
         // After the snapshot: whoever comes finds the rules.

@@ -163,7 +163,7 @@ impl Subscription {
         self.outstanding.drain(..=position);
         match &request.error_detail {
             None => Reply::Ack(request.response_nonce.clone()),
-            Some(error) => Reply::Nack(error.message.clone()),
+            Some(error) => Reply::Nack(cut(&error.message)),
         }
     }
 
@@ -290,6 +290,12 @@ impl Subscription {
         }
         wanted
     }
+}
+
+/// The beginning of what a client says, which logs and conditions show: it may say as much as it likes.
+fn cut(message: &str) -> String {
+    const LONGEST: usize = 1024;
+    message[..message.floor_char_boundary(LONGEST)].to_owned()
 }
 
 #[cfg(test)]

@@ -187,6 +187,18 @@ impl RequestLabels {
     }
 }
 
+impl Outcome {
+    /// As labels have it: servers choose what they answer, and each value is a series that stays. A gRPC status that gRPC
+    /// does not know is UNKNOWN to its clients, too.
+    pub(super) const fn bounded(self) -> Self {
+        let grpc_status = match self.grpc_status {
+            Some(17..) => Some(2),
+            known => known,
+        };
+        Self { code: if self.code < 600 { self.code } else { 0 }, grpc_status, ..self }
+    }
+}
+
 impl EncodeLabelSet for RequestLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         let edits = &*self.edits;
@@ -278,6 +290,7 @@ impl RequestMetrics {
         (shape, trace): (Option<&Arc<Shape>>, Option<u128>),
     ) {
         let observed = (duration, received, sent, trace);
+        let outcome = outcome.bounded();
         let Some(key) = Key::new(connection) else {
             return self.handle(connection, outcome, shape).observe(observed);
         };

@@ -493,3 +493,16 @@ fn flags_are_written_in_envoys_order_and_read_back_by_name() {
     assert_eq!(Flags::named("nonsense"), None);
     assert!(both.has(Flags::FAULT_INJECTED) && !both.has(Flags::NO_ROUTE));
 }
+
+#[test]
+fn statuses_that_no_protocol_knows_are_one_series() {
+    let bounded = |code, grpc_status| {
+        let outcome = Outcome { protocol: RequestProtocol::Grpc, code, grpc_status, flags: Flags::default() };
+        let outcome = outcome.bounded();
+        (outcome.code, outcome.grpc_status)
+    };
+    assert_eq!(bounded(599, Some(16)), (599, Some(16)));
+    assert_eq!(bounded(600, Some(17)), (0, Some(2)));
+    assert_eq!(bounded(999, Some(u16::MAX)), (0, Some(2)));
+    assert_eq!(bounded(200, None), (200, None));
+}

@@ -43,9 +43,8 @@ struct Basis {
     subject: Subject,
     rules: Rules,
     own: Arc<Own>,
-    labels: Arc<HashMap<Str, Arc<Labels>>>,
-    /// Whether they matter.
-    by_labels: bool,
+    /// Where they matter.
+    labels: Option<Arc<HashMap<Str, Arc<Labels>>>>,
     /// Depends on more of the mesh than its own endpoints.
     volatile: bool,
 }
@@ -242,10 +241,17 @@ impl Cluster {
         }
         let previous = basis.is_some().then(|| self.live.load_full());
         let now = self.millis(now).max(self.live.load().from);
-        let policy = match &subject {
+        let mut policy = match &subject {
             Subject::Service(_) => rules.policy(self.key.port, &self.key.subset),
             Subject::Workload(_) => view.destinations.mesh_policy(),
         };
+        if let Some(tls) = &mut policy.tls
+            && let Some(known) = previous.as_ref().and_then(|live| live.members.policy.tls.as_ref())
+            && tls == known
+        {
+            // Connections are pooled by it.
+            *tls = Arc::clone(known);
+        }
         let policy = Arc::new(policy);
         let input =
             Input { view, policy: &policy, previous: previous.as_ref().map(|live| &*live.members), now };
@@ -257,9 +263,8 @@ impl Cluster {
         };
         let volatile = is_volatile(&subject, &members);
         self.live.store(Arc::new(Live::build(&Arc::new(members), now)));
-        let (own, labels) = (view.own.clone(), view.labels.clone());
-        let by_labels = !self.key.subset.is_empty();
-        *basis = Some(Basis { subject, rules, own, labels, by_labels, volatile });
+        let labels = (!self.key.subset.is_empty()).then(|| view.labels.clone());
+        *basis = Some(Basis { subject, rules, own: view.own.clone(), labels, volatile });
         Ok(())
     }
 
@@ -329,7 +334,7 @@ impl Basis {
         !self.volatile
             && same_subject
             && Arc::ptr_eq(&self.own, &view.own)
-            && (!self.by_labels || Arc::ptr_eq(&self.labels, &view.labels))
+            && self.labels.as_ref().is_none_or(|labels| Arc::ptr_eq(labels, &view.labels))
     }
 }
 

@@ -3,6 +3,7 @@
 //! A bucket is one number: the time at which it would be full again (generic cell rate algorithm), so that taking a token
 //! is one compare-and-swap.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,21 +40,28 @@ struct Key {
 impl RateLimiters {
     /// The limiter of a rule by the rule's name. Rules that are read again keep theirs as long as the limit is the same.
     pub fn get(&self, name: &Str, limit: &l7::RateLimit, now: Instant) -> Arc<RateLimiter> {
-        let key = Key {
-            name: name.clone(),
-            tokens: limit.tokens,
-            burst: limit.burst,
-            per: period(limit),
-            per_identity: limit.per_identity,
-        };
+        let key = Key::new(name, limit);
         self.limiters
             .get(&key)
             .unwrap_or_else(|| self.limiters.get_or_insert(&key, &Arc::new(RateLimiter::new(limit, now))))
     }
 
-    /// Forgets the limits of rules that are gone.
-    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.limiters.retain(|key, _| keep(&key.name));
+    /// Forgets all but the limits of these rules: those of rules that are gone, and those that rules no longer have.
+    pub fn retain<'a>(&self, rules: impl Iterator<Item = (&'a Str, &'a l7::RateLimit)>) {
+        let kept: HashSet<Key> = rules.map(|(name, limit)| Key::new(name, limit)).collect();
+        self.limiters.retain(|key, _| kept.contains(key));
+    }
+}
+
+impl Key {
+    fn new(name: &Str, limit: &l7::RateLimit) -> Self {
+        Self {
+            name: name.clone(),
+            tokens: limit.tokens,
+            burst: limit.burst,
+            per: period(limit),
+            per_identity: limit.per_identity,
+        }
     }
 }
 

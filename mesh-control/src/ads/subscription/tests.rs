@@ -180,6 +180,7 @@ fn acknowledgements_rejections_and_stale_nonces_are_told_apart() {
     assert_eq!(s.request(&answer(&first, None), "n1"), Reply::Ack(first.clone()));
     assert_eq!(s.request(&answer(&first, None), "n1"), Reply::Stale, "answered before");
     assert_eq!(s.request(&answer(&second, Some("b: bad")), "n1"), Reply::Nack("b: bad".into()));
+    assert_eq!(cut(&"ä".repeat(1000)).len(), 1024);
     assert!(told(&mut s, &snapshot(&[A, B])).is_none(), "a rejection is not answered by the same again");
     assert_eq!(s.request(&request(&[], &[]), "n1"), Reply::None);
 }

@@ -194,6 +194,30 @@ fn a_policy_of_another_kind_fills_what_the_rule_leaves_open() {
 }
 
 #[test]
+fn tls_settings_stay_the_same_object_while_they_say_the_same() {
+    let mut world = World::with_endpoints(1);
+    let tls = |sni: &str| l7::TrafficPolicy {
+        tls: Some(l7::ClientTls {
+            mode: l7::client_tls::Mode::Simple.into(),
+            sni: sni.into(),
+            ..l7::ClientTls::default()
+        }),
+        ..l7::TrafficPolicy::default()
+    };
+    world.policy(tls("a"));
+    let web = world.web();
+    let policy = web.policy();
+    let before = policy.tls.clone().unwrap();
+    // Connections are pooled by them, and an endpoint that comes is no reason to open others.
+    world.pod(pod(7));
+    let web = world.web();
+    assert!(!Arc::ptr_eq(&policy, &web.policy()), "it was not built again");
+    assert!(Arc::ptr_eq(&before, web.policy().tls.as_ref().unwrap()));
+    world.policy(tls("b"));
+    assert!(!Arc::ptr_eq(&before, world.web().policy().tls.as_ref().unwrap()));
+}
+
+#[test]
 fn tls_settings_that_cannot_be_used_are_not_taken_for_none() {
     let mut world = World::with_endpoints(1);
     let tls = l7::ClientTls { invalid: "secret shop/web is missing".into(), ..l7::ClientTls::default() };

@@ -70,9 +70,12 @@ fn a_rule_that_is_read_again_keeps_its_bucket_and_a_changed_one_begins_anew() {
     assert_eq!(allowed(&limiters.get(&rule, &limit(3, 60, 0), start), None, start), 0);
     assert_eq!(allowed(&limiters.get(&rule, &limit(4, 60, 0), start), None, start), 4);
     assert_eq!(allowed(&limiters.get(&"other".into(), &limit(3, 60, 0), start), None, start), 3);
-    limiters.retain(|name| name != &*rule);
+    limiters.retain([(&"other".into(), &limit(3, 60, 0))].into_iter());
     assert_eq!(allowed(&limiters.get(&rule, &limit(3, 60, 0), start), None, start), 3);
     assert_eq!(allowed(&limiters.get(&"other".into(), &limit(3, 60, 0), start), None, start), 0);
+    // A limit that a rule had once is not kept while the rule is.
+    limiters.retain([(&rule, &limit(4, 60, 0))].into_iter());
+    assert_eq!(allowed(&limiters.get(&rule, &limit(3, 60, 0), start), None, start), 3);
 }
 
 proptest! {
