@@ -326,8 +326,11 @@ impl RequestMetrics {
 /// Handles of one worker, by who talked to whom and how it ended.
 #[derive(Debug)]
 pub struct RequestCache {
-    handles: Recent<(Key, Outcome, Option<Arc<Shape>>), Arc<RequestHandle>>,
+    handles: Recent<RequestKey, Arc<RequestHandle>>,
 }
+
+/// Who talked to whom, how it ended, and how its metrics differ.
+type RequestKey = (Key, Outcome, Option<Arc<Shape>>);
 
 impl Default for RequestCache {
     fn default() -> Self {
