@@ -158,6 +158,8 @@ pub struct Tracing {
     points: Vec<Point>,
     /// What the kernel did not run hooks for that are detached.
     missed: u64,
+    /// The same of all hooks, as of the last time that repeated events were gathered.
+    missed_by_all: u64,
     sockets: Option<OwnedFd>,
 }
 
@@ -319,6 +321,7 @@ impl Capture {
             gathered: 0,
             points: Vec::new(),
             missed: 0,
+            missed_by_all: 0,
             sockets: None,
         };
         drop(ebpf);
@@ -433,6 +436,8 @@ impl Tracing {
     /// # Errors
     /// Only if the kernel refuses the map read.
     pub fn gather(&mut self, now_ns: u64, mut take: impl FnMut(&Event)) -> io::Result<()> {
+        // It is a file for each hook: not to be read as often as events are.
+        self.missed_by_all = self.missed();
         let repeated = self.counters.sum(counter::REPEATED)?;
         if std::mem::replace(&mut self.gathered, repeated) == repeated {
             return Ok(());
@@ -470,7 +475,7 @@ impl Tracing {
             lost: self.counters.sum(counter::LOST)?,
             repeated: self.counters.sum(counter::REPEATED)?,
             unsampled: self.counters.sum(counter::UNSAMPLED)?,
-            missed: self.missed(),
+            missed: self.missed_by_all,
         })
     }
 

@@ -132,7 +132,9 @@ fn install_knowing(places: &Places, known: &mut Option<Seen>) -> Result<bool, In
     let edited = conflist::chained(&text, &ours)
         .map_err(|source| InstallError::Conflist { path: path.clone(), source })?;
     let others = conflist::others(&text);
-    if !others.is_empty() && !others.iter().any(|kind| places.bin_dir.join(kind).exists()) {
+    // A link may lead to where only the node's own processes see something.
+    let is_there = |kind: &String| fs::symlink_metadata(places.bin_dir.join(kind)).is_ok();
+    if !others.is_empty() && !others.iter().any(is_there) {
         if let Ok(Some(without)) = conflist::unchained(&text) {
             replace(&path, without.as_bytes())?;
         }
@@ -302,7 +304,11 @@ mod tests {
         fs::write(&path, NET).unwrap();
         assert!(install(&places).unwrap());
         // As when the runtime was upgraded to one that looks elsewhere.
-        fs::remove_file(places.bin_dir.join("bridge")).unwrap();
+        let bridge = places.bin_dir.join("bridge");
+        fs::remove_file(&bridge).unwrap();
+        std::os::unix::fs::symlink("/elsewhere/on/the/node", &bridge).unwrap();
+        assert!(!install(&places).unwrap(), "a link that leads nowhere from here is a plugin, too");
+        fs::remove_file(&bridge).unwrap();
         let error = install(&places).unwrap_err().to_string();
         assert!(error.contains("bridge") && error.contains("cniBinDir"), "{error}");
         assert!(!fs::read_to_string(&path).unwrap().contains(NAME), "every pod would wait for it");

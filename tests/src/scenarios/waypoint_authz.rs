@@ -1,9 +1,8 @@
 //! Questions to an authoriser that we did not write: the server of Istio's own task on external authorization, which
 //! allows requests with `x-ext-authz: allow` and those of one service account, and says what it was asked.
 
-use super::programs::{need, nginx_conf};
 use super::waypoint::{SOON, curl, open, url};
-use super::waypoint_telemetry::{collector, settings};
+use super::waypoint_telemetry::{collector, nginx, settings};
 use super::{Scenario, scenario, skip};
 use crate::bed::{Testbed, process, wait};
 use anyhow::{Context, Result, ensure};
@@ -20,21 +19,7 @@ fn server(bed: &Testbed) -> Result<Vec<String>> {
     let servers = "server { listen 8080; location / { return 200 \
                    'result=$http_x_ext_authz_check_result override=$http_x_ext_authz_additional_header_override \
                    path=$request_uri\n'; } }";
-    let config = nginx_conf(&bed.dir.join("nginx-v1"), servers)?;
-    let nginx = need("nginx")?;
-    Ok(vec![format!(
-        "
-apiVersion: v1
-kind: Pod
-metadata: {{name: v1, namespace: shop, labels: {{app: web, version: v1}}}}
-spec:
-  nodeName: a
-  serviceAccountName: backend
-  containers: [{{name: main, image: none, command: [{}, -c, {}], ports: [{{containerPort: 8080}}]}}]
----",
-        nginx.display(),
-        config.display()
-    )])
+    nginx(bed, servers)
 }
 
 /// As Istio's task has them; the second also gives and takes headers.

@@ -41,6 +41,11 @@ exporters:
 pub(super) fn server(bed: &Testbed) -> Result<Vec<String>> {
     let servers = "server { listen 8080; location / { return 200 '$http_traceparent;$http_x_b3_traceid;$http_x_b3_spanid'; } \
                    location /fail { return 503; } }";
+    nginx(bed, servers)
+}
+
+/// Pod `shop/v1` of Service `web`: nginx with these servers, one of them on port 8080.
+pub(super) fn nginx(bed: &Testbed, servers: &str) -> Result<Vec<String>> {
     let config = nginx_conf(&bed.dir.join("nginx-v1"), servers)?;
     let nginx = need("nginx")?;
     Ok(vec![format!(

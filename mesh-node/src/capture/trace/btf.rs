@@ -133,19 +133,14 @@ impl<'a> Btf<'a> {
 
     /// How many arguments a tracepoint has; nothing where this kernel has no such tracepoint.
     pub(super) fn arguments(&self, tracepoint: &str) -> Option<usize> {
-        let mut at = *self.probes.get(tracepoint.as_bytes())?;
-        for wanted in [POINTER, FUNCTION] {
-            at = *self.records.get(word(self.types, at + 8)? as usize)?;
-            let (_, kind, members) = self.record(at)?;
-            if kind != wanted {
-                return None;
-            }
-            if kind == FUNCTION {
-                // The first is the probe's own.
-                return members.checked_sub(1);
-            }
+        let named = |at: usize| self.records.get(word(self.types, at + 8)? as usize).copied();
+        let pointer = named(*self.probes.get(tracepoint.as_bytes())?)?;
+        let function = named(pointer)?;
+        match (self.record(pointer)?, self.record(function)?) {
+            // The first is the probe's own.
+            ((_, POINTER, _), (_, FUNCTION, count)) => count.checked_sub(1),
+            _ => None,
         }
-        None
     }
 
     /// The structure that a type is, behind the names that it goes by.
