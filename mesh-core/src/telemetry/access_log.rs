@@ -307,18 +307,12 @@ fn layout(
                 }
                 line.push_str(name);
                 line.push('=');
-                let _ = match value {
-                    Field::Text(text) => {
-                        quote(line, |line| line.push_str(text));
-                        Ok(())
-                    }
-                    Field::Shown(value) => {
-                        quote(line, |line| _ = write!(line, "{value}"));
-                        Ok(())
-                    }
-                    Field::Bare(value) => write!(line, "{value}"),
-                    Field::Number(number) => write!(line, "{number}"),
-                };
+                match value {
+                    Field::Text(text) => quote(line, |line| line.push_str(text)),
+                    Field::Shown(value) => quote(line, |line| _ = write!(line, "{value}")),
+                    Field::Bare(value) => _ = write!(line, "{value}"),
+                    Field::Number(number) => _ = write!(line, "{number}"),
+                }
             });
         }
         LogFormat::Json => {
